@@ -1,0 +1,438 @@
+//! Owns the two files of training: the checkpoint (weights and outer momentum) and the delta (one shard's
+//! pseudo-gradient), both in safetensors so that other tools read them.
+//! Must never trust a file: it may come from a stranger, so size, names, dimensions and every value are checked.
+//!
+//! The same content always gives the same bytes, because machines compare the files' BLAKE3 digests.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensorError, View};
+use safetensors::{SafeTensors, serialize};
+use serde::{Deserialize, Serialize};
+
+use crate::limits::CHECKPOINT_BYTES_MAX;
+use crate::random::{mix, mix_all, normal};
+use crate::shape::{ModelShape, Role, TensorSpec};
+
+/// BLAKE3 digest of a file.
+pub type Digest = [u8; 32];
+
+/// The only metadata key: safetensors keeps metadata in a hash map, and two keys would be written in any order.
+const METADATA_KEY: &str = "skein";
+
+/// Names of the outer momentum start with this.
+const MOMENTUM_PREFIX: &str = "momentum.";
+
+/// Deviation of initial weights; residual matrices are scaled down further by the depth (as GPT-2 does).
+const INITIAL_DEVIATION: f32 = 0.02;
+
+/// Why a checkpoint or delta could not be read or written. Nothing was changed on disk under the final name.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file exceeds the bound.
+    #[error("{path} is larger than {CHECKPOINT_BYTES_MAX} bytes")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The bytes are not safetensors.
+    #[error("{path} is not a safetensors file: {source}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        source: SafeTensorError,
+    },
+    /// The file is safetensors, but not what was expected.
+    #[error("{path}: {problem}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the name of the tensor at fault.
+        problem: String,
+    },
+}
+
+/// Weights and outer momentum between two rounds; both walk [`ModelShape::tensors`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// Shape of the model.
+    pub shape: ModelShape,
+    /// Outer steps taken so far.
+    pub round: u32,
+    /// One row-major vector per tensor.
+    pub weights: Vec<Vec<f32>>,
+    /// The outer optimiser's momentum, likewise; zeros before the first outer step.
+    pub momentum: Vec<Vec<f32>>,
+}
+
+/// The pseudo-gradient of one shard: weights before less weights after, per tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delta {
+    /// Shape of the model.
+    pub shape: ModelShape,
+    /// The round that the shard started from.
+    pub round: u32,
+    /// One row-major vector per tensor of [`ModelShape::tensors`].
+    pub values: Vec<Vec<f32>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Checkpoint,
+    Delta,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    kind: Kind,
+    round: u32,
+    shape: ModelShape,
+}
+
+impl Checkpoint {
+    /// Round 0 of a job: weights drawn from `seed` in exact integer arithmetic, so every machine draws the same.
+    #[must_use]
+    pub fn initial(shape: ModelShape, seed: u64) -> Self {
+        let specs = shape.tensors();
+        let residual = INITIAL_DEVIATION / (2.0 * shape.layers() as f32).sqrt();
+        let weights = specs
+            .iter()
+            .enumerate()
+            .map(|(number, spec)| {
+                let stream = mix_all(&[seed, number as u64]);
+                let deviation = match spec.role {
+                    Role::Gain => return vec![1.0; spec.elements()],
+                    Role::Table | Role::Matrix => INITIAL_DEVIATION,
+                    Role::ResidualMatrix => residual,
+                };
+                (0..spec.elements() as u64).map(|i| deviation * normal(mix(stream ^ i))).collect()
+            })
+            .collect();
+        let momentum = specs.iter().map(|spec| vec![0.0; spec.elements()]).collect();
+        Self { shape, round: 0, weights, momentum }
+    }
+
+    /// Reads and checks a checkpoint.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] names the file and, where one is at fault, the tensor.
+    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let bytes = read_bounded(path)?;
+        let (header, tensors) = open(path, &bytes, Kind::Checkpoint)?;
+        let specs = header.shape.tensors();
+        let weights = take(path, &tensors, "", &specs)?;
+        let momentum = take(path, &tensors, MOMENTUM_PREFIX, &specs)?;
+        nothing_else(path, &tensors, 2 * specs.len())?;
+        Ok(Self { shape: header.shape, round: header.round, weights, momentum })
+    }
+
+    /// Reads and checks the weights of `specs` only, for a stage that holds a part of the model. `choose` gets the
+    /// shape that the file states and says which tensors are wanted.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], or what `choose` returned.
+    pub fn read_part<E: From<CheckpointError>>(
+        path: &Path,
+        choose: impl FnOnce(ModelShape) -> Result<Vec<TensorSpec>, E>,
+    ) -> Result<(ModelShape, Vec<Vec<f32>>), E> {
+        let bytes = read_bounded(path)?;
+        let (header, tensors) = open(path, &bytes, Kind::Checkpoint)?;
+        let specs = choose(header.shape)?;
+        Ok((header.shape, take(path, &tensors, "", &specs)?))
+    }
+
+    /// Writes the checkpoint and returns the digest of the file, which is complete and on disk when it appears.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`] or, for tensors that do not fit the shape, [`CheckpointError::Content`].
+    pub fn write(&self, path: &Path) -> Result<Digest, CheckpointError> {
+        let specs = self.shape.tensors();
+        let mut views = views(path, "", &specs, &self.weights)?;
+        views.extend(self::views(path, MOMENTUM_PREFIX, &specs, &self.momentum)?);
+        write(path, Header { kind: Kind::Checkpoint, round: self.round, shape: self.shape }, views)
+    }
+}
+
+impl Delta {
+    /// Reads and checks a delta.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] names the file and, where one is at fault, the tensor.
+    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+        let bytes = read_bounded(path)?;
+        let (header, tensors) = open(path, &bytes, Kind::Delta)?;
+        let specs = header.shape.tensors();
+        let values = take(path, &tensors, "", &specs)?;
+        nothing_else(path, &tensors, specs.len())?;
+        Ok(Self { shape: header.shape, round: header.round, values })
+    }
+
+    /// Writes the delta and returns the digest of the file, which is complete and on disk when it appears.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Write`] or, for tensors that do not fit the shape, [`CheckpointError::Content`].
+    pub fn write(&self, path: &Path) -> Result<Digest, CheckpointError> {
+        let specs = self.shape.tensors();
+        let views = views(path, "", &specs, &self.values)?;
+        write(path, Header { kind: Kind::Delta, round: self.round, shape: self.shape }, views)
+    }
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, CheckpointError> {
+    let wrap = |source| CheckpointError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(wrap)?;
+    let mut bytes = Vec::new();
+    file.take(CHECKPOINT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(wrap)?;
+    if bytes.len() as u64 > CHECKPOINT_BYTES_MAX {
+        return Err(CheckpointError::TooLarge { path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
+fn open<'a>(path: &Path, bytes: &'a [u8], kind: Kind) -> Result<(Header, SafeTensors<'a>), CheckpointError> {
+    let format = |source| CheckpointError::Format { path: path.to_owned(), source };
+    let content = |problem| CheckpointError::Content { path: path.to_owned(), problem };
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
+    let text = metadata.metadata().as_ref().and_then(|entries| entries.get(METADATA_KEY));
+    let text = text.ok_or_else(|| content(format!("no `{METADATA_KEY}` entry in its metadata")))?;
+    let header: Header =
+        serde_json::from_str(text).map_err(|error| content(format!("bad `{METADATA_KEY}` metadata: {error}")))?;
+    if header.kind != kind {
+        return Err(content(format!("this is a {:?}, wanted a {kind:?}", header.kind)));
+    }
+    Ok((header, SafeTensors::deserialize(bytes).map_err(format)?))
+}
+
+/// Copies the tensors of `specs` out of the file, checking type, dimensions and that every value is finite.
+fn take(
+    path: &Path,
+    tensors: &SafeTensors<'_>,
+    prefix: &str,
+    specs: &[TensorSpec],
+) -> Result<Vec<Vec<f32>>, CheckpointError> {
+    let content = |problem| CheckpointError::Content { path: path.to_owned(), problem };
+    let mut taken = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let name = format!("{prefix}{}", spec.name);
+        let view = tensors.tensor(&name).map_err(|_| content(format!("tensor {name} is missing")))?;
+        if view.dtype() != Dtype::F32 || view.shape() != spec.dimensions {
+            return Err(content(format!(
+                "tensor {name} is {:?} {:?}, wanted F32 {:?}",
+                view.dtype(),
+                view.shape(),
+                spec.dimensions
+            )));
+        }
+        let (words, _) = view.data().as_chunks::<4>();
+        let values: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(content(format!("tensor {name} holds {} at element {at}", values[at])));
+        }
+        taken.push(values);
+    }
+    Ok(taken)
+}
+
+fn nothing_else(path: &Path, tensors: &SafeTensors<'_>, expected: usize) -> Result<(), CheckpointError> {
+    if tensors.len() == expected {
+        return Ok(());
+    }
+    let problem = format!("{} tensors, wanted {expected}", tensors.len());
+    Err(CheckpointError::Content { path: path.to_owned(), problem })
+}
+
+/// A tensor on its way to a file.
+struct Source<'a> {
+    dimensions: &'a [usize],
+    values: &'a [f32],
+}
+
+impl View for Source<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.dimensions
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.values.len()
+    }
+}
+
+fn views<'a>(
+    path: &Path,
+    prefix: &str,
+    specs: &'a [TensorSpec],
+    values: &'a [Vec<f32>],
+) -> Result<Vec<(String, Source<'a>)>, CheckpointError> {
+    let fits = specs.len() == values.len()
+        && specs.iter().zip(values).all(|(spec, values)| spec.elements() == values.len());
+    if !fits {
+        let problem = "the tensors in memory do not fit the shape".to_owned();
+        return Err(CheckpointError::Content { path: path.to_owned(), problem });
+    }
+    let view = |(spec, values): (&'a TensorSpec, &'a Vec<f32>)| {
+        (format!("{prefix}{}", spec.name), Source { dimensions: &spec.dimensions, values })
+    };
+    Ok(specs.iter().zip(values).map(view).collect())
+}
+
+/// Writes beside the final name, syncs, then renames, so that a file under its final name is always whole.
+fn write(path: &Path, header: Header, views: Vec<(String, Source<'_>)>) -> Result<Digest, CheckpointError> {
+    let text = serde_json::to_string(&header).map_err(|error| CheckpointError::Content {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })?;
+    let metadata = HashMap::from([(METADATA_KEY.to_owned(), text)]);
+    let bytes = serialize(views, Some(metadata))
+        .map_err(|source| CheckpointError::Format { path: path.to_owned(), source })?;
+    let digest = *blake3::hash(&bytes).as_bytes();
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!(".{}.partial", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let written = File::create(&partial).and_then(|mut file| {
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)?;
+        sync_directory(path)
+    });
+    written.map_err(|source| {
+        // The error that matters is the first one; a left-over partial file is only untidy.
+        let _ = fs::remove_file(&partial);
+        CheckpointError::Write { path: path.to_owned(), source }
+    })?;
+    Ok(digest)
+}
+
+/// A rename is durable once its directory is. Windows has no handle to sync and orders renames itself.
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    if cfg!(windows) {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> ModelShape {
+        ModelShape::new(2, 8, 2, 4).unwrap()
+    }
+
+    #[test]
+    fn round_trips_and_repeats_its_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (first, second) = (directory.path().join("a"), directory.path().join("b"));
+        let mut checkpoint = Checkpoint::initial(shape(), 3);
+        checkpoint.round = 9;
+        checkpoint.momentum[1][0] = -0.5;
+        let digest = checkpoint.write(&first).unwrap();
+        assert_eq!(Checkpoint::read(&first).unwrap(), checkpoint);
+        assert_eq!(checkpoint.write(&second).unwrap(), digest);
+        let bytes = fs::read(&first).unwrap();
+        assert_eq!(bytes, fs::read(&second).unwrap());
+        assert_eq!(*blake3::hash(&bytes).as_bytes(), digest);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no partial file is left");
+
+        let delta = Delta { shape: shape(), round: 9, values: checkpoint.weights };
+        delta.write(&first).unwrap();
+        assert_eq!(Delta::read(&first).unwrap(), delta);
+        let refused = Checkpoint::read(&first).unwrap_err().to_string();
+        assert!(refused.contains("this is a Delta"), "{refused}");
+    }
+
+    #[test]
+    fn initial_weights_are_pinned_for_every_machine() {
+        let directory = tempfile::tempdir().unwrap();
+        let digest = Checkpoint::initial(shape(), 3).write(&directory.path().join("a")).unwrap();
+        let other = Checkpoint::initial(shape(), 4).write(&directory.path().join("b")).unwrap();
+        assert_ne!(digest, other);
+        assert_eq!(blake3::Hash::from(digest).to_hex().as_str(), GOLDEN_INITIAL);
+    }
+
+    /// Changing this digest changes what a seed means on the network.
+    const GOLDEN_INITIAL: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+    #[test]
+    fn every_truncation_and_foreign_file_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c");
+        Checkpoint::initial(shape(), 1).write(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        for length in (0..bytes.len()).step_by(97) {
+            fs::write(&path, &bytes[..length]).unwrap();
+            assert!(Checkpoint::read(&path).is_err(), "{length} bytes");
+        }
+        fs::write(&path, [0xff; 64]).unwrap();
+        assert!(Checkpoint::read(&path).is_err());
+        assert!(matches!(Checkpoint::read(directory.path().join("none").as_path()), Err(CheckpointError::Read { .. })));
+    }
+
+    #[test]
+    fn values_shapes_and_names_are_checked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c");
+        let mut checkpoint = Checkpoint::initial(shape(), 1);
+        checkpoint.weights[3][1] = f32::NAN;
+        checkpoint.write(&path).unwrap();
+        let refused = Checkpoint::read(&path).unwrap_err().to_string();
+        assert!(refused.contains("holds NaN at element 1"), "{refused}");
+
+        checkpoint.weights[3][1] = 0.0;
+        checkpoint.write(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        for (from, to) in [
+            ("layers.0.feed_in", "layers.0.feed_on"),
+            (r#"\"layers\":2"#, r#"\"layers\":1"#),
+            (r#"\"layers\":2"#, r#"\"layers\":3"#),
+            (r#"\"context\":4"#, r#"\"context\":5"#),
+            (r#"\"heads\":2"#, r#"\"heads\":3"#),
+            (r#"[8,24]"#, r#"[24,8]"#),
+        ] {
+            let text = bytes.windows(from.len()).position(|window| window == from.as_bytes());
+            let at = text.unwrap_or_else(|| panic!("{from} is in the file"));
+            let mut changed = bytes.clone();
+            changed[at..at + to.len()].copy_from_slice(to.as_bytes());
+            fs::write(&path, changed).unwrap();
+            assert!(Checkpoint::read(&path).is_err(), "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn an_unwritable_place_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let refused = Checkpoint::initial(shape(), 1).write(&directory.path().join("missing").join("c"));
+        assert!(matches!(refused, Err(CheckpointError::Write { .. })));
+    }
+}

@@ -1,0 +1,58 @@
+//! Owns every bound of this crate, in one place, each with its reason.
+//! Must never hold anything but constants: a limit that is computed belongs to the code that computes it.
+
+/// Largest frame on a worker's pipes, header excluded, in bytes. A prefill of 4,096 rows of width 4,096 is 64 MiB.
+pub const FRAME_BYTES_MAX: usize = 64 << 20;
+
+/// Largest checkpoint or delta that is read, in bytes. The whole file passes through memory, so the bound is what
+/// a gaming PC can spare.
+pub const CHECKPOINT_BYTES_MAX: u64 = 8 << 30;
+
+/// Largest training text that is read, in bytes.
+pub const TEXT_BYTES_MAX: u64 = 4 << 30;
+
+/// Most layers of a model shape.
+pub const LAYERS_MAX: u16 = 256;
+
+/// Widest residual stream of a model shape, in elements.
+pub const WIDTH_MAX: u16 = 8_192;
+
+/// Longest context of a model shape, in tokens.
+pub const CONTEXT_MAX: u16 = 8_192;
+
+/// Most parameters of a model shape; more would not fit a checkpoint of `CHECKPOINT_BYTES_MAX` with its momentum.
+pub const PARAMETERS_MAX: u64 = CHECKPOINT_BYTES_MAX / 8 - (1 << 20);
+
+/// Most sequences in one training batch.
+pub const BATCH_MAX: u32 = 4_096;
+
+/// Most tokens in one training batch: its activations must stay within a few gigabytes.
+pub const BATCH_TOKENS_MAX: u64 = 1 << 20;
+
+/// Most inner steps of one training task.
+pub const INNER_STEPS_MAX: u32 = 100_000;
+
+/// Most deltas merged in one outer step.
+pub const DELTAS_MAX: usize = 4_096;
+
+/// A delta whose L2 norm exceeds this many times the norm of the weights it belongs to is refused: no honest inner
+/// phase moves the weights that far, and one such delta would ruin the mean.
+pub const DELTA_NORM_RATIO_MAX: f64 = 2.0;
+
+/// Held-out tokens per evaluation: enough that the mean moves by about 0.03 nats at most between text samples.
+pub const HELD_OUT_TOKENS: usize = 8_192;
+
+/// Tokens evaluated at once, so that evaluation needs no more memory than training does.
+pub const EVALUATE_TOKENS_AT_ONCE: usize = 1_024;
+
+/// Most stages open in one worker.
+pub const STAGES_MAX: usize = 64;
+
+/// Most sessions with a key-value cache in one stage; opening one more is refused, never evicts.
+pub const SESSIONS_MAX: usize = 256;
+
+/// Longest path in a task, in bytes.
+pub const PATH_BYTES_MAX: usize = 4_096;
+
+/// Longest free text (failure, note, adapter name) in a reply, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 4_096;

@@ -1,0 +1,256 @@
+//! The agent's side of leases: what it holds, when it asks for renewal, how each one ends.
+//!
+//! Every lease that was taken ends in exactly one receipt. A receipt stays pending until the coordinator
+//! answered it, and is sent again when the coordinator comes back. Must never execute anything.
+
+use std::collections::BTreeMap;
+
+use crate::election::Reign;
+use crate::ids::{Digest, JobId, LeaseId, Millis, NodeId, Units};
+use crate::job::Shard;
+use crate::lease::{End, Lease, Pace, Receipt};
+use crate::limits::{LEASES_HELD_MAX, RECEIPTS_PENDING_MAX, RENEW_MS};
+use crate::signed::{Envelope, Signed};
+
+/// What the shell reports of a finished shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// Digests of what went in.
+    pub inputs: Vec<Digest>,
+    /// Digests of what came out.
+    pub outputs: Vec<Digest>,
+    /// Tokens trained on or served.
+    pub tokens: u64,
+    /// Mean loss, where the shard has one.
+    pub loss_micronats: Option<i64>,
+}
+
+/// A held lease as `status` shows it.
+#[derive(Clone, Debug)]
+pub struct HeldLease {
+    /// The lease.
+    pub id: LeaseId,
+    /// Its job.
+    pub job: JobId,
+    /// What it executes.
+    pub shard: Shard,
+    /// How far it is.
+    pub pace: Pace,
+}
+
+#[derive(Debug)]
+struct Held {
+    lease: Signed<Lease>,
+    taken_at: Millis,
+    expires_at: Millis,
+    asked_at: Millis,
+    pace: Pace,
+    moved: bool,
+    stopping: Option<End>,
+}
+
+/// All leases of one agent.
+#[derive(Debug, Default)]
+pub struct Holdings {
+    held: BTreeMap<LeaseId, Held>,
+    pending: BTreeMap<LeaseId, Envelope<Receipt>>,
+}
+
+/// Why a lease is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotTaken {
+    /// It names another agent.
+    #[error("the lease is for another agent")]
+    NotMine,
+    /// A later coordinator is in office.
+    #[error("the lease's term is over")]
+    Fenced,
+    /// Already held, or already ended here.
+    #[error("the lease was granted before")]
+    Repeated,
+    /// Too many.
+    #[error("this agent holds as many leases as it can")]
+    Full,
+}
+
+impl Holdings {
+    /// Takes a lease from the coordinator in office.
+    ///
+    /// # Errors
+    /// [`NotTaken`]; nothing was changed.
+    pub fn take(
+        &mut self,
+        now: Millis,
+        me: NodeId,
+        office: Reign,
+        lease: Signed<Lease>,
+    ) -> Result<LeaseId, NotTaken> {
+        let statement = lease.statement();
+        if statement.agent != me {
+            return Err(NotTaken::NotMine);
+        }
+        if statement.fence.term != office.term || lease.signer() != office.coordinator {
+            return Err(NotTaken::Fenced);
+        }
+        let id = statement.id();
+        if self.held.contains_key(&id) || self.pending.contains_key(&id) {
+            return Err(NotTaken::Repeated);
+        }
+        if self.held.len() >= LEASES_HELD_MAX {
+            return Err(NotTaken::Full);
+        }
+        let expires_at = now.plus(u64::from(statement.ttl_ms));
+        let held = Held {
+            lease,
+            taken_at: now,
+            expires_at,
+            asked_at: now,
+            pace: Pace::default(),
+            moved: true,
+            stopping: None,
+        };
+        self.held.insert(id, held);
+        Ok(id)
+    }
+
+    /// The shell reports life in a shard. Returns whether the coordinator should hear of it at once.
+    pub fn progressed(&mut self, id: LeaseId, pace: Pace) -> bool {
+        let Some(held) = self.held.get_mut(&id) else { return false };
+        let first_ready = held.pace.of == 0 && pace.done == pace.of;
+        held.pace = pace;
+        held.moved = true;
+        first_ready
+    }
+
+    /// Leases whose coordinator should hear of them now: queued, standing, or moved since last asked.
+    pub fn to_renew(&mut self, now: Millis) -> Vec<(LeaseId, NodeId, Pace)> {
+        let mut due = Vec::new();
+        for (id, held) in &mut self.held {
+            let waiting = held.pace.of == 0 || held.lease.statement().shard.is_standing();
+            if (held.moved || waiting) && now.since(held.asked_at) >= RENEW_MS && held.stopping.is_none() {
+                held.asked_at = now;
+                held.moved = false;
+                due.push((*id, held.lease.signer(), held.pace));
+            }
+        }
+        due
+    }
+
+    /// The coordinator renewed.
+    pub fn renewed(&mut self, now: Millis, id: LeaseId, from: NodeId) {
+        if let Some(held) = self.held.get_mut(&id)
+            && held.lease.signer() == from
+        {
+            held.expires_at = now.plus(u64::from(held.lease.statement().ttl_ms));
+        }
+    }
+
+    /// Leases that ran out just now; each is returned once, to be stopped.
+    pub fn expired(&mut self, now: Millis) -> Vec<LeaseId> {
+        let mut out = Vec::new();
+        for (id, held) in &mut self.held {
+            if now >= held.expires_at && held.stopping.is_none() {
+                held.stopping = Some(End::Expired);
+                out.push(*id);
+            }
+        }
+        out
+    }
+
+    /// The coordinator releases a lease. Returns whether it is to be stopped now.
+    pub fn released(&mut self, id: LeaseId, from: NodeId) -> bool {
+        let Some(held) = self.held.get_mut(&id) else { return false };
+        if held.lease.signer() != from || held.stopping.is_some() {
+            return false;
+        }
+        let standing = held.lease.statement().shard.is_standing();
+        held.stopping = Some(if standing { End::Completed } else { End::Cancelled });
+        true
+    }
+
+    /// Leases that the coordinator now in office did not grant, to be stopped.
+    pub fn fenced(&mut self, office: Reign) -> Vec<LeaseId> {
+        let mut out = Vec::new();
+        for (id, held) in &mut self.held {
+            let theirs =
+                held.lease.signer() == office.coordinator && held.lease.statement().fence.term == office.term;
+            if !theirs && held.stopping.is_none() {
+                held.stopping = Some(End::Cancelled);
+                out.push(*id);
+            }
+        }
+        out
+    }
+
+    /// Execution ended, one way or another: the lease becomes a receipt.
+    pub fn finish(&mut self, now: Millis, id: LeaseId, result: Result<Executed, String>) -> Option<Receipt> {
+        let held = self.held.remove(&id)?;
+        let lease = held.lease.statement();
+        let end = match (&result, held.stopping) {
+            // A result that arrives although the lease was being taken back is a result all the same,
+            // except of a stage, whose end is what its stop said.
+            (Ok(_), Some(stop)) if lease.shard.is_standing() => stop,
+            (Ok(_), _) => End::Completed,
+            (Err(_), Some(stop)) if stop != End::Completed => stop,
+            (Err(_), _) => End::Failed,
+        };
+        let executed = result.ok();
+        let tokens = executed.as_ref().map_or(0, |executed| executed.tokens);
+        let units = match end {
+            End::Completed if lease.shard.is_standing() => Units(lease.units.0.saturating_mul(tokens)),
+            End::Completed => lease.units,
+            End::Failed | End::Cancelled | End::Expired => Units(0),
+        };
+        let (inputs, outputs, loss_micronats) = executed.map_or_else(Default::default, |executed| {
+            (executed.inputs, executed.outputs, executed.loss_micronats)
+        });
+        Some(Receipt {
+            lease: held.lease.into_envelope(),
+            end,
+            started_at: held.taken_at,
+            finished_at: now,
+            inputs,
+            outputs,
+            tokens,
+            units,
+            loss_micronats,
+        })
+    }
+
+    /// Keeps a receipt until it is answered; the log keeps it for ever.
+    pub fn await_answer(&mut self, id: LeaseId, receipt: Envelope<Receipt>) {
+        if self.pending.len() >= RECEIPTS_PENDING_MAX {
+            self.pending.pop_first();
+        }
+        self.pending.insert(id, receipt);
+    }
+
+    /// The coordinator answered. Returns the receipt that was waiting.
+    pub fn answered(&mut self, id: LeaseId) -> Option<Envelope<Receipt>> {
+        self.pending.remove(&id)
+    }
+
+    /// The receipt that waits for an answer about `id`.
+    pub fn awaiting(&self, id: LeaseId) -> Option<&Envelope<Receipt>> {
+        self.pending.get(&id)
+    }
+
+    /// Receipts to send again to `coordinator`, which just came back.
+    pub fn unanswered(&self, coordinator: NodeId) -> Vec<Envelope<Receipt>> {
+        let from = |receipt: &&Envelope<Receipt>| receipt.unverified().lease.signer() == coordinator;
+        self.pending.values().filter(from).cloned().collect()
+    }
+
+    /// What is held, for `status`.
+    pub fn list(&self) -> Vec<HeldLease> {
+        self.held
+            .iter()
+            .map(|(id, held)| HeldLease {
+                id: *id,
+                job: held.lease.statement().job,
+                shard: held.lease.statement().shard.clone(),
+                pace: held.pace,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,121 @@
+//! Lease, receipt, acceptance: the three signed steps between work asked for and work paid.
+//!
+//! A lease is the coordinator's grant, a receipt the agent's account of it, an acceptance the
+//! coordinator's word that the receipt came in time under a lease still in force. Only accepted
+//! receipts are paid. Must never hold floats.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units};
+use crate::job::Shard;
+use crate::signed::{Envelope, Statement, encode};
+
+/// Fences a late holder out: the greater token wins, wherever two leases for one shard meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, BorshSerialize, BorshDeserialize)]
+pub struct Fence {
+    /// The coordinator's term.
+    pub term: Term,
+    /// Grants in that term, counted from 1.
+    pub sequence: u64,
+}
+
+/// The grant of one shard to one agent. The signer is the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Lease {
+    /// The job.
+    pub job: JobId,
+    /// What to execute.
+    pub shard: Shard,
+    /// Who may execute it.
+    pub agent: NodeId,
+    /// The fencing token.
+    pub fence: Fence,
+    /// When it was granted.
+    pub granted_at: Millis,
+    /// It expires so long after it was granted or last renewed, on either side's own clock.
+    pub ttl_ms: u32,
+    /// The work of the shard (per token for a stage).
+    pub units: Units,
+}
+
+impl Statement for Lease {
+    const KIND: &'static str = "lease";
+}
+
+impl Lease {
+    /// The id by which everything later refers to this lease.
+    pub fn id(&self) -> LeaseId {
+        LeaseId(Digest::of(&encode(self)).0)
+    }
+}
+
+/// How far the execution of a shard is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Pace {
+    /// Steps done.
+    pub done: u32,
+    /// Steps in all; zero while queued. A stage is ready when both are 1.
+    pub of: u32,
+    /// Latest training loss in millionths of a nat.
+    pub loss_micronats: Option<i64>,
+}
+
+/// How a lease ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum End {
+    /// The shard was executed, or a stage served until it was released.
+    Completed,
+    /// The worker failed, died or hung.
+    Failed,
+    /// The coordinator took the lease back before the shard was done.
+    Cancelled,
+    /// It ran out before the shard was done.
+    Expired,
+}
+
+/// The agent's statement of what it executed. The signer is the agent.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Receipt {
+    /// The lease, whole, so that a receipt can be checked on its own.
+    pub lease: Envelope<Lease>,
+    /// How it ended.
+    pub end: End,
+    /// When execution began.
+    pub started_at: Millis,
+    /// When it ended.
+    pub finished_at: Millis,
+    /// Digests of what went in: the shard's blobs; for a stage, one rolling digest of its inputs.
+    pub inputs: Vec<Digest>,
+    /// Digests of what came out; for a stage, one rolling digest of its outputs.
+    pub outputs: Vec<Digest>,
+    /// Tokens trained on or served.
+    pub tokens: u64,
+    /// Work done; zero unless the lease completed.
+    pub units: Units,
+    /// Mean loss in millionths of a nat per token, where the shard has one.
+    pub loss_micronats: Option<i64>,
+}
+
+impl Statement for Receipt {
+    const KIND: &'static str = "receipt";
+}
+
+/// The coordinator's word that a receipt came in time under a lease in force. The signer must be the
+/// signer of the lease.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Acceptance {
+    /// Digest of the receipt's envelope.
+    pub receipt: Digest,
+    /// The lease.
+    pub lease: LeaseId,
+    /// Who did the work.
+    pub agent: NodeId,
+    /// Work to be paid.
+    pub units: Units,
+    /// When it was accepted: decides the epoch in which it is paid.
+    pub accepted_at: Millis,
+}
+
+impl Statement for Acceptance {
+    const KIND: &'static str = "acceptance";
+}

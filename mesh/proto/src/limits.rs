@@ -1,0 +1,43 @@
+//! Every bound on what a stranger can make an agent hold or do, and every pace of the core, in one place.
+
+/// Longest name in an offer, in bytes.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Addresses in an offer.
+pub const ADDRESSES_MAX: usize = 8;
+/// Outer steps of a training job.
+pub const ROUNDS_MAX: u32 = 100_000;
+/// Largest control frame between agents, in bytes.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Members that one agent keeps track of.
+pub const MEMBERS_MAX: usize = 1_024;
+/// Offers passed on to a newcomer in one message.
+pub const OFFERS_SENT_MAX: usize = 64;
+/// Jobs that an agent keeps at once, finished ones included.
+pub const JOBS_MAX: usize = 256;
+/// Leases that one agent holds at once.
+pub const LEASES_HELD_MAX: usize = 64;
+/// Receipts waiting for the coordinator's answer, and acceptances kept to answer twice.
+pub const RECEIPTS_PENDING_MAX: usize = 256;
+/// Longest failure text that travels, in bytes.
+pub const REASON_BYTES_MAX: usize = 400;
+/// A term may exceed the highest seen by so much; more is a stranger trying to end all elections.
+pub const TERM_JUMP_MAX: u64 = 1 << 20;
+
+/// Pace of heartbeats and of the core's own clockwork.
+pub const BEAT_MS: u64 = 500;
+/// A member silent for so long is gone.
+pub const SILENCE_MS: u64 = 2_000;
+/// The office must be vacant for so long before the first in line takes it.
+pub const VACANCY_MS: u64 = 500;
+/// Each further in line waits so much longer, in case those before do not see the vacancy.
+pub const SUCCESSION_MS: u64 = 1_500;
+/// An agent that was told of others waits so long for the first of them before it elects itself.
+pub const LONELY_MS: u64 = 5_000;
+/// A lease expires so long after its grant or last renewal.
+pub const LEASE_TTL_MS: u32 = 15_000;
+/// A holder asks for renewal so often while it makes progress.
+pub const RENEW_MS: u64 = 2_000;
+/// A shard that failed so often fails its job.
+pub const ATTEMPTS_MAX: u8 = 5;
+/// A job's status is told to the members at most so often while nothing but its progress changes.
+pub const STATUS_MS: u64 = 400;

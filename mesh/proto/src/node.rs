@@ -1,0 +1,550 @@
+//! One agent's core: every input in, every effect out.
+//!
+//! Call order: feed each event with its time to [`Node::handle`], perform the outputs in order, and feed
+//! [`Input::Tick`] every [`limits::BEAT_MS`]. An [`Output::Append`] must be durable before any
+//! [`Output::Send`] queued after it leaves. Must never do anything by itself.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ed25519_dalek::SigningKey;
+
+use crate::election::{Election, Reign};
+use crate::genesis::Genesis;
+use crate::holdings::{Executed, HeldLease, Holdings};
+use crate::ids::{JobId, LeaseId, Millis, NetworkId, NodeId};
+use crate::job::{JobSpec, Shard};
+use crate::lease::{Acceptance, Lease, Pace, Receipt};
+use crate::limits;
+use crate::membership::Members;
+use crate::message::{JobStatus, Message, Resume};
+use crate::offer::Offer;
+use crate::office::{Letter, Office};
+use crate::plan::Hand;
+use crate::signed::{Envelope, Signed, decode};
+
+/// Everything that can happen to the core.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The agent measured itself, or its owner changed what he allows.
+    Offer(Offer),
+    /// An authenticated connection opened.
+    Up(NodeId),
+    /// It closed.
+    Down(NodeId),
+    /// A control frame arrived.
+    Frame {
+        /// From whom, by the channel's authentication.
+        from: NodeId,
+        /// An encoded [`Message`].
+        bytes: Vec<u8>,
+    },
+    /// The local customer submits a job.
+    Submit(Signed<JobSpec>),
+    /// The local customer ends his job.
+    Cancel(JobId),
+    /// A worker reports life in a shard.
+    Progress(LeaseId, Pace),
+    /// A shard's execution ended.
+    Finished(LeaseId, Result<Executed, String>),
+    /// Time passed.
+    Tick,
+}
+
+/// Everything that the core wants done, in this order.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Send a control message.
+    Send(NodeId, Message),
+    /// Close the connection: the peer is silent or speaks nonsense.
+    Disconnect(NodeId, String),
+    /// An agent is said to listen at these addresses; worth a try.
+    Dial(NodeId, Vec<String>),
+    /// Write to the log, durably, before going on.
+    Append(Record),
+    /// Execute a shard; report by [`Input::Progress`] and [`Input::Finished`].
+    Execute(Execution),
+    /// End the execution of a shard; report by [`Input::Finished`].
+    Stop(LeaseId),
+    /// A job's status changed.
+    JobChanged(JobId),
+    /// Another coordinator, or none.
+    CoordinatorChanged(Option<Reign>),
+    /// A line for the owner's log.
+    Note(String),
+}
+
+/// What goes into the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "receipts are the common case and records are short-lived")]
+pub enum Record {
+    /// The agent's own receipt.
+    Receipt(Envelope<Receipt>),
+    /// The coordinator's acceptance of it.
+    Acceptance(Envelope<Acceptance>),
+}
+
+/// A shard to execute.
+#[derive(Clone, Debug)]
+pub struct Execution {
+    /// Under which lease.
+    pub lease: LeaseId,
+    /// Of which job.
+    pub job: JobId,
+    /// What.
+    pub shard: Shard,
+    /// Who is said to hold the inputs.
+    pub holders: Vec<NodeId>,
+}
+
+/// One agent.
+#[derive(Debug)]
+pub struct Node {
+    id: NodeId,
+    key: SigningKey,
+    network: NetworkId,
+    started_at: Option<Millis>,
+    bootstrapped: bool,
+    offer: Option<Signed<Offer>>,
+    members: Members,
+    election: Election,
+    office: Option<Office>,
+    holdings: Holdings,
+    jobs: BTreeMap<JobId, JobStatus>,
+    own_jobs: BTreeMap<JobId, Signed<JobSpec>>,
+    loopback: VecDeque<Message>,
+    beat_at: Millis,
+}
+
+impl Node {
+    /// A core at rest. `alone`: nobody to meet was named, so it need not wait for company.
+    pub fn new(key: SigningKey, genesis: &Genesis, alone: bool) -> Self {
+        let id = NodeId(key.verifying_key().to_bytes());
+        let network = genesis.network_id();
+        Self {
+            id,
+            key,
+            network,
+            started_at: None,
+            bootstrapped: alone,
+            offer: None,
+            members: Members::default(),
+            election: Election::new(id, network),
+            office: None,
+            holdings: Holdings::default(),
+            jobs: BTreeMap::new(),
+            own_jobs: BTreeMap::new(),
+            loopback: VecDeque::new(),
+            beat_at: Millis(0),
+        }
+    }
+
+    /// This agent.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// The coordinator that this agent obeys.
+    pub fn reign(&self) -> Option<Reign> {
+        self.election.reign()
+    }
+
+    /// Offers of the present members, without this agent's own.
+    pub fn offers(&self) -> impl Iterator<Item = &Signed<Offer>> {
+        self.members.offers()
+    }
+
+    /// This agent's own offer.
+    pub fn offer(&self) -> Option<&Signed<Offer>> {
+        self.offer.as_ref()
+    }
+
+    /// Leases held.
+    pub fn held(&self) -> Vec<HeldLease> {
+        self.holdings.list()
+    }
+
+    /// Jobs that this agent has heard of.
+    pub fn jobs(&self) -> &BTreeMap<JobId, JobStatus> {
+        &self.jobs
+    }
+
+    /// Signs a job as this agent's.
+    pub fn sign_job(&self, spec: JobSpec) -> Signed<JobSpec> {
+        Signed::new(spec, &self.network, &self.key)
+    }
+
+    /// Applies one event.
+    pub fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>) {
+        self.started_at.get_or_insert(now);
+        match input {
+            Input::Offer(offer) => self.measured(offer, out),
+            Input::Up(node) => self.up(now, node, out),
+            Input::Down(node) => self.down(node, out),
+            Input::Frame { from, bytes } => match decode::<Message>(&bytes) {
+                Ok(message) if self.members.heard(now, from) => self.message(now, from, message, out),
+                Ok(_) => {}
+                Err(error) => {
+                    out.push(Output::Disconnect(from, error.to_string()));
+                    self.down(from, out);
+                }
+            },
+            Input::Submit(job) => self.submit_own(job, out),
+            Input::Cancel(job) => {
+                self.own_jobs.remove(&job);
+                self.tell_coordinator(Message::Cancel(job), out);
+            }
+            Input::Progress(lease, pace) => {
+                if self.holdings.progressed(lease, pace) {
+                    self.tell_coordinator(Message::Progress { lease, pace }, out);
+                }
+            }
+            Input::Finished(lease, result) => self.finished(now, lease, result, out),
+            Input::Tick => self.tick(now, out),
+        }
+        while let Some(message) = self.loopback.pop_front() {
+            self.message(now, self.id, message, out);
+        }
+    }
+
+    fn measured(&mut self, offer: Offer, out: &mut Vec<Output>) {
+        let offer = Signed::new(offer, &self.network, &self.key);
+        let message = Message::Offers(vec![offer.envelope().clone()]);
+        self.offer = Some(offer);
+        for node in self.members.connected().collect::<Vec<_>>() {
+            out.push(Output::Send(node, message.clone()));
+        }
+    }
+
+    fn up(&mut self, now: Millis, node: NodeId, out: &mut Vec<Output>) {
+        if !self.members.up(now, node) {
+            out.push(Output::Disconnect(node, "this agent has as many members as it can".into()));
+            return;
+        }
+        self.bootstrapped = true;
+        let own = self.offer.iter();
+        let offers = own.chain(self.members.offers()).take(limits::OFFERS_SENT_MAX);
+        let offers: Vec<_> = offers.map(|offer| offer.envelope().clone()).collect();
+        out.push(Output::Send(node, Message::Offers(offers)));
+        out.push(Output::Send(node, Message::Beat { reign: self.election.reign() }));
+        self.reintroduce(node, out);
+    }
+
+    /// Says again to a coordinator that came (back) what it may have missed.
+    fn reintroduce(&mut self, node: NodeId, out: &mut Vec<Output>) {
+        if self.election.reign().is_none_or(|reign| reign.coordinator != node) {
+            return;
+        }
+        for receipt in self.holdings.unanswered(node) {
+            self.send(node, Message::Receipt(receipt), out);
+        }
+        let unfinished = |id: &JobId| self.jobs.get(id).is_none_or(|status| !status.phase.is_final());
+        let jobs: Vec<_> = self
+            .own_jobs
+            .iter()
+            .filter(|(id, _)| unfinished(id))
+            .map(|(id, job)| (*id, job.envelope().clone()))
+            .collect();
+        for (id, job) in jobs {
+            let status = self.jobs.get(&id);
+            let resume =
+                status.and_then(|status| status.state.map(|state| Resume { round: status.round, state }));
+            self.send(node, Message::Submit { job, resume }, out);
+        }
+    }
+
+    fn down(&mut self, node: NodeId, out: &mut Vec<Output>) {
+        if self.members.down(node) {
+            out.push(Output::Note(format!("agent {} is gone", node.short())));
+        }
+        let mut letters = Vec::new();
+        if let Some(office) = &mut self.office {
+            office.vanished(node, &mut letters);
+        }
+        self.post(letters, out);
+    }
+
+    fn message(&mut self, now: Millis, from: NodeId, message: Message, out: &mut Vec<Output>) {
+        match message {
+            Message::Offers(offers) => self.offers_heard(from, offers, out),
+            Message::Beat { reign } => {
+                if let Some(reign) = reign
+                    && self.election.heard(from, reign)
+                {
+                    self.reign_changed(out);
+                }
+            }
+            Message::Submit { job, resume } => self.submitted(from, job, resume, out),
+            Message::Cancel(job) => {
+                let mut letters = Vec::new();
+                if let Some(office) = &mut self.office {
+                    office.cancel(from, job, &mut letters);
+                }
+                self.post(letters, out);
+            }
+            Message::Job(status) => self.job_heard(from, status, out),
+            Message::Grant { lease, holders } => self.granted(now, from, lease, holders, out),
+            Message::Progress { lease, pace } => {
+                if let Some(office) = &mut self.office {
+                    let answer = office.progress(now, from, lease, pace);
+                    self.send(from, answer, out);
+                }
+            }
+            Message::Renew(lease) => self.holdings.renewed(now, lease, from),
+            Message::Release(lease) => {
+                if self.holdings.released(lease, from) {
+                    out.push(Output::Stop(lease));
+                }
+            }
+            Message::Receipt(receipt) => self.receipt_heard(now, from, receipt, out),
+            Message::Accepted(acceptance) => self.accepted(from, acceptance, out),
+            Message::Refused { lease, reason } => self.refused(from, lease, &reason, out),
+        }
+    }
+
+    fn offers_heard(&mut self, from: NodeId, offers: Vec<Envelope<Offer>>, out: &mut Vec<Output>) {
+        for envelope in offers.into_iter().take(limits::OFFERS_SENT_MAX) {
+            let Ok(offer) = envelope.open(&self.network) else {
+                out.push(Output::Disconnect(from, "an offer's signature does not verify".into()));
+                return;
+            };
+            if !offer.statement().is_bounded() || offer.signer() == self.id {
+                continue;
+            }
+            let signer = offer.signer();
+            if signer == from {
+                if self.members.offered(offer) {
+                    out.push(Output::Note(format!("agent {} is here", from.short())));
+                    if let Some(office) = &mut self.office {
+                        office.newcomer();
+                    }
+                }
+            } else if !self.members.is_connected(signer) {
+                out.push(Output::Dial(signer, offer.statement().addresses.clone()));
+            }
+        }
+    }
+
+    fn submitted(
+        &mut self,
+        from: NodeId,
+        job: Envelope<JobSpec>,
+        resume: Option<Resume>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(office) = &mut self.office else { return };
+        let refusal = match job.open(&self.network) {
+            Ok(job) if job.signer() == from => office.submit(&job, resume).err(),
+            Ok(job) => Some(format!("the job is {}'s", job.signer().short())),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(reason) = refusal {
+            out.push(Output::Note(format!("refused a job of {}: {reason}", from.short())));
+        }
+    }
+
+    fn submit_own(&mut self, job: Signed<JobSpec>, out: &mut Vec<Output>) {
+        let message = Message::Submit { job: job.envelope().clone(), resume: None };
+        if self.own_jobs.len() >= limits::JOBS_MAX {
+            self.own_jobs.pop_first();
+        }
+        self.own_jobs.insert(JobId(job.digest().0), job);
+        self.tell_coordinator(message, out);
+    }
+
+    fn job_heard(&mut self, from: NodeId, status: JobStatus, out: &mut Vec<Output>) {
+        if self.election.reign().is_none_or(|reign| reign.coordinator != from) {
+            return;
+        }
+        let id = status.id;
+        if self.jobs.len() >= limits::JOBS_MAX && !self.jobs.contains_key(&id) {
+            self.jobs.pop_first();
+        }
+        if status.phase.is_final() {
+            self.own_jobs.remove(&id);
+        }
+        self.jobs.insert(id, status);
+        out.push(Output::JobChanged(id));
+    }
+
+    fn granted(
+        &mut self,
+        now: Millis,
+        from: NodeId,
+        lease: Envelope<Lease>,
+        holders: Vec<NodeId>,
+        out: &mut Vec<Output>,
+    ) {
+        let office = self.election.reign().filter(|reign| reign.coordinator == from);
+        let id = lease.unverified().id();
+        let taken = match (office, lease.open(&self.network)) {
+            (Some(reign), Ok(lease)) if lease.signer() == from => {
+                let (job, shard) = (lease.statement().job, lease.statement().shard.clone());
+                self.holdings
+                    .take(now, self.id, reign, lease)
+                    .map(|lease| Execution { lease, job, shard, holders })
+                    .map_err(|error| error.to_string())
+            }
+            (None, _) => Err("this agent obeys another coordinator".to_owned()),
+            (Some(_), Ok(_)) => Err("the lease is signed by another agent".to_owned()),
+            (Some(_), Err(error)) => Err(error.to_string()),
+        };
+        match taken {
+            Ok(execution) => out.push(Output::Execute(execution)),
+            Err(reason) => out.push(Output::Note(format!("did not take lease {}: {reason}", id.short()))),
+        }
+    }
+
+    fn finished(
+        &mut self,
+        now: Millis,
+        lease: LeaseId,
+        result: Result<Executed, String>,
+        out: &mut Vec<Output>,
+    ) {
+        if let Err(reason) = &result {
+            let reason: String = reason.chars().take(limits::REASON_BYTES_MAX).collect();
+            out.push(Output::Note(format!("lease {} failed: {reason}", lease.short())));
+        }
+        let Some(receipt) = self.holdings.finish(now, lease, result) else { return };
+        let coordinator = receipt.lease.signer();
+        let receipt = Signed::new(receipt, &self.network, &self.key).into_envelope();
+        self.holdings.await_answer(lease, receipt.clone());
+        out.push(Output::Append(Record::Receipt(receipt.clone())));
+        self.send(coordinator, Message::Receipt(receipt), out);
+    }
+
+    fn receipt_heard(
+        &mut self,
+        now: Millis,
+        from: NodeId,
+        receipt: Envelope<Receipt>,
+        out: &mut Vec<Output>,
+    ) {
+        let lease = receipt.unverified().lease.unverified().id();
+        let mut letters = Vec::new();
+        let answer = match (&mut self.office, receipt.open(&self.network)) {
+            (Some(office), Ok(receipt)) if receipt.signer() == from => {
+                office.receipt(now, &receipt, &mut letters)
+            }
+            (Some(_), Ok(_)) => Message::Refused { lease, reason: "the receipt is another agent's".into() },
+            (Some(_), Err(error)) => Message::Refused { lease, reason: error.to_string() },
+            (None, _) => {
+                Message::Refused { lease, reason: "this agent is not the coordinator any more".into() }
+            }
+        };
+        self.send(from, answer, out);
+        self.post(letters, out);
+        // Grant what follows at once, not at the next tick.
+        self.run_office(now, out);
+    }
+
+    fn accepted(&mut self, from: NodeId, acceptance: Envelope<Acceptance>, out: &mut Vec<Output>) {
+        let Ok(acceptance) = acceptance.open(&self.network) else { return };
+        let statement = acceptance.statement();
+        let about_mine = self.holdings.awaiting(statement.lease).is_some_and(|receipt| {
+            receipt.digest() == statement.receipt && receipt.unverified().lease.signer() == from
+        });
+        if acceptance.signer() == from && statement.agent == self.id && about_mine {
+            self.holdings.answered(statement.lease);
+            out.push(Output::Append(Record::Acceptance(acceptance.into_envelope())));
+        }
+    }
+
+    fn refused(&mut self, from: NodeId, lease: LeaseId, reason: &str, out: &mut Vec<Output>) {
+        let reason: String = reason.chars().take(limits::REASON_BYTES_MAX).collect();
+        let signed_by_sender =
+            self.holdings.awaiting(lease).is_some_and(|receipt| receipt.unverified().lease.signer() == from);
+        if signed_by_sender {
+            self.holdings.answered(lease);
+            out.push(Output::Note(format!("lease {} is not paid: {reason}", lease.short())));
+        } else if self.holdings.released(lease, from) {
+            // It is still being executed, for nothing.
+            out.push(Output::Stop(lease));
+        }
+    }
+
+    fn tick(&mut self, now: Millis, out: &mut Vec<Output>) {
+        for node in self.members.silent(now) {
+            let why = format!("nothing heard for {} ms", limits::SILENCE_MS);
+            out.push(Output::Disconnect(node, why));
+            self.down(node, out);
+        }
+        if self.election.tick(now, &self.electorate(now)) {
+            self.reign_changed(out);
+        }
+        if now.since(self.beat_at) >= limits::BEAT_MS {
+            self.beat_at = now;
+            let beat = Message::Beat { reign: self.election.reign() };
+            out.extend(self.members.connected().map(|node| Output::Send(node, beat.clone())));
+        }
+        for lease in self.holdings.expired(now) {
+            out.push(Output::Note(format!("lease {} expired", lease.short())));
+            out.push(Output::Stop(lease));
+        }
+        for (lease, coordinator, pace) in self.holdings.to_renew(now) {
+            self.send(coordinator, Message::Progress { lease, pace }, out);
+        }
+        self.run_office(now, out);
+    }
+
+    /// The present members that may hold office, this agent included once it has an offer and company.
+    fn electorate(&self, now: Millis) -> BTreeSet<NodeId> {
+        let mut present = self.members.present();
+        let waited = now.since(self.started_at.unwrap_or(now)) >= limits::LONELY_MS;
+        if self.offer.is_some() && (self.bootstrapped || waited) {
+            present.insert(self.id);
+        }
+        present
+    }
+
+    fn run_office(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let Some(office) = &mut self.office else { return };
+        let own = self.offer.iter();
+        let hands: Vec<Hand> = own
+            .chain(self.members.offers())
+            .map(|offer| Hand { node: offer.signer(), speed: offer.statement().matrix_mflops })
+            .collect();
+        let mut letters = Vec::new();
+        office.tick(now, &hands, &mut letters);
+        self.post(letters, out);
+    }
+
+    fn reign_changed(&mut self, out: &mut Vec<Output>) {
+        let reign = self.election.reign();
+        out.push(Output::CoordinatorChanged(reign));
+        self.office = reign
+            .filter(|reign| reign.coordinator == self.id)
+            .map(|reign| Office::new(self.id, self.network, self.key.clone(), reign.term));
+        let Some(reign) = reign else { return };
+        let beat = Message::Beat { reign: Some(reign) };
+        out.extend(self.members.connected().map(|node| Output::Send(node, beat.clone())));
+        for lease in self.holdings.fenced(reign) {
+            out.push(Output::Note(format!(
+                "lease {} is fenced: another coordinator is in office",
+                lease.short()
+            )));
+            out.push(Output::Stop(lease));
+        }
+        self.reintroduce(reign.coordinator, out);
+    }
+
+    fn tell_coordinator(&mut self, message: Message, out: &mut Vec<Output>) {
+        if let Some(reign) = self.election.reign() {
+            self.send(reign.coordinator, message, out);
+        }
+    }
+
+    fn post(&mut self, letters: Vec<Letter>, out: &mut Vec<Output>) {
+        for (to, message) in letters {
+            self.send(to, message, out);
+        }
+    }
+
+    fn send(&mut self, to: NodeId, message: Message, out: &mut Vec<Output>) {
+        if to == self.id {
+            self.loopback.push_back(message);
+        } else {
+            out.push(Output::Send(to, message));
+        }
+    }
+}

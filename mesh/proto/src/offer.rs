@@ -1,0 +1,45 @@
+//! The offer: what an agent measured about itself and what its owner allows.
+//!
+//! Integers only, because it is signed. Must never hold what was not measured or configured.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Millis;
+use crate::limits;
+use crate::signed::Statement;
+
+/// Signed advert of measured capacity. The signer is the agent.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+pub struct Offer {
+    /// The device, for people: `NVIDIA GeForce RTX 3060` or the processor's name.
+    pub device: String,
+    /// `cpu`, or the GPU interface: `vulkan`, `dx12`, `metal`, `gl`.
+    pub backend: String,
+    /// Matrix product speed, in MFLOP/s, f32.
+    pub matrix_mflops: u64,
+    /// Memory bandwidth in MB/s.
+    pub memory_mbps: u64,
+    /// Host to device bandwidth in MB/s.
+    pub transfer_mbps: u64,
+    /// Memory that jobs may use, in bytes.
+    pub memory_bytes: u64,
+    /// Socket addresses at which the agent listens, as it knows them.
+    pub addresses: Vec<String>,
+    /// When it was signed; a later offer replaces an earlier one.
+    pub issued_at: Millis,
+}
+
+impl Statement for Offer {
+    const KIND: &'static str = "offer";
+}
+
+impl Offer {
+    /// Whether a stranger's offer is small enough to keep.
+    pub fn is_bounded(&self) -> bool {
+        self.device.len() <= limits::NAME_BYTES_MAX
+            && self.backend.len() <= limits::NAME_BYTES_MAX
+            && self.addresses.len() <= limits::ADDRESSES_MAX
+            && self.addresses.iter().all(|address| address.len() <= limits::NAME_BYTES_MAX)
+    }
+}

@@ -1,0 +1,410 @@
+//! The coordinator's side: jobs, their pending shards, and the table of leases.
+//!
+//! Exists only while this agent is in office. Every shard of a running job is at any time pending,
+//! granted, or done; a grant that expires or whose agent vanishes makes the shard pending again. Must
+//! never execute anything itself: its own agent is one member among the others.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ed25519_dalek::SigningKey;
+
+use crate::ids::{JobId, LeaseId, Millis, NetworkId, NodeId, Term, Units};
+use crate::job::{JobSpec, Shard, Work};
+use crate::lease::{Acceptance, End, Fence, Lease, Pace, Receipt};
+use crate::limits::{ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, RECEIPTS_PENDING_MAX, STATUS_MS};
+use crate::message::{JobStatus, Message, Phase, Resume, StageAt};
+use crate::plan::{Hand, Next, Plan, ServePlan, Slot, Task, TrainPlan};
+use crate::signed::{Envelope, Signed};
+
+/// One outgoing message.
+pub type Letter = (NodeId, Message);
+
+/// The office and all that depends on holding it.
+#[derive(Debug)]
+pub struct Office {
+    me: NodeId,
+    network: NetworkId,
+    key: SigningKey,
+    term: Term,
+    sequence: u64,
+    jobs: BTreeMap<JobId, Job>,
+    grants: BTreeMap<LeaseId, Grant>,
+    accepted: VecDeque<(LeaseId, Envelope<Acceptance>)>,
+}
+
+#[derive(Debug)]
+struct Job {
+    plan: Plan,
+    pending: VecDeque<Task>,
+    status: JobStatus,
+    told_at: Millis,
+    changed: bool,
+}
+
+#[derive(Debug)]
+struct Grant {
+    job: JobId,
+    task: Task,
+    lease: Signed<Lease>,
+    expires_at: Millis,
+    pace: Pace,
+    released: bool,
+}
+
+impl Office {
+    /// Takes office for `term`.
+    pub fn new(me: NodeId, network: NetworkId, key: SigningKey, term: Term) -> Self {
+        Self {
+            me,
+            network,
+            key,
+            term,
+            sequence: 0,
+            jobs: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            accepted: VecDeque::new(),
+        }
+    }
+
+    /// Takes a job. A job that is known already is left as it is.
+    pub fn submit(&mut self, job: &Signed<JobSpec>, resume: Option<Resume>) -> Result<(), String> {
+        let id = JobId(job.digest().0);
+        if self.jobs.contains_key(&id) {
+            return Ok(());
+        }
+        job.statement().validate().map_err(|error| error.to_string())?;
+        if self.jobs.len() >= JOBS_MAX {
+            let Some(ended) = self.jobs.iter().find(|(_, job)| job.status.phase.is_final()) else {
+                return Err(format!("the coordinator has {JOBS_MAX} jobs under way already"));
+            };
+            let ended = *ended.0;
+            self.jobs.remove(&ended);
+        }
+        let spec = job.statement().clone();
+        let mut status = JobStatus {
+            id,
+            owner: job.signer(),
+            name: spec.name,
+            work: spec.work.clone(),
+            phase: Phase::Waiting,
+            round: resume.as_ref().map_or(0, |resume| resume.round),
+            step: 0,
+            steps: 0,
+            agents: 0,
+            loss_micronats: None,
+            start_loss_micronats: None,
+            held_out_micronats: None,
+            tokens: 0,
+            state: resume.as_ref().map(|resume| resume.state),
+            digests_equal: true,
+            regrants: 0,
+            stages: Vec::new(),
+        };
+        let plan = match spec.work {
+            Work::Train(train) if status.round >= train.rounds && status.state.is_some() => {
+                status.phase = Phase::Done;
+                Plan::Train(TrainPlan::new(train, resume))
+            }
+            Work::Train(train) => Plan::Train(TrainPlan::new(train, resume)),
+            Work::Serve(serve) => Plan::Serve(ServePlan::new(serve)),
+        };
+        let job = Job { plan, pending: VecDeque::new(), status, told_at: Millis(0), changed: true };
+        self.jobs.insert(id, job);
+        Ok(())
+    }
+
+    /// Ends a job at its owner's word; its leases are released.
+    pub fn cancel(&mut self, from: NodeId, id: JobId, letters: &mut Vec<Letter>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.status.owner != from || job.status.phase.is_final() {
+            return;
+        }
+        // To stop serving is how serving ends well.
+        let phase = match job.plan {
+            Plan::Serve(_) => Phase::Done,
+            Plan::Train(_) => Phase::Cancelled,
+        };
+        self.end(id, phase, letters);
+    }
+
+    /// An agent reports life in a lease.
+    pub fn progress(&mut self, now: Millis, from: NodeId, id: LeaseId, pace: Pace) -> Message {
+        let Some(grant) = self.grants.get_mut(&id).filter(|grant| grant.lease.statement().agent == from)
+        else {
+            return refused(id, "the lease is not in force");
+        };
+        if grant.released {
+            return Message::Release(id);
+        }
+        grant.expires_at = now.plus(u64::from(LEASE_TTL_MS));
+        grant.pace = pace;
+        if let Some(job) = self.jobs.get_mut(&grant.job) {
+            job.changed = true;
+            let lease = grant.lease.statement();
+            if let (Plan::Serve(plan), Shard::Stage { start, end, .. }) = (&mut job.plan, &lease.shard)
+                && pace.done == 1
+                && pace.of == 1
+            {
+                let stage = StageAt { node: from, lease: id, start: *start, end: *end };
+                plan.ready(grant.task.slot, stage, &mut job.status);
+            }
+        }
+        Message::Renew(id)
+    }
+
+    /// A receipt arrived: accepts it if its lease is in force.
+    pub fn receipt(&mut self, now: Millis, receipt: &Signed<Receipt>, letters: &mut Vec<Letter>) -> Message {
+        let statement = receipt.statement();
+        let id = statement.lease.unverified().id();
+        if let Some((_, acceptance)) = self.accepted.iter().find(|(lease, _)| *lease == id) {
+            return Message::Accepted(acceptance.clone());
+        }
+        let from = receipt.signer();
+        let in_force = self.grants.get(&id).is_some_and(|grant| {
+            *grant.lease.envelope() == statement.lease && grant.lease.statement().agent == from
+        });
+        let Some(grant) = in_force.then(|| self.grants.remove(&id)).flatten() else {
+            return refused(id, "the lease is not in force: it expired, or its shard was granted to another");
+        };
+        if statement.end != End::Completed {
+            self.lost(grant, true, letters);
+            return refused(id, "the lease ended without its result; nothing is owed for it");
+        }
+        let lease = grant.lease.statement();
+        let earned = if lease.shard.is_standing() {
+            Units(lease.units.0.saturating_mul(statement.tokens))
+        } else {
+            lease.units
+        };
+        let acceptance = Acceptance {
+            receipt: receipt.digest(),
+            lease: id,
+            agent: from,
+            units: earned.min(statement.units),
+            accepted_at: now,
+        };
+        let acceptance = Signed::new(acceptance, &self.network, &self.key).into_envelope();
+        if self.accepted.len() >= RECEIPTS_PENDING_MAX {
+            self.accepted.pop_front();
+        }
+        self.accepted.push_back((id, acceptance.clone()));
+        self.completed(grant, statement, letters);
+        Message::Accepted(acceptance)
+    }
+
+    fn completed(&mut self, grant: Grant, receipt: &Receipt, letters: &mut Vec<Letter>) {
+        let Some(job) = self.jobs.get_mut(&grant.job) else { return };
+        job.changed = true;
+        if grant.released || job.status.phase.is_final() {
+            return;
+        }
+        let agent = grant.lease.statement().agent;
+        let next = match &mut job.plan {
+            Plan::Train(plan) => {
+                job.status.tokens = job.status.tokens.saturating_add(receipt.tokens);
+                if matches!(grant.task.slot, Slot::Train(_)) {
+                    job.status.loss_micronats = receipt.loss_micronats;
+                }
+                plan.completed(grant.task.slot, agent, receipt, &mut job.status)
+            }
+            // A stage ended although nobody released it.
+            Plan::Serve(plan) => plan.lost(grant.task.slot, &mut job.status),
+        };
+        self.follow(grant.job, grant.task, next, letters);
+    }
+
+    /// A granted shard will not be finished under its lease. `failed`: the agent said so itself.
+    fn lost(&mut self, grant: Grant, failed: bool, letters: &mut Vec<Letter>) {
+        let Some(job) = self.jobs.get_mut(&grant.job) else { return };
+        job.changed = true;
+        if grant.released || job.status.phase.is_final() {
+            return;
+        }
+        job.status.regrants = job.status.regrants.saturating_add(1);
+        let mut task = grant.task;
+        let next = match &mut job.plan {
+            Plan::Train(plan) => plan.lost(task.slot, &mut job.status),
+            Plan::Serve(plan) => plan.lost(task.slot, &mut job.status),
+        };
+        if failed {
+            task.attempts += 1;
+            task.avoid.insert(grant.lease.statement().agent);
+        }
+        task.pinned = None;
+        self.follow(grant.job, task, next, letters);
+    }
+
+    fn follow(&mut self, id: JobId, task: Task, next: Next, letters: &mut Vec<Letter>) {
+        match next {
+            Next::Wait | Next::Plan => {}
+            Next::Retry if task.attempts >= ATTEMPTS_MAX => {
+                let reason = format!("a {} shard failed on {ATTEMPTS_MAX} tries", task.shard.kind());
+                self.end(id, Phase::Failed { reason }, letters);
+            }
+            Next::Retry => {
+                if let Some(job) = self.jobs.get_mut(&id) {
+                    job.pending.push_front(task);
+                }
+            }
+            Next::Done => self.end(id, Phase::Done, letters),
+            Next::Fail(reason) => self.end(id, Phase::Failed { reason }, letters),
+        }
+    }
+
+    fn end(&mut self, id: JobId, phase: Phase, letters: &mut Vec<Letter>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.status.phase = phase;
+        job.status.stages.clear();
+        job.pending.clear();
+        job.changed = true;
+        for (lease, grant) in self.grants.iter_mut().filter(|(_, grant)| grant.job == id) {
+            grant.released = true;
+            letters.push((grant.lease.statement().agent, Message::Release(*lease)));
+        }
+    }
+
+    /// An agent is gone: its shards are pending again.
+    pub fn vanished(&mut self, node: NodeId, letters: &mut Vec<Letter>) {
+        self.take_back(|grant| grant.lease.statement().agent == node, letters);
+    }
+
+    /// Lets time pass: expires leases, plans, grants, and tells how jobs stand.
+    pub fn tick(&mut self, now: Millis, hands: &[Hand], letters: &mut Vec<Letter>) {
+        self.take_back(|grant| now >= grant.expires_at, letters);
+        self.plan_and_grant(now, hands, letters);
+        let members: Vec<NodeId> = hands.iter().map(|hand| hand.node).collect();
+        for (id, job) in &mut self.jobs {
+            if job.changed && now.since(job.told_at) >= STATUS_MS {
+                summarise(&mut job.status, *id, &self.grants);
+                job.told_at = now;
+                job.changed = false;
+                letters.extend(members.iter().map(|&node| (node, Message::Job(job.status.clone()))));
+            }
+        }
+    }
+
+    /// Tells a newcomer about all jobs at the next tick.
+    pub fn newcomer(&mut self) {
+        for job in self.jobs.values_mut() {
+            job.changed = true;
+        }
+    }
+
+    fn take_back(&mut self, gone: impl Fn(&Grant) -> bool, letters: &mut Vec<Letter>) {
+        let ids: Vec<LeaseId> =
+            self.grants.iter().filter(|(_, grant)| gone(grant)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(grant) = self.grants.remove(&id) {
+                self.lost(grant, false, letters);
+            }
+        }
+    }
+
+    fn plan_and_grant(&mut self, now: Millis, hands: &[Hand], letters: &mut Vec<Letter>) {
+        let mut load: BTreeMap<NodeId, usize> = hands.iter().map(|hand| (hand.node, 0)).collect();
+        for grant in self.grants.values() {
+            if let Some(count) = load.get_mut(&grant.lease.statement().agent) {
+                *count += 1;
+            }
+        }
+        let busy: BTreeSet<JobId> = self.grants.values().map(|grant| grant.job).collect();
+        let mut grants = Vec::new();
+        for (id, job) in &mut self.jobs {
+            if job.status.phase.is_final() || hands.is_empty() {
+                continue;
+            }
+            if job.pending.is_empty() && !busy.contains(id) {
+                job.pending = match &mut job.plan {
+                    Plan::Train(plan) => plan.tasks(hands).into(),
+                    Plan::Serve(plan) => plan.tasks(hands).into(),
+                };
+            }
+            while let Some(task) = job.pending.pop_front() {
+                let agent = choose(&task, &load);
+                *load.entry(agent.unwrap_or(self.me)).or_default() += 1;
+                match agent {
+                    Some(agent) => grants.push((*id, task, agent)),
+                    None => break,
+                }
+            }
+        }
+        let holders: Vec<NodeId> = hands.iter().map(|hand| hand.node).collect();
+        for (job, task, agent) in grants {
+            self.grant(now, job, task, agent, &holders, letters);
+        }
+    }
+
+    fn grant(
+        &mut self,
+        now: Millis,
+        id: JobId,
+        task: Task,
+        agent: NodeId,
+        holders: &[NodeId],
+        letters: &mut Vec<Letter>,
+    ) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if matches!(job.plan, Plan::Train(_)) {
+            job.status.phase = Phase::Running;
+        }
+        job.changed = true;
+        self.sequence += 1;
+        let lease = Lease {
+            job: id,
+            shard: task.shard.clone(),
+            agent,
+            fence: Fence { term: self.term, sequence: self.sequence },
+            granted_at: now,
+            ttl_ms: LEASE_TTL_MS,
+            units: task.shard.units(),
+        };
+        let lease = Signed::new(lease, &self.network, &self.key);
+        let mut holders = holders.to_vec();
+        // The owner holds the data, whoever else may.
+        if !holders.contains(&job.status.owner) {
+            holders.push(job.status.owner);
+        }
+        holders.retain(|&node| node != agent);
+        letters.push((agent, Message::Grant { lease: lease.envelope().clone(), holders }));
+        let grant = Grant {
+            job: id,
+            task,
+            expires_at: now.plus(u64::from(LEASE_TTL_MS)),
+            pace: Pace::default(),
+            released: false,
+            lease,
+        };
+        self.grants.insert(grant.lease.statement().id(), grant);
+    }
+}
+
+/// The least loaded agent that may take the task; one that failed it before only if there is no other.
+fn choose(task: &Task, load: &BTreeMap<NodeId, usize>) -> Option<NodeId> {
+    if let Some(pinned) = task.pinned
+        && load.contains_key(&pinned)
+    {
+        return Some(pinned);
+    }
+    load.iter()
+        .min_by_key(|(node, count)| (task.avoid.contains(node), **count, **node))
+        .map(|(node, _)| *node)
+}
+
+fn summarise(status: &mut JobStatus, id: JobId, grants: &BTreeMap<LeaseId, Grant>) {
+    let live = || grants.values().filter(|grant| grant.job == id && !grant.released);
+    status.agents =
+        u16::try_from(live().map(|grant| grant.lease.statement().agent).collect::<BTreeSet<_>>().len())
+            .unwrap_or(u16::MAX);
+    let training = || live().filter(|grant| matches!(grant.task.slot, Slot::Train(_)));
+    status.step = training().map(|grant| grant.pace.done).fold(0, u32::saturating_add);
+    status.steps = training().map(|grant| grant.pace.of).fold(0, u32::saturating_add);
+    let losses: Vec<i64> = training().filter_map(|grant| grant.pace.loss_micronats).collect();
+    if !losses.is_empty() {
+        let sum = losses.iter().fold(0i64, |sum, loss| sum.saturating_add(*loss));
+        status.loss_micronats = Some(sum / i64::try_from(losses.len()).unwrap_or(i64::MAX));
+    }
+}
+
+fn refused(lease: LeaseId, reason: &str) -> Message {
+    Message::Refused { lease, reason: reason.to_owned() }
+}
