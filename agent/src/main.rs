@@ -1,1 +1,49 @@
-fn main() {}
+//! `skein`: one binary for owners, customers, operators and auditors.
+//!
+//! Owns the exit path: stdout is the answer, stderr the story, and every error leaves through here.
+
+mod api;
+mod cli;
+mod client;
+mod cmd;
+mod config;
+mod daemon;
+mod demo;
+mod host;
+mod identity;
+mod limits;
+mod sample;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, LogVerb, Verb};
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Up(args) => cmd::up::run(args),
+        Verb::Down(data_dir) => cmd::down::run(data_dir),
+        Verb::Status { data_dir, json } => cmd::status::run(data_dir, json),
+        Verb::Bench { data_dir, device, json } => cmd::bench::run(data_dir, device, json),
+        Verb::Run { data_dir, job, example, detach, output } => {
+            cmd::run::run(data_dir, job, example, detach, output)
+        }
+        Verb::Jobs { data_dir, cancel, json } => cmd::jobs::run(data_dir, cancel, json),
+        Verb::Log { verb: LogVerb::Verify { log, json } } => cmd::log::verify(&log, json),
+        Verb::Claim { data_dir, dry_run, json } => cmd::claim::run(data_dir, dry_run, json),
+        Verb::Demo { agents, json } => demo::run(agents, json),
+        Verb::Worker { device } => cmd::worker::run(&device),
+        Verb::Probe { adapter, .. } => cmd::worker::probe(adapter),
+    }
+}

@@ -90,7 +90,8 @@ mod tests {
     #[test]
     fn both_forms_survive_a_round_trip() {
         let node = NodeId([0xab; 32]);
-        for text in ["192.0.2.7:4600".to_owned(), "[2001:db8::7]:1".to_owned(), format!("{node}@127.0.0.1:9")] {
+        for text in ["192.0.2.7:4600".to_owned(), "[2001:db8::7]:1".to_owned(), format!("{node}@127.0.0.1:9")]
+        {
             assert_eq!(text.parse::<PeerAddress>().unwrap().to_string(), text);
         }
         let mapped: PeerAddress = "[::ffff:192.0.2.7]:4600".parse().unwrap();

@@ -35,7 +35,8 @@ pub(crate) struct Identity {
     alpn: Vec<u8>,
     certified: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
-    secret: [u8; 32],
+    reset_key: [u8; 32],
+    connection_id_key: [u8; 32],
 }
 
 impl Identity {
@@ -45,7 +46,9 @@ impl Identity {
         spki.extend_from_slice(&node.0);
         // The hasher's keys come from the operating system's randomness.
         let incarnation = std::hash::RandomState::new().hash_one(std::time::SystemTime::now());
-        let secret = key.to_bytes();
+        let reset_key = blake3::derive_key("skein mesh 2025 stateless reset", key.as_bytes());
+        let run = [&key.as_bytes()[..], &incarnation.to_le_bytes()].concat();
+        let connection_id_key = blake3::derive_key("skein mesh 2025 connection ids", &run);
         let certified =
             Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], Arc::new(TlsKey(Arc::new(key)))));
         Self {
@@ -54,7 +57,8 @@ impl Identity {
             alpn: format!("skein/1/{}", hex::encode(&network.0[..16])).into_bytes(),
             certified,
             provider: Arc::new(rustls::crypto::ring::default_provider()),
-            secret,
+            reset_key,
+            connection_id_key,
         }
     }
 
@@ -69,9 +73,31 @@ impl Identity {
             .with_client_cert_resolver(Arc::new(RawKey(self.certified.clone())));
         tls.alpn_protocols = vec![self.alpn.clone()];
         tls.resumption = Resumption::disabled();
-        let config =
-            QuicClientConfig::try_from(tls).map_err(|error| Error::General(error.to_string()))?;
+        let config = QuicClientConfig::try_from(tls).map_err(|error| Error::General(error.to_string()))?;
         Ok((config, answered))
+    }
+
+    /// An identity that shows another node's key and signs with its own.
+    #[cfg(test)]
+    pub(crate) fn impersonating(key: SigningKey, network: NetworkId, victim: NodeId) -> Self {
+        let spki = [&SPKI_PREFIX[..], &victim.0[..]].concat();
+        let signing = Arc::new(TlsKey(Arc::new(key.clone())));
+        let certified = Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], signing));
+        Self { certified, ..Self::new(key, network) }
+    }
+
+    /// The configuration of a dialler that shows no key at all.
+    #[cfg(test)]
+    pub(crate) fn client_without_key(&self) -> QuicClientConfig {
+        let verifier = Arc::new(ServerKeyVerifier { expected: None, answered: Answered::default() });
+        let mut tls = rustls::ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![self.alpn.clone()];
+        QuicClientConfig::try_from(tls).unwrap()
     }
 
     pub(crate) fn server(&self) -> Result<QuicServerConfig, Error> {
@@ -88,14 +114,12 @@ impl Identity {
     /// The stateless-reset key survives a restart, so a peer whose connection belongs to an earlier
     /// run of this agent learns with its next packet that the connection is gone.
     pub(crate) fn reset_key(&self) -> Arc<dyn HmacKey> {
-        Arc::new(KeyedHash(blake3::derive_key("skein mesh 2025 stateless reset", &self.secret)))
+        Arc::new(KeyedHash(self.reset_key))
     }
 
     /// Connection ids that no observer can predict or link, and no two runs repeat.
     pub(crate) fn connection_ids(&self) -> ConnectionIds {
-        let mut seed = self.secret.to_vec();
-        seed.extend_from_slice(&self.incarnation.to_le_bytes());
-        ConnectionIds { key: blake3::derive_key("skein mesh 2025 connection ids", &seed), count: 0 }
+        ConnectionIds { key: self.connection_id_key, count: 0 }
     }
 }
 

@@ -1,1 +1,8 @@
-//! To be written.
+//! What the tests share: a simulated network of cores on virtual time, and the model it is held against.
+//!
+//! Must never be part of the product.
+
+mod machine;
+pub mod model;
+pub mod prng;
+pub mod sim;

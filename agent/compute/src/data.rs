@@ -105,7 +105,11 @@ impl Text {
         let held_out_from = bytes.len() - bytes.len() / HELD_OUT_DIVISOR;
         let window = context + 1;
         if context == 0 || bytes.len() - held_out_from < window || held_out_from < window {
-            return Err(DataError::TooShort { bytes: bytes.len(), context, least: HELD_OUT_DIVISOR * window });
+            return Err(DataError::TooShort {
+                bytes: bytes.len(),
+                context,
+                least: HELD_OUT_DIVISOR * window,
+            });
         }
         Ok(Self { bytes, held_out_from, context })
     }
@@ -142,7 +146,8 @@ impl Text {
     }
 
     fn windows(&self, starts: impl Iterator<Item = usize>) -> Batch {
-        let mut batch = Batch { sequences: 0, context: self.context, inputs: Vec::new(), targets: Vec::new() };
+        let mut batch =
+            Batch { sequences: 0, context: self.context, inputs: Vec::new(), targets: Vec::new() };
         for start in starts {
             batch.sequences += 1;
             batch.inputs.extend_from_slice(&self.bytes[start..start + self.context]);
@@ -223,7 +228,10 @@ mod tests {
 
     #[test]
     fn short_and_empty_texts_are_named() {
-        assert!(matches!(Text::new(Vec::new(), 8), Err(DataError::TooShort { bytes: 0, context: 8, least: 90 })));
+        assert!(matches!(
+            Text::new(Vec::new(), 8),
+            Err(DataError::TooShort { bytes: 0, context: 8, least: 90 })
+        ));
         assert!(Text::new(vec![0; 89], 8).is_err());
         assert!(Text::new(vec![0; 90], 8).is_ok());
         let missing = Text::read(Path::new("no/such/text"), 8).err().unwrap();

@@ -7,11 +7,11 @@
 
 use std::ops::Range;
 
-use burn::tensor::activation::{gelu, log_softmax, softmax};
+use burn::tensor::activation::{log_softmax, relu, softmax};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::data::Batch;
-use crate::shape::{ModelShape, VOCABULARY};
+use crate::shape::{ModelShape, TensorSpec};
 
 /// Added to the mean square before its root, so that a row of zeros has a norm.
 const NORM_EPSILON: f32 = 1e-6;
@@ -68,10 +68,15 @@ pub(crate) struct LayerCache {
 }
 
 /// Uploads host weights in canonical order; vectors become `[1, n]`, so that every tensor has two dimensions.
-pub(crate) fn upload(shape: ModelShape, layers: Range<usize>, weights: Vec<Vec<f32>>, device: &Device) -> Vec<Tensor<2>> {
+pub(crate) fn upload(
+    shape: ModelShape,
+    layers: Range<usize>,
+    weights: Vec<Vec<f32>>,
+    device: &Device,
+) -> Vec<Tensor<2>> {
     let specs = shape.tensors_of(layers);
     debug_assert_eq!(specs.len(), weights.len(), "checked when the file was read");
-    let upload = |(spec, values): (&crate::shape::TensorSpec, Vec<f32>)| {
+    let upload = |(spec, values): (&TensorSpec, Vec<f32>)| {
         let columns = spec.dimensions.last().copied().unwrap_or(1);
         let rows = values.len() / columns;
         Tensor::from_data(TensorData::new(values, [rows, columns]), device)
@@ -177,7 +182,7 @@ impl Layer {
     ) -> Tensor<2> {
         let attended = self.attend(shape, norm(hidden.clone(), &self.attention_norm), sequences, mask, cache);
         let hidden = hidden + attended;
-        let inner = gelu(norm(hidden.clone(), &self.feed_norm).matmul(self.feed_in.clone()));
+        let inner = relu(norm(hidden.clone(), &self.feed_norm).matmul(self.feed_in.clone())).square();
         hidden + inner.matmul(self.feed_out.clone())
     }
 
@@ -226,6 +231,3 @@ fn causal_mask(position: usize, tokens: usize, device: &Device) -> Tensor<4> {
         (0..tokens).flat_map(|row| (0..columns).map(move |column| value(row, column))).collect();
     Tensor::from_data(TensorData::new(values, [1, 1, tokens, columns]), device)
 }
-
-/// Logits per row.
-pub(crate) const LOGITS: usize = VOCABULARY;

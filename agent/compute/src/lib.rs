@@ -1,12 +1,17 @@
 //! Owns GPUs and models: finds and tries devices, measures them, trains, merges, runs stages of a model.
 //! Must never know a network, a lease, money or an async run time: paths and numbers in, files and numbers out.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod data;
 pub mod device;
 mod gpt;
 pub mod limits;
 pub mod outer;
+pub mod probe;
+pub mod protocol;
 mod random;
 pub mod shape;
+pub mod stage;
 pub mod train;
+pub mod worker;

@@ -35,9 +35,9 @@ pub const INNER_STEPS_MAX: u32 = 100_000;
 /// Most deltas merged in one outer step.
 pub const DELTAS_MAX: usize = 4_096;
 
-/// A delta whose L2 norm exceeds this many times the norm of the weights it belongs to is refused: no honest inner
-/// phase moves the weights that far, and one such delta would ruin the mean.
-pub const DELTA_NORM_RATIO_MAX: f64 = 2.0;
+/// A delta whose L2 norm exceeds this many times the norm of the weights it belongs to is refused: one such delta would
+/// ruin the mean. Tiny models at high learning rates honestly move by three times their initial norm.
+pub const DELTA_NORM_RATIO_MAX: f64 = 16.0;
 
 /// Held-out tokens per evaluation: enough that the mean moves by about 0.03 nats at most between text samples.
 pub const HELD_OUT_TOKENS: usize = 8_192;
@@ -56,3 +56,12 @@ pub const PATH_BYTES_MAX: usize = 4_096;
 
 /// Longest free text (failure, note, adapter name) in a reply, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4_096;
+
+/// Most tasks waiting in a worker; a daemon that sends more is at fault.
+pub const TASKS_QUEUED_MAX: usize = 256;
+
+/// Cancels that a worker remembers; older ones are for tasks that are long finished.
+pub const CANCELS_MAX: usize = 256;
+
+/// Most bytes taken from a probing child, which prints a few hundred per adapter.
+pub const PROBE_BYTES_MAX: u64 = 1 << 20;

@@ -28,7 +28,9 @@ pub enum OuterError {
         problem: String,
     },
     /// A delta is far larger than the weights.
-    #[error("{path}: norm {norm:.3e} is more than {DELTA_NORM_RATIO_MAX} times the weights' norm {weights:.3e}")]
+    #[error(
+        "{path}: norm {norm:.3e} is more than {DELTA_NORM_RATIO_MAX} times the weights' norm {weights:.3e}"
+    )]
     Absurd {
         /// The delta at fault.
         path: PathBuf,
@@ -78,10 +80,16 @@ pub fn merge(checkpoint: &Path, deltas: &[PathBuf], rate: OuterRate) -> Result<C
 fn check(state: &Checkpoint, delta: &Delta, path: &Path, weights: f64) -> Result<(), OuterError> {
     let mismatch = |problem| OuterError::Mismatch { path: path.to_owned(), problem };
     if delta.shape != state.shape {
-        return Err(mismatch(format!("the delta is for {:?}, the checkpoint is {:?}", delta.shape, state.shape)));
+        return Err(mismatch(format!(
+            "the delta is for {:?}, the checkpoint is {:?}",
+            delta.shape, state.shape
+        )));
     }
     if delta.round != state.round {
-        return Err(mismatch(format!("the delta is of round {}, the checkpoint of {}", delta.round, state.round)));
+        return Err(mismatch(format!(
+            "the delta is of round {}, the checkpoint of {}",
+            delta.round, state.round
+        )));
     }
     let norm = norm(&delta.values);
     if norm > DELTA_NORM_RATIO_MAX * weights {
@@ -160,7 +168,8 @@ mod tests {
         state.write(&start).unwrap();
         let rate = OuterRate { rate: 0.7, momentum: 0.9 };
         let good = written(directory.path(), "good", &state, |_| 1e-3);
-        let refuse = |bad: &PathBuf| merge(&start, &[good.clone(), bad.clone()], rate).unwrap_err().to_string();
+        let refuse =
+            |bad: &PathBuf| merge(&start, &[good.clone(), bad.clone()], rate).unwrap_err().to_string();
 
         let absurd = written(directory.path(), "absurd", &state, |_| 1e6);
         assert!(refuse(&absurd).contains("absurd: norm"));

@@ -4,7 +4,7 @@
 
 /// One step of SplitMix64: a bijection of `u64` whose outputs pass statistical tests even for consecutive inputs.
 #[must_use]
-pub fn mix(value: u64) -> u64 {
+pub(crate) fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -13,20 +13,20 @@ pub fn mix(value: u64) -> u64 {
 
 /// Folds several numbers into one; their order matters.
 #[must_use]
-pub fn mix_all(values: &[u64]) -> u64 {
+pub(crate) fn mix_all(values: &[u64]) -> u64 {
     values.iter().fold(values.len() as u64, |state, value| mix(state ^ mix(*value)))
 }
 
 /// Maps a random `u64` onto `0..bound` by multiplication, without the bias of a remainder. Zero when `bound` is 0.
 #[must_use]
-pub fn below(random: u64, bound: u64) -> u64 {
+pub(crate) fn below(random: u64, bound: u64) -> u64 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u64
 }
 
 /// A value of mean 0 and deviation 1, near enough to normal for initial weights: the sum of twelve uniform values
 /// (Irwin and Hall), in integers until the last division, so that every machine gets the same bits.
 #[must_use]
-pub fn normal(random: u64) -> f32 {
+pub(crate) fn normal(random: u64) -> f32 {
     let mut sum: i64 = 0;
     for part in 0..3u64 {
         let bits = mix(random ^ (part << 62));

@@ -108,7 +108,7 @@ impl ModelShape {
                 return Err(ShapeError::OutOfRange { what, value, least: 1, most });
             }
         }
-        if width % heads != 0 {
+        if !width.is_multiple_of(heads) {
             return Err(ShapeError::UnevenHeads { heads, width });
         }
         let shape = Self { layers, width, heads, context };
@@ -174,7 +174,8 @@ impl ModelShape {
     /// Two operations per multiply-add: every matrix once, and scores and values for each attended position.
     fn forward_flops(&self, attended: u64) -> u64 {
         let (layers, width) = (u64::from(self.layers), u64::from(self.width));
-        let matrices = layers * (4 + 2 * FEED_FORWARD_RATIO as u64) * width * width + VOCABULARY as u64 * width;
+        let matrices =
+            layers * (4 + 2 * FEED_FORWARD_RATIO as u64) * width * width + VOCABULARY as u64 * width;
         2 * matrices + 4 * layers * width * attended
     }
 
@@ -191,7 +192,8 @@ impl ModelShape {
         let width = self.width();
         let inner = FEED_FORWARD_RATIO * width;
         let mut specs = Vec::new();
-        let mut push = |name: String, dimensions: Vec<usize>, role| specs.push(TensorSpec { name, dimensions, role });
+        let mut push =
+            |name: String, dimensions: Vec<usize>, role| specs.push(TensorSpec { name, dimensions, role });
         if layers.start == 0 {
             push("embedding".into(), vec![VOCABULARY, width], Role::Table);
             push("positions".into(), vec![self.context(), width], Role::Table);
@@ -264,7 +266,9 @@ mod tests {
         assert!(matches!(ModelShape::new(0, 8, 2, 4), Err(ShapeError::OutOfRange { what: "layers", .. })));
         assert_eq!(ModelShape::new(1, 8, 3, 4), Err(ShapeError::UnevenHeads { heads: 3, width: 8 }));
         assert!(matches!(ModelShape::new(256, 8192, 8, 4), Err(ShapeError::TooLarge { .. })));
-        assert!(serde_json::from_str::<ModelShape>(r#"{"layers":1,"width":8,"heads":3,"context":4}"#).is_err());
+        assert!(
+            serde_json::from_str::<ModelShape>(r#"{"layers":1,"width":8,"heads":3,"context":4}"#).is_err()
+        );
         assert!(borsh::from_slice::<ModelShape>(&[1, 0, 8, 0, 3, 0, 4, 0]).is_err());
         let shape = ModelShape::new(1, 8, 2, 4).unwrap();
         assert_eq!(borsh::from_slice::<ModelShape>(&borsh::to_vec(&shape).unwrap()).unwrap(), shape);

@@ -102,17 +102,19 @@ pub struct InnerResult {
     pub tokens: u64,
 }
 
-/// AdamW's moments, which stay with a worker from one round of a job to the next.
+/// AdamW's moments, which stay with a worker from one round of a job to the next. The default has no past.
+#[derive(Default)]
 pub struct Moments {
-    shape: ModelShape,
+    shape: Option<ModelShape>,
     states: Vec<Option<AdamWState<2>>>,
 }
 
 impl Moments {
-    /// No past.
-    #[must_use]
-    pub fn new(shape: ModelShape) -> Self {
-        Self { shape, states: shape.tensors().iter().map(|_| None).collect() }
+    /// Starts afresh unless these are moments of `shape`.
+    fn fit(&mut self, shape: ModelShape) {
+        if self.shape != Some(shape) {
+            *self = Self { shape: Some(shape), states: shape.tensors().iter().map(|_| None).collect() };
+        }
     }
 }
 
@@ -133,9 +135,7 @@ pub fn inner_phase(
     let shape = checkpoint.shape;
     check(inner, &checkpoint)?;
     let text = Text::read(data, shape.context())?;
-    if moments.shape != shape {
-        *moments = Moments::new(shape);
-    }
+    moments.fit(shape);
     let device = device.clone().without_autodiff();
     let mut weights = upload(shape, 0..shape.layers(), checkpoint.weights.clone(), &device);
     let optimiser = Optimiser::new(shape);
@@ -143,7 +143,8 @@ pub fn inner_phase(
     for step in 0..inner.steps {
         let id = StepId { seed: inner.seed, round: inner.round, index: inner.index, of: inner.of, step };
         let batch = text.batch(id, inner.batch as usize);
-        let loss = optimiser.step(shape, &mut weights, &mut moments.states, &batch, inner.rate(step), &device)?;
+        let loss =
+            optimiser.step(shape, &mut weights, &mut moments.states, &batch, inner.rate(step), &device)?;
         if !loss.is_finite() {
             return Err(TrainError::Diverged { loss, step, round: inner.round });
         }
@@ -189,13 +190,18 @@ pub fn evaluate(device: &Device, checkpoint: &Checkpoint, data: &Path) -> Result
 
 fn check(inner: &Inner, checkpoint: &Checkpoint) -> Result<(), TrainError> {
     let bounded = |what, value: u64, least: u64, most: u64| {
-        if (least..=most).contains(&value) { Ok(()) } else { Err(TrainError::Setting { what, value, least, most }) }
+        if (least..=most).contains(&value) {
+            Ok(())
+        } else {
+            Err(TrainError::Setting { what, value, least, most })
+        }
     };
     let tokens = u64::from(inner.batch) * checkpoint.shape.context() as u64;
     bounded("inner steps", inner.steps.into(), 1, INNER_STEPS_MAX.into())?;
     bounded("batch", inner.batch.into(), 1, BATCH_MAX.into())?;
     bounded("tokens in a batch", tokens, 1, BATCH_TOKENS_MAX)?;
-    bounded("shard index", inner.index.into(), 0, u64::from(inner.of).saturating_sub(1))?;
+    bounded("shards", inner.of.into(), 1, u32::MAX.into())?;
+    bounded("shard index", inner.index.into(), 0, u64::from(inner.of) - 1)?;
     if checkpoint.round != inner.round {
         return Err(TrainError::Round { found: checkpoint.round, wanted: inner.round });
     }

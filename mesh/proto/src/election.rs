@@ -5,7 +5,8 @@
 //! higher than any it has seen; the highest term wins, and at equal terms the first in the order of
 //! succession. This keeps one coordinator among members that see each other; two halves of a split
 //! network each have one until they meet again, and then fencing decides. (The mesh issue replaces this
-//! by an elected committee.) Must never trust hearsay: only a claim from the claimant itself counts.
+//! by an elected committee.) Must never trust hearsay: only a claim from the claimant itself counts. Must
+//! never obey a lower term than it obeyed before.
 
 use std::collections::BTreeSet;
 
@@ -30,14 +31,17 @@ pub struct Election {
     me: NodeId,
     network: NetworkId,
     reign: Option<Reign>,
+    /// The highest term heard of, hearsay included: the next claim exceeds it.
     highest_term: Term,
+    /// The highest term obeyed: no lower one is obeyed again.
+    obeyed_term: Term,
     vacant_since: Option<Millis>,
 }
 
 impl Election {
     /// No coordinator is known yet.
     pub fn new(me: NodeId, network: NetworkId) -> Self {
-        Self { me, network, reign: None, highest_term: Term(0), vacant_since: None }
+        Self { me, network, reign: None, highest_term: Term(0), obeyed_term: Term(0), vacant_since: None }
     }
 
     /// The coordinator that this agent obeys.
@@ -50,26 +54,23 @@ impl Election {
         self.reign.is_some_and(|reign| reign.coordinator == self.me)
     }
 
-    /// Takes note of what `from` says; returns whether this agent now obeys another reign.
-    pub fn heard(&mut self, from: NodeId, said: Reign) -> bool {
-        if said.term.0 > self.highest_term.0.saturating_add(TERM_JUMP_MAX) {
-            return false;
-        }
-        self.highest_term = self.highest_term.max(said.term);
-        if said.coordinator != from {
-            // Our coordinator obeys another that we do not hear: for us the office is vacant.
-            let stepped_down = self.reign.is_some_and(|reign| reign.coordinator == from);
-            if stepped_down {
-                self.reign = None;
+    /// Takes note of the reign that `from` obeys; returns whether this agent now obeys another, or none.
+    pub fn heard(&mut self, from: NodeId, said: Option<Reign>) -> bool {
+        if let Some(said) = said {
+            let reach = Term(self.highest_term.0.saturating_add(TERM_JUMP_MAX));
+            self.highest_term = self.highest_term.max(said.term.min(reach));
+            if said.coordinator == from && said.term <= reach && self.outranks_present(said) {
+                self.obey(said);
+                return true;
             }
-            return stepped_down;
         }
-        if !self.outranks_present(said) {
-            return false;
+        // Our coordinator does not hold the office for which we obey it: it stepped down, or it started
+        // anew and remembers nothing. For us the office is vacant.
+        let left = self.reign.is_some_and(|reign| reign.coordinator == from && said != Some(reign));
+        if left {
+            self.reign = None;
         }
-        self.reign = Some(said);
-        self.vacant_since = None;
-        true
+        left
     }
 
     /// Lets time pass. `present` holds the members that can be heard now, this agent included if it may
@@ -84,14 +85,19 @@ impl Election {
         if now.since(since) < VACANCY_MS + SUCCESSION_MS * place {
             return false;
         }
-        self.highest_term = Term(self.highest_term.0 + 1);
-        self.reign = Some(Reign { term: self.highest_term, coordinator: self.me });
-        self.vacant_since = None;
+        self.highest_term = Term(self.highest_term.0.saturating_add(1));
+        self.obey(Reign { term: self.highest_term, coordinator: self.me });
         true
     }
 
+    fn obey(&mut self, reign: Reign) {
+        self.obeyed_term = reign.term;
+        self.reign = Some(reign);
+        self.vacant_since = None;
+    }
+
     fn outranks_present(&self, said: Reign) -> bool {
-        let Some(present) = self.reign else { return true };
+        let Some(present) = self.reign else { return said.term >= self.obeyed_term };
         if said.term != present.term {
             return said.term > present.term;
         }

@@ -61,7 +61,7 @@ impl Genesis {
 
     /// The epoch that contains `now`; instants before genesis belong to epoch 0.
     pub fn epoch_at(&self, now: Millis) -> Epoch {
-        Epoch(now.since(Millis(self.started_at_ms)) / self.epoch_ms)
+        Epoch(now.since(Millis(self.started_at_ms)) / self.epoch_ms.max(1))
     }
 
     /// When `epoch` begins.

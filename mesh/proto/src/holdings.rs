@@ -3,12 +3,12 @@
 //! Every lease that was taken ends in exactly one receipt. A receipt stays pending until the coordinator
 //! answered it, and is sent again when the coordinator comes back. Must never execute anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::election::Reign;
 use crate::ids::{Digest, JobId, LeaseId, Millis, NodeId, Units};
 use crate::job::Shard;
-use crate::lease::{End, Lease, Pace, Receipt};
+use crate::lease::{BadLease, End, Fence, Lease, Pace, Receipt};
 use crate::limits::{LEASES_HELD_MAX, RECEIPTS_PENDING_MAX, RENEW_MS};
 use crate::signed::{Envelope, Signed};
 
@@ -53,11 +53,15 @@ struct Held {
 #[derive(Debug, Default)]
 pub struct Holdings {
     held: BTreeMap<LeaseId, Held>,
-    pending: BTreeMap<LeaseId, Envelope<Receipt>>,
+    /// Oldest first.
+    pending: VecDeque<(LeaseId, Envelope<Receipt>)>,
+    /// The last fence taken, and from whom: a coordinator's fences only grow, so an old grant that is
+    /// played again is known without remembering every lease.
+    last_fence: Option<(NodeId, Fence)>,
 }
 
 /// Why a lease is not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotTaken {
     /// It names another agent.
     #[error("the lease is for another agent")]
@@ -65,6 +69,9 @@ pub enum NotTaken {
     /// A later coordinator is in office.
     #[error("the lease's term is over")]
     Fenced,
+    /// It cannot be executed, by anybody.
+    #[error(transparent)]
+    Nonsense(#[from] BadLease),
     /// Already held, or already ended here.
     #[error("the lease was granted before")]
     Repeated,
@@ -92,14 +99,17 @@ impl Holdings {
         if statement.fence.term != office.term || lease.signer() != office.coordinator {
             return Err(NotTaken::Fenced);
         }
+        statement.validate()?;
         let id = statement.id();
-        if self.held.contains_key(&id) || self.pending.contains_key(&id) {
+        let fence = statement.fence;
+        if self.last_fence.is_some_and(|(signer, last)| signer == lease.signer() && fence <= last) {
             return Err(NotTaken::Repeated);
         }
         if self.held.len() >= LEASES_HELD_MAX {
             return Err(NotTaken::Full);
         }
         let expires_at = now.plus(u64::from(statement.ttl_ms));
+        self.last_fence = Some((lease.signer(), fence));
         let held = Held {
             lease,
             taken_at: now,
@@ -113,13 +123,13 @@ impl Holdings {
         Ok(id)
     }
 
-    /// The shell reports life in a shard. Returns whether the coordinator should hear of it at once.
-    pub fn progressed(&mut self, id: LeaseId, pace: Pace) -> bool {
-        let Some(held) = self.held.get_mut(&id) else { return false };
-        let first_ready = held.pace.of == 0 && pace.done == pace.of;
+    /// The shell reports life in a shard. Returns the coordinator if it should hear of it at once.
+    pub fn progressed(&mut self, id: LeaseId, pace: Pace) -> Option<NodeId> {
+        let held = self.held.get_mut(&id)?;
+        let first_ready = held.pace.of == 0 && pace.of > 0 && pace.done == pace.of;
         held.pace = pace;
         held.moved = true;
-        first_ready
+        (first_ready && held.stopping.is_none()).then(|| held.lease.signer())
     }
 
     /// Leases whose coordinator should hear of them now: queued, standing, or moved since last asked.
@@ -157,14 +167,24 @@ impl Holdings {
         out
     }
 
-    /// The coordinator releases a lease. Returns whether it is to be stopped now.
+    /// The coordinator releases a lease: a stage has served well, any other shard is cancelled. Returns
+    /// whether it is to be stopped now.
     pub fn released(&mut self, id: LeaseId, from: NodeId) -> bool {
+        let standing = self.held.get(&id).is_some_and(|held| held.lease.statement().shard.is_standing());
+        self.end(id, from, if standing { End::Completed } else { End::Cancelled })
+    }
+
+    /// The coordinator does not know a lease any more. Returns whether it is to be stopped now.
+    pub fn disowned(&mut self, id: LeaseId, from: NodeId) -> bool {
+        self.end(id, from, End::Cancelled)
+    }
+
+    fn end(&mut self, id: LeaseId, from: NodeId, end: End) -> bool {
         let Some(held) = self.held.get_mut(&id) else { return false };
         if held.lease.signer() != from || held.stopping.is_some() {
             return false;
         }
-        let standing = held.lease.statement().shard.is_standing();
-        held.stopping = Some(if standing { End::Completed } else { End::Cancelled });
+        held.stopping = Some(end);
         true
     }
 
@@ -175,6 +195,18 @@ impl Holdings {
             let theirs =
                 held.lease.signer() == office.coordinator && held.lease.statement().fence.term == office.term;
             if !theirs && held.stopping.is_none() {
+                held.stopping = Some(End::Cancelled);
+                out.push(*id);
+            }
+        }
+        out
+    }
+
+    /// Every lease not yet being stopped, to be stopped now: the agent leaves.
+    pub fn give_up(&mut self) -> Vec<LeaseId> {
+        let mut out = Vec::new();
+        for (id, held) in &mut self.held {
+            if held.stopping.is_none() {
                 held.stopping = Some(End::Cancelled);
                 out.push(*id);
             }
@@ -220,25 +252,26 @@ impl Holdings {
     /// Keeps a receipt until it is answered; the log keeps it for ever.
     pub fn await_answer(&mut self, id: LeaseId, receipt: Envelope<Receipt>) {
         if self.pending.len() >= RECEIPTS_PENDING_MAX {
-            self.pending.pop_first();
+            self.pending.pop_front();
         }
-        self.pending.insert(id, receipt);
+        self.pending.push_back((id, receipt));
     }
 
     /// The coordinator answered. Returns the receipt that was waiting.
     pub fn answered(&mut self, id: LeaseId) -> Option<Envelope<Receipt>> {
-        self.pending.remove(&id)
+        let place = self.pending.iter().position(|(lease, _)| *lease == id)?;
+        self.pending.remove(place).map(|(_, receipt)| receipt)
     }
 
     /// The receipt that waits for an answer about `id`.
     pub fn awaiting(&self, id: LeaseId) -> Option<&Envelope<Receipt>> {
-        self.pending.get(&id)
+        self.pending.iter().find(|(lease, _)| *lease == id).map(|(_, receipt)| receipt)
     }
 
     /// Receipts to send again to `coordinator`, which just came back.
     pub fn unanswered(&self, coordinator: NodeId) -> Vec<Envelope<Receipt>> {
         let from = |receipt: &&Envelope<Receipt>| receipt.unverified().lease.signer() == coordinator;
-        self.pending.values().filter(from).cloned().collect()
+        self.pending.iter().map(|(_, receipt)| receipt).filter(from).cloned().collect()
     }
 
     /// What is held, for `status`.

@@ -111,48 +111,36 @@ impl JobSpec {
             && self.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         check(name_ok, "name", &self.name, "1 to 64 letters, digits, `-`, `_` or `.`")?;
         match &self.work {
-            Work::Train(train) => {
-                train.shape.validate()?;
-                check(
-                    (1..=limits::ROUNDS_MAX).contains(&train.rounds),
-                    "rounds",
-                    train.rounds,
-                    "1 to 100000 outer steps",
-                )?;
-                check(
-                    (1..=10_000).contains(&train.inner_steps),
-                    "inner_steps",
-                    train.inner_steps,
-                    "1 to 10000 steps a round",
-                )?;
-                check((1..=1_024).contains(&train.batch), "batch", train.batch, "1 to 1024 sequences")?;
-                let rate = train.learning_rate_millionths;
-                check(
-                    (1..=1_000_000).contains(&rate),
-                    "learning_rate",
-                    f64::from(rate) / 1e6,
-                    "above 0, at most 1; 0.003 is usual",
-                )?;
-                let outer = train.outer_rate_millionths;
-                check(
-                    (1..=2_000_000).contains(&outer),
-                    "outer_rate",
-                    f64::from(outer) / 1e6,
-                    "above 0, at most 2; 0.7 is usual",
-                )?;
-                let momentum = train.outer_momentum_millionths;
-                check(
-                    momentum < 1_000_000,
-                    "outer_momentum",
-                    f64::from(momentum) / 1e6,
-                    "from 0 to below 1; 0.9 is usual",
-                )
-            }
-            Work::Serve(serve) => {
-                serve.shape.validate()?;
-                check(serve.stages_max >= 1, "stages_max", serve.stages_max, "at least 1")
-            }
+            Work::Train(train) => train.validate(),
+            Work::Serve(serve) => serve.validate(),
         }
+    }
+}
+
+impl TrainSpec {
+    fn validate(&self) -> Result<(), BadJob> {
+        self.shape.validate()?;
+        let rounds = self.rounds;
+        check((1..=limits::ROUNDS_MAX).contains(&rounds), "rounds", rounds, "1 to 100000 outer steps")?;
+        let steps = self.inner_steps;
+        check((1..=10_000).contains(&steps), "inner_steps", steps, "1 to 10000 steps a round")?;
+        check((1..=1_024).contains(&self.batch), "batch", self.batch, "1 to 1024 sequences")?;
+        let rate = self.learning_rate_millionths;
+        let hint = "above 0, at most 1; 0.003 is usual";
+        check((1..=1_000_000).contains(&rate), "learning_rate", f64::from(rate) / 1e6, hint)?;
+        let outer = self.outer_rate_millionths;
+        let hint = "above 0, at most 2; 0.7 is usual";
+        check((1..=2_000_000).contains(&outer), "outer_rate", f64::from(outer) / 1e6, hint)?;
+        let momentum = self.outer_momentum_millionths;
+        let hint = "from 0 to below 1; 0.9 is usual";
+        check(momentum < 1_000_000, "outer_momentum", f64::from(momentum) / 1e6, hint)
+    }
+}
+
+impl ServeSpec {
+    fn validate(&self) -> Result<(), BadJob> {
+        self.shape.validate()?;
+        check(self.stages_max >= 1, "stages_max", self.stages_max, "at least 1")
     }
 }
 
@@ -231,6 +219,34 @@ pub enum Shard {
 }
 
 impl Shard {
+    /// Checks every field that a coordinator may have chosen, by the same rules as a job's.
+    ///
+    /// # Errors
+    /// [`BadJob`] names the first field that is out of range.
+    pub fn validate(&self) -> Result<(), BadJob> {
+        match self {
+            Self::Init { shape, .. } => shape.validate(),
+            Self::Train { spec, round, index, of, .. } => {
+                spec.validate()?;
+                check(*round < spec.rounds, "round", round, "below the job's rounds")?;
+                check((1..=limits::SLICES_MAX).contains(&usize::from(*of)), "of", of, "1 to 1025 slices")?;
+                check(index < of, "index", index, "below the number of slices")
+            }
+            Self::Merge { deltas, spec, round, .. } => {
+                spec.validate()?;
+                check(*round < spec.rounds, "round", round, "below the job's rounds")?;
+                let count = deltas.len();
+                check((1..=limits::SLICES_MAX).contains(&count), "deltas", count, "1 to 1025 slices")
+            }
+            Self::Stage { shape, start, end, index, of, .. } => {
+                shape.validate()?;
+                check(start < end && *end <= shape.layers, "end", end, "above start, at most the layers")?;
+                check((1..=shape.layers).contains(of), "of", of, "1 to the number of layers")?;
+                check(index < of, "index", index, "below the number of stages")
+            }
+        }
+    }
+
     /// The blobs that must be at hand before execution.
     pub fn inputs(&self) -> Vec<Digest> {
         match self {
@@ -253,8 +269,9 @@ impl Shard {
         match self {
             Self::Init { shape, .. } => Units(shape.weights() / 1_000_000),
             Self::Train { spec, .. } => {
-                let tokens =
-                    u64::from(spec.inner_steps) * u64::from(spec.batch) * u64::from(spec.shape.context);
+                let tokens = u64::from(spec.inner_steps)
+                    .saturating_mul(u64::from(spec.batch))
+                    .saturating_mul(u64::from(spec.shape.context));
                 Units(tokens.saturating_mul(6 * spec.shape.weights()) / 1_000_000)
             }
             Self::Merge { spec, deltas, .. } => {

@@ -7,7 +7,8 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units};
-use crate::job::Shard;
+use crate::job::{BadJob, Shard};
+use crate::limits::{LEASE_TTL_MS_MAX, OUTPUTS_MAX, SLICES_MAX};
 use crate::signed::{Envelope, Statement, encode};
 
 /// Fences a late holder out: the greater token wins, wherever two leases for one shard meet.
@@ -15,7 +16,8 @@ use crate::signed::{Envelope, Statement, encode};
 pub struct Fence {
     /// The coordinator's term.
     pub term: Term,
-    /// Grants in that term, counted from 1.
+    /// Grows with every grant; never below the coordinator's clock in milliseconds, so that it grows even
+    /// if the coordinator starts anew within the same term.
     pub sequence: u64,
 }
 
@@ -42,7 +44,39 @@ impl Statement for Lease {
     const KIND: &'static str = "lease";
 }
 
+/// Why a lease is nonsense, whoever signed it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadLease {
+    /// The shard cannot be executed.
+    #[error("the shard is out of bounds: {0}")]
+    Shard(#[from] BadJob),
+    /// It would end at once or never.
+    #[error("a lease of {0} ms is shorter than a second or longer than ten minutes")]
+    Ttl(u32),
+    /// The price is not what the shard's arithmetic says.
+    #[error("the lease names {named} units of work where the shard has {has}")]
+    Units {
+        /// In the lease.
+        named: Units,
+        /// By the shard's arithmetic.
+        has: Units,
+    },
+}
+
 impl Lease {
+    /// Checks every field that a coordinator may have chosen.
+    ///
+    /// # Errors
+    /// [`BadLease`]; the lease must not be executed.
+    pub fn validate(&self) -> Result<(), BadLease> {
+        self.shard.validate()?;
+        if !(1_000..=LEASE_TTL_MS_MAX).contains(&self.ttl_ms) {
+            return Err(BadLease::Ttl(self.ttl_ms));
+        }
+        let has = self.shard.units();
+        if self.units == has { Ok(()) } else { Err(BadLease::Units { named: self.units, has }) }
+    }
+
     /// The id by which everything later refers to this lease.
     pub fn id(&self) -> LeaseId {
         LeaseId(Digest::of(&encode(self)).0)
@@ -98,6 +132,19 @@ pub struct Receipt {
 
 impl Statement for Receipt {
     const KIND: &'static str = "receipt";
+}
+
+impl Receipt {
+    /// Whether a stranger's receipt is small enough to keep.
+    pub fn is_bounded(&self) -> bool {
+        // A merge has the most inputs: every slice, the state before and the data.
+        self.inputs.len() <= SLICES_MAX + 2 && self.outputs.len() <= OUTPUTS_MAX
+    }
+
+    /// What the shard made; nothing unless it was executed to its end and has a result.
+    pub fn result(&self) -> Option<Digest> {
+        self.outputs.first().copied().filter(|_| self.end == End::Completed)
+    }
 }
 
 /// The coordinator's word that a receipt came in time under a lease in force. The signer must be the

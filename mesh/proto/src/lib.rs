@@ -16,5 +16,6 @@ pub mod message;
 pub mod node;
 pub mod offer;
 pub mod office;
+pub mod orders;
 pub mod plan;
 pub mod signed;

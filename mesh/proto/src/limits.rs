@@ -14,13 +14,27 @@ pub const MEMBERS_MAX: usize = 1_024;
 pub const OFFERS_SENT_MAX: usize = 64;
 /// Jobs that an agent keeps at once, finished ones included.
 pub const JOBS_MAX: usize = 256;
+/// Own jobs that an agent has under way at once; fewer, so that others' jobs can be seen beside them.
+pub const ORDERS_MAX: usize = JOBS_MAX / 2;
 /// Leases that one agent holds at once.
 pub const LEASES_HELD_MAX: usize = 64;
-/// Receipts waiting for the coordinator's answer, and acceptances kept to answer twice.
+/// Receipts waiting for the coordinator's answer.
 pub const RECEIPTS_PENDING_MAX: usize = 256;
+/// Acceptances that a coordinator keeps, to answer a receipt that is sent again.
+pub const ACCEPTANCES_KEPT_MAX: usize = 4_096;
+/// Agents named in a grant as holders of the inputs: every member, the coordinator and the owner.
+pub const HOLDERS_MAX: usize = MEMBERS_MAX + 2;
+/// Slices of one training round, and so pseudo-gradients of one outer step: every member and the
+/// coordinator.
+pub const SLICES_MAX: usize = MEMBERS_MAX + 1;
+/// Blobs that one agent may name as results of one shard.
+pub const OUTPUTS_MAX: usize = 16;
+/// Longest time to live of a lease; more would let a coordinator block a worker for days.
+pub const LEASE_TTL_MS_MAX: u32 = 600_000;
 /// Longest failure text that travels, in bytes.
 pub const REASON_BYTES_MAX: usize = 400;
-/// A term may exceed the highest seen by so much; more is a stranger trying to end all elections.
+/// A term may exceed the highest seen by so much; a greater one is approached by steps of this size and
+/// not believed before, so that no stranger ends all elections with the greatest of all numbers.
 pub const TERM_JUMP_MAX: u64 = 1 << 20;
 
 /// Pace of heartbeats and of the core's own clockwork.
@@ -39,5 +53,13 @@ pub const LEASE_TTL_MS: u32 = 15_000;
 pub const RENEW_MS: u64 = 2_000;
 /// A shard that failed so often fails its job.
 pub const ATTEMPTS_MAX: u8 = 5;
+/// What the coordinator has not answered about an own job is said again so often.
+pub const RESUBMIT_MS: u64 = 2_000;
+/// An agent that is known but not connected is dialled so often.
+pub const REDIAL_MS: u64 = 5_000;
+/// Tries to reach an agent that was a member before it is forgotten: an hour.
+pub const REDIALS_MAX: u16 = 720;
+/// Tries to reach an agent of which others only told; more would turn hearsay into a flood.
+pub const INTRODUCTIONS_MAX: u16 = 3;
 /// A job's status is told to the members at most so often while nothing but its progress changes.
 pub const STATUS_MS: u64 = 400;

@@ -1,4 +1,5 @@
-//! Who is here: directly connected agents with a verified offer, heard within the last two seconds.
+//! Who is here: directly connected agents with a verified offer, heard within the last two seconds. And who
+//! is not, but may be reached: agents that were here or of which members told.
 //!
 //! A simple version for small networks where everybody is connected to everybody; the mesh issue
 //! replaces it by SWIM. Must never count an agent that only others have heard.
@@ -6,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Millis, NodeId};
-use crate::limits::{MEMBERS_MAX, SILENCE_MS};
+use crate::limits::{INTRODUCTIONS_MAX, MEMBERS_MAX, REDIAL_MS, REDIALS_MAX, SILENCE_MS};
 use crate::offer::Offer;
 use crate::signed::Signed;
 
@@ -17,10 +18,30 @@ struct Member {
     offer: Option<Signed<Offer>>,
 }
 
-/// The agents connected to this one.
+/// What an offer changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Nothing: it is older than what is known, or its signer is not connected.
+    Stale,
+    /// Its signer is a member from now on.
+    Arrived,
+    /// A member offers something else.
+    Changed,
+}
+
+/// An agent that is not connected, and where it said that it listens.
+#[derive(Debug)]
+struct Absent {
+    addresses: Vec<String>,
+    dial_at: Millis,
+    tries_left: u16,
+}
+
+/// The agents connected to this one, and those that could be.
 #[derive(Debug, Default)]
 pub struct Members {
     connected: BTreeMap<NodeId, Member>,
+    absent: BTreeMap<NodeId, Absent>,
 }
 
 impl Members {
@@ -29,13 +50,50 @@ impl Members {
         if self.connected.len() >= MEMBERS_MAX && !self.connected.contains_key(&node) {
             return false;
         }
+        self.absent.remove(&node);
         self.connected.insert(node, Member { heard_at: now, offer: None });
         true
     }
 
-    /// A connection closed. Returns whether the agent had been present.
-    pub fn down(&mut self, node: NodeId) -> bool {
-        self.connected.remove(&node).is_some_and(|member| member.offer.is_some())
+    /// A connection closed. Returns whether the agent had been present; then it will be dialled again.
+    pub fn down(&mut self, now: Millis, node: NodeId) -> bool {
+        let Some(offer) = self.connected.remove(&node).and_then(|member| member.offer) else { return false };
+        let addresses = offer.statement().addresses.clone();
+        self.remember(node, Absent { addresses, dial_at: now.plus(REDIAL_MS), tries_left: REDIALS_MAX });
+        true
+    }
+
+    /// A member told of `offer`'s signer. It is dialled at the next tick, unless it is here or known.
+    pub fn told_of(&mut self, now: Millis, offer: &Signed<Offer>) {
+        let node = offer.signer();
+        if !self.connected.contains_key(&node) && !self.absent.contains_key(&node) {
+            let addresses = offer.statement().addresses.clone();
+            self.remember(node, Absent { addresses, dial_at: now, tries_left: INTRODUCTIONS_MAX });
+        }
+    }
+
+    /// Absent agents to be dialled now.
+    pub fn to_dial(&mut self, now: Millis) -> Vec<(NodeId, Vec<String>)> {
+        let mut due = Vec::new();
+        for (node, absent) in &mut self.absent {
+            if now >= absent.dial_at && absent.tries_left > 0 {
+                absent.tries_left -= 1;
+                absent.dial_at = now.plus(REDIAL_MS);
+                due.push((*node, absent.addresses.clone()));
+            }
+        }
+        self.absent.retain(|_, absent| absent.tries_left > 0 || now < absent.dial_at);
+        due
+    }
+
+    fn remember(&mut self, node: NodeId, absent: Absent) {
+        if self.absent.len() >= MEMBERS_MAX {
+            // The one that is nearest to being forgotten makes room.
+            let fewest = self.absent.iter().min_by_key(|(_, absent)| absent.tries_left);
+            let Some(fewest) = fewest.map(|(node, _)| *node) else { return };
+            self.absent.remove(&fewest);
+        }
+        self.absent.insert(node, absent);
     }
 
     /// Something arrived from `node`. Returns whether it is connected.
@@ -49,17 +107,16 @@ impl Members {
         }
     }
 
-    /// `offer` came from its signer. Returns whether it is news.
-    pub fn offered(&mut self, offer: Signed<Offer>) -> bool {
-        let Some(member) = self.connected.get_mut(&offer.signer()) else { return false };
-        let newer = member
-            .offer
-            .as_ref()
-            .is_none_or(|known| known.statement().issued_at < offer.statement().issued_at);
-        if newer {
-            member.offer = Some(offer);
-        }
-        newer
+    /// `offer` came from its signer.
+    pub fn offered(&mut self, offer: Signed<Offer>) -> News {
+        let Some(member) = self.connected.get_mut(&offer.signer()) else { return News::Stale };
+        let news = match &member.offer {
+            None => News::Arrived,
+            Some(known) if known.statement().issued_at < offer.statement().issued_at => News::Changed,
+            Some(_) => return News::Stale,
+        };
+        member.offer = Some(offer);
+        news
     }
 
     /// Connected agents that have been silent too long.

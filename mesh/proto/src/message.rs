@@ -10,13 +10,15 @@ use crate::election::Reign;
 use crate::ids::{Digest, JobId, LeaseId, NodeId};
 use crate::job::{JobSpec, Work};
 use crate::lease::{Acceptance, Lease, Pace, Receipt};
+use crate::limits::REASON_BYTES_MAX;
 use crate::offer::Offer;
-use crate::signed::Envelope;
+use crate::signed::{Envelope, Signed};
 
 /// A control message.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Message {
-    /// Offers: the sender's own when a connection opens or its offer changes, then those of others.
+    /// Offers: the sender's own when a connection opens or its offer changes; those of others in answer to
+    /// a newcomer's first. So of two that meet a third at once, the later hears of the earlier.
     Offers(Vec<Envelope<Offer>>),
     /// I am here, and this is the coordinator that I obey.
     Beat {
@@ -52,6 +54,14 @@ pub enum Message {
     Renew(LeaseId),
     /// From the coordinator: end it; a stage that served ends as completed.
     Release(LeaseId),
+    /// To the coordinator: the shard cannot be executed under this lease. Goes before the receipt; a lease
+    /// that makes no sense is never taken and has no receipt.
+    Failed {
+        /// Which lease.
+        lease: LeaseId,
+        /// Why, for people.
+        reason: String,
+    },
     /// To the coordinator: how a lease ended.
     Receipt(Envelope<Receipt>),
     /// From the coordinator: the receipt counts.
@@ -65,13 +75,24 @@ pub enum Message {
     },
 }
 
-/// From where a new coordinator may resume a job.
+/// From where a new coordinator may resume a job: what its owner knows of it. False claims harm nobody
+/// but the owner.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Resume {
     /// Outer steps finished.
     pub round: u32,
     /// The checkpoint after them.
     pub state: Digest,
+    /// Held-out loss before training.
+    pub start_loss_micronats: Option<i64>,
+    /// Held-out loss after the last outer step.
+    pub held_out_micronats: Option<i64>,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Whether all agents agreed so far.
+    pub digests_equal: bool,
+    /// Shards granted again so far.
+    pub regrants: u32,
 }
 
 /// Whether a job is under way, and how it ended.
@@ -154,4 +175,86 @@ pub struct JobStatus {
     pub regrants: u32,
     /// The pipeline of a serving job, complete and ready, or empty.
     pub stages: Vec<StageAt>,
+}
+
+impl JobStatus {
+    /// A job of which nothing is done yet.
+    pub fn new(job: &Signed<JobSpec>) -> Self {
+        let spec = job.statement();
+        Self {
+            id: JobId(job.digest().0),
+            owner: job.signer(),
+            name: spec.name.clone(),
+            work: spec.work.clone(),
+            phase: Phase::Waiting,
+            round: 0,
+            step: 0,
+            steps: 0,
+            agents: 0,
+            loss_micronats: None,
+            start_loss_micronats: None,
+            held_out_micronats: None,
+            tokens: 0,
+            state: None,
+            digests_equal: true,
+            regrants: 0,
+            stages: Vec::new(),
+        }
+    }
+
+    /// What another coordinator needs to go on from here.
+    pub fn resume(&self) -> Option<Resume> {
+        self.state.map(|state| Resume {
+            round: self.round,
+            state,
+            start_loss_micronats: self.start_loss_micronats,
+            held_out_micronats: self.held_out_micronats,
+            tokens: self.tokens,
+            digests_equal: self.digests_equal,
+            regrants: self.regrants,
+        })
+    }
+
+    /// Goes on from where an earlier coordinator left off.
+    pub(crate) fn resume_from(&mut self, resume: &Resume) {
+        self.round = resume.round;
+        self.state = Some(resume.state);
+        self.start_loss_micronats = resume.start_loss_micronats;
+        self.held_out_micronats = resume.held_out_micronats;
+        self.tokens = resume.tokens;
+        self.digests_equal = resume.digests_equal;
+        self.regrants = resume.regrants;
+    }
+
+    /// Whether a coordinator's word about a job is small enough to keep and its pipeline can be walked.
+    pub fn is_bounded(&self) -> bool {
+        let spec = JobSpec { name: self.name.clone(), nonce: 0, work: self.work.clone() };
+        let reason_fits = match &self.phase {
+            Phase::Failed { reason } => reason.len() <= REASON_BYTES_MAX,
+            Phase::Waiting | Phase::Running | Phase::Done | Phase::Cancelled => true,
+        };
+        let stages_join = match &self.work {
+            Work::Train(_) => self.stages.is_empty(),
+            Work::Serve(serve) => self.stages.is_empty() || self.stages_cover(serve.shape.layers),
+        };
+        // A job that was refused for its specification is told as failed, with that specification.
+        let refused = matches!(self.phase, Phase::Failed { .. }) && self.name.len() <= REASON_BYTES_MAX;
+        (refused || spec.validate().is_ok()) && reason_fits && stages_join
+    }
+
+    fn stages_cover(&self, layers: u16) -> bool {
+        let mut reached = 0;
+        for stage in &self.stages {
+            if stage.start != reached || stage.end <= stage.start {
+                return false;
+            }
+            reached = stage.end;
+        }
+        reached == layers
+    }
+}
+
+/// `reason`, cut to what may travel.
+pub fn bounded_reason(reason: &str) -> String {
+    reason[..reason.floor_char_boundary(REASON_BYTES_MAX)].to_owned()
 }

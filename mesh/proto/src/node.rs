@@ -2,7 +2,10 @@
 //!
 //! Call order: feed each event with its time to [`Node::handle`], perform the outputs in order, and feed
 //! [`Input::Tick`] every [`limits::BEAT_MS`]. An [`Output::Append`] must be durable before any
-//! [`Output::Send`] queued after it leaves. Must never do anything by itself.
+//! [`Output::Send`] queued after it leaves. Per peer, frames arrive in the order in which they were sent
+//! while one connection lasts; when a connection ends on either side, each side is told `Down` before it is
+//! told of the next `Up`, or that `Up` alone. Every [`Output::Execute`] ends in one [`Input::Finished`],
+//! soon after an [`Output::Stop`]. Must never do anything by itself.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -10,17 +13,18 @@ use ed25519_dalek::SigningKey;
 
 use crate::election::{Election, Reign};
 use crate::genesis::Genesis;
-use crate::holdings::{Executed, HeldLease, Holdings};
+use crate::holdings::{Executed, HeldLease, Holdings, NotTaken};
 use crate::ids::{JobId, LeaseId, Millis, NetworkId, NodeId};
 use crate::job::{JobSpec, Shard};
-use crate::lease::{Acceptance, Lease, Pace, Receipt};
+use crate::lease::{Acceptance, End, Lease, Pace, Receipt};
 use crate::limits;
-use crate::membership::Members;
-use crate::message::{JobStatus, Message, Resume};
+use crate::membership::{Members, News};
+use crate::message::{JobStatus, Message, Resume, bounded_reason};
 use crate::offer::Offer;
-use crate::office::{Letter, Office};
+use crate::office::{Letter, NotHired, Office};
+use crate::orders::Orders;
 use crate::plan::Hand;
-use crate::signed::{Envelope, Signed, decode};
+use crate::signed::{Envelope, Malformed, Signed, decode};
 
 /// Everything that can happen to the core.
 #[derive(Clone, Debug)]
@@ -46,6 +50,8 @@ pub enum Input {
     Progress(LeaseId, Pace),
     /// A shard's execution ended.
     Finished(LeaseId, Result<Executed, String>),
+    /// The agent is about to end: its leases are to be stopped.
+    Leave,
     /// Time passed.
     Tick,
 }
@@ -109,8 +115,7 @@ pub struct Node {
     election: Election,
     office: Option<Office>,
     holdings: Holdings,
-    jobs: BTreeMap<JobId, JobStatus>,
-    own_jobs: BTreeMap<JobId, Signed<JobSpec>>,
+    orders: Orders,
     loopback: VecDeque<Message>,
     beat_at: Millis,
 }
@@ -131,8 +136,7 @@ impl Node {
             election: Election::new(id, network),
             office: None,
             holdings: Holdings::default(),
-            jobs: BTreeMap::new(),
-            own_jobs: BTreeMap::new(),
+            orders: Orders::default(),
             loopback: VecDeque::new(),
             beat_at: Millis(0),
         }
@@ -165,7 +169,7 @@ impl Node {
 
     /// Jobs that this agent has heard of.
     pub fn jobs(&self) -> &BTreeMap<JobId, JobStatus> {
-        &self.jobs
+        self.orders.jobs()
     }
 
     /// Signs a job as this agent's.
@@ -179,26 +183,34 @@ impl Node {
         match input {
             Input::Offer(offer) => self.measured(offer, out),
             Input::Up(node) => self.up(now, node, out),
-            Input::Down(node) => self.down(node, out),
-            Input::Frame { from, bytes } => match decode::<Message>(&bytes) {
+            Input::Down(node) => self.down(now, node, out),
+            Input::Frame { from, bytes } => match parse(&bytes) {
                 Ok(message) if self.members.heard(now, from) => self.message(now, from, message, out),
                 Ok(_) => {}
-                Err(error) => {
-                    out.push(Output::Disconnect(from, error.to_string()));
-                    self.down(from, out);
-                }
+                Err(error) => self.disconnect(now, from, error.to_string(), out),
             },
-            Input::Submit(job) => self.submit_own(job, out),
+            Input::Submit(job) => {
+                out.push(Output::JobChanged(self.orders.place(job)));
+                self.say_orders(now, out);
+            }
             Input::Cancel(job) => {
-                self.own_jobs.remove(&job);
-                self.tell_coordinator(Message::Cancel(job), out);
+                if self.orders.cancel(job) {
+                    self.say_orders(now, out);
+                } else if let Some(reign) = self.election.reign() {
+                    // Not an order of this life of the agent, but perhaps of an earlier one.
+                    self.send(reign.coordinator, Message::Cancel(job), out);
+                }
             }
             Input::Progress(lease, pace) => {
-                if self.holdings.progressed(lease, pace) {
-                    self.tell_coordinator(Message::Progress { lease, pace }, out);
+                if let Some(coordinator) = self.holdings.progressed(lease, pace) {
+                    self.send(coordinator, Message::Progress { lease, pace }, out);
                 }
             }
             Input::Finished(lease, result) => self.finished(now, lease, result, out),
+            Input::Leave => {
+                let stopped = self.holdings.give_up();
+                out.extend(stopped.into_iter().map(Output::Stop));
+            }
             Input::Tick => self.tick(now, out),
         }
         while let Some(message) = self.loopback.pop_front() {
@@ -216,44 +228,45 @@ impl Node {
     }
 
     fn up(&mut self, now: Millis, node: NodeId, out: &mut Vec<Output>) {
+        if node == self.id {
+            out.push(Output::Disconnect(node, "this is the agent itself".into()));
+            return;
+        }
+        if self.members.is_connected(node) {
+            // A new connection in place of the old: what was under way on that one may be lost.
+            self.down(now, node, out);
+        }
         if !self.members.up(now, node) {
             out.push(Output::Disconnect(node, "this agent has as many members as it can".into()));
             return;
         }
         self.bootstrapped = true;
-        let own = self.offer.iter();
-        let offers = own.chain(self.members.offers()).take(limits::OFFERS_SENT_MAX);
-        let offers: Vec<_> = offers.map(|offer| offer.envelope().clone()).collect();
-        out.push(Output::Send(node, Message::Offers(offers)));
+        if let Some(offer) = &self.offer {
+            out.push(Output::Send(node, Message::Offers(vec![offer.envelope().clone()])));
+        }
         out.push(Output::Send(node, Message::Beat { reign: self.election.reign() }));
-        self.reintroduce(node, out);
+        self.reintroduce(now, node, out);
+    }
+
+    fn disconnect(&mut self, now: Millis, node: NodeId, why: String, out: &mut Vec<Output>) {
+        out.push(Output::Disconnect(node, why));
+        self.down(now, node, out);
     }
 
     /// Says again to a coordinator that came (back) what it may have missed.
-    fn reintroduce(&mut self, node: NodeId, out: &mut Vec<Output>) {
+    fn reintroduce(&mut self, now: Millis, node: NodeId, out: &mut Vec<Output>) {
         if self.election.reign().is_none_or(|reign| reign.coordinator != node) {
             return;
         }
         for receipt in self.holdings.unanswered(node) {
             self.send(node, Message::Receipt(receipt), out);
         }
-        let unfinished = |id: &JobId| self.jobs.get(id).is_none_or(|status| !status.phase.is_final());
-        let jobs: Vec<_> = self
-            .own_jobs
-            .iter()
-            .filter(|(id, _)| unfinished(id))
-            .map(|(id, job)| (*id, job.envelope().clone()))
-            .collect();
-        for (id, job) in jobs {
-            let status = self.jobs.get(&id);
-            let resume =
-                status.and_then(|status| status.state.map(|state| Resume { round: status.round, state }));
-            self.send(node, Message::Submit { job, resume }, out);
-        }
+        self.orders.unanswered();
+        self.say_orders(now, out);
     }
 
-    fn down(&mut self, node: NodeId, out: &mut Vec<Output>) {
-        if self.members.down(node) {
+    fn down(&mut self, now: Millis, node: NodeId, out: &mut Vec<Output>) {
+        if self.members.down(now, node) {
             out.push(Output::Note(format!("agent {} is gone", node.short())));
         }
         let mut letters = Vec::new();
@@ -265,12 +278,10 @@ impl Node {
 
     fn message(&mut self, now: Millis, from: NodeId, message: Message, out: &mut Vec<Output>) {
         match message {
-            Message::Offers(offers) => self.offers_heard(from, offers, out),
+            Message::Offers(offers) => self.offers_heard(now, from, offers, out),
             Message::Beat { reign } => {
-                if let Some(reign) = reign
-                    && self.election.heard(from, reign)
-                {
-                    self.reign_changed(out);
+                if self.election.heard(from, reign) {
+                    self.reign_changed(now, out);
                 }
             }
             Message::Submit { job, resume } => self.submitted(from, job, resume, out),
@@ -295,32 +306,55 @@ impl Node {
                     out.push(Output::Stop(lease));
                 }
             }
+            Message::Failed { lease, reason } => {
+                let mut letters = Vec::new();
+                if let Some(office) = &mut self.office {
+                    office.failed(from, lease, &bounded_reason(&reason), &mut letters);
+                }
+                self.post(letters, out);
+            }
             Message::Receipt(receipt) => self.receipt_heard(now, from, receipt, out),
             Message::Accepted(acceptance) => self.accepted(from, acceptance, out),
             Message::Refused { lease, reason } => self.refused(from, lease, &reason, out),
         }
     }
 
-    fn offers_heard(&mut self, from: NodeId, offers: Vec<Envelope<Offer>>, out: &mut Vec<Output>) {
+    fn offers_heard(
+        &mut self,
+        now: Millis,
+        from: NodeId,
+        offers: Vec<Envelope<Offer>>,
+        out: &mut Vec<Output>,
+    ) {
         for envelope in offers.into_iter().take(limits::OFFERS_SENT_MAX) {
             let Ok(offer) = envelope.open(&self.network) else {
-                out.push(Output::Disconnect(from, "an offer's signature does not verify".into()));
-                return;
+                return self.disconnect(now, from, "an offer's signature does not verify".into(), out);
             };
             if !offer.statement().is_bounded() || offer.signer() == self.id {
                 continue;
             }
             let signer = offer.signer();
             if signer == from {
-                if self.members.offered(offer) {
-                    out.push(Output::Note(format!("agent {} is here", from.short())));
-                    if let Some(office) = &mut self.office {
-                        office.newcomer();
-                    }
+                match self.members.offered(offer) {
+                    News::Arrived => self.welcome(from, out),
+                    News::Changed | News::Stale => {}
                 }
-            } else if !self.members.is_connected(signer) {
-                out.push(Output::Dial(signer, offer.statement().addresses.clone()));
+            } else {
+                self.members.told_of(now, &offer);
             }
+        }
+    }
+
+    fn welcome(&mut self, newcomer: NodeId, out: &mut Vec<Output>) {
+        out.push(Output::Note(format!("agent {} is here", newcomer.short())));
+        let others = self.members.offers().filter(|offer| offer.signer() != newcomer);
+        let others: Vec<_> =
+            others.take(limits::OFFERS_SENT_MAX).map(|offer| offer.envelope().clone()).collect();
+        if !others.is_empty() {
+            out.push(Output::Send(newcomer, Message::Offers(others)));
+        }
+        if let Some(office) = &mut self.office {
+            office.newcomer();
         }
     }
 
@@ -333,22 +367,25 @@ impl Node {
     ) {
         let Some(office) = &mut self.office else { return };
         let refusal = match job.open(&self.network) {
-            Ok(job) if job.signer() == from => office.submit(&job, resume).err(),
-            Ok(job) => Some(format!("the job is {}'s", job.signer().short())),
-            Err(error) => Some(error.to_string()),
+            Ok(job) if job.signer() == from => match office.submit(&job, resume) {
+                Ok(()) => return,
+                Err(NotHired::Full) => "as many jobs as can be are under way".to_owned(),
+                Err(NotHired::Refused(status)) => {
+                    return self.send(from, Message::Job(*status), out);
+                }
+            },
+            Ok(job) => format!("it is {}'s", job.signer().short()),
+            Err(error) => error.to_string(),
         };
-        if let Some(reason) = refusal {
-            out.push(Output::Note(format!("refused a job of {}: {reason}", from.short())));
-        }
+        out.push(Output::Note(format!("did not take a job of {}: {refusal}", from.short())));
     }
 
-    fn submit_own(&mut self, job: Signed<JobSpec>, out: &mut Vec<Output>) {
-        let message = Message::Submit { job: job.envelope().clone(), resume: None };
-        if self.own_jobs.len() >= limits::JOBS_MAX {
-            self.own_jobs.pop_first();
+    /// Tells the coordinator what it has not answered about own jobs.
+    fn say_orders(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let Some(reign) = self.election.reign() else { return };
+        for message in self.orders.to_say(now) {
+            self.send(reign.coordinator, message, out);
         }
-        self.own_jobs.insert(JobId(job.digest().0), job);
-        self.tell_coordinator(message, out);
     }
 
     fn job_heard(&mut self, from: NodeId, status: JobStatus, out: &mut Vec<Output>) {
@@ -356,14 +393,11 @@ impl Node {
             return;
         }
         let id = status.id;
-        if self.jobs.len() >= limits::JOBS_MAX && !self.jobs.contains_key(&id) {
-            self.jobs.pop_first();
+        if !status.is_bounded() {
+            out.push(Output::Note(format!("ignored nonsense about job {}", id.short())));
+        } else if self.orders.heard(status) {
+            out.push(Output::JobChanged(id));
         }
-        if status.phase.is_final() {
-            self.own_jobs.remove(&id);
-        }
-        self.jobs.insert(id, status);
-        out.push(Output::JobChanged(id));
     }
 
     fn granted(
@@ -371,9 +405,10 @@ impl Node {
         now: Millis,
         from: NodeId,
         lease: Envelope<Lease>,
-        holders: Vec<NodeId>,
+        mut holders: Vec<NodeId>,
         out: &mut Vec<Output>,
     ) {
+        holders.truncate(limits::HOLDERS_MAX);
         let office = self.election.reign().filter(|reign| reign.coordinator == from);
         let id = lease.unverified().id();
         let taken = match (office, lease.open(&self.network)) {
@@ -382,7 +417,13 @@ impl Node {
                 self.holdings
                     .take(now, self.id, reign, lease)
                     .map(|lease| Execution { lease, job, shard, holders })
-                    .map_err(|error| error.to_string())
+                    .map_err(|error| {
+                        if let NotTaken::Nonsense(error) = &error {
+                            let reason = bounded_reason(&error.to_string());
+                            self.send(from, Message::Failed { lease: id, reason }, out);
+                        }
+                        error.to_string()
+                    })
             }
             (None, _) => Err("this agent obeys another coordinator".to_owned()),
             (Some(_), Ok(_)) => Err("the lease is signed by another agent".to_owned()),
@@ -401,15 +442,17 @@ impl Node {
         result: Result<Executed, String>,
         out: &mut Vec<Output>,
     ) {
-        if let Err(reason) = &result {
-            let reason: String = reason.chars().take(limits::REASON_BYTES_MAX).collect();
-            out.push(Output::Note(format!("lease {} failed: {reason}", lease.short())));
-        }
+        let reason = result.as_ref().err().map(|reason| bounded_reason(reason));
         let Some(receipt) = self.holdings.finish(now, lease, result) else { return };
         let coordinator = receipt.lease.signer();
+        let failure = reason.filter(|_| receipt.end == End::Failed);
         let receipt = Signed::new(receipt, &self.network, &self.key).into_envelope();
         self.holdings.await_answer(lease, receipt.clone());
         out.push(Output::Append(Record::Receipt(receipt.clone())));
+        if let Some(reason) = failure {
+            out.push(Output::Note(format!("lease {} failed: {reason}", lease.short())));
+            self.send(coordinator, Message::Failed { lease, reason }, out);
+        }
         self.send(coordinator, Message::Receipt(receipt), out);
     }
 
@@ -451,13 +494,13 @@ impl Node {
     }
 
     fn refused(&mut self, from: NodeId, lease: LeaseId, reason: &str, out: &mut Vec<Output>) {
-        let reason: String = reason.chars().take(limits::REASON_BYTES_MAX).collect();
+        let reason = bounded_reason(reason);
         let signed_by_sender =
             self.holdings.awaiting(lease).is_some_and(|receipt| receipt.unverified().lease.signer() == from);
         if signed_by_sender {
             self.holdings.answered(lease);
             out.push(Output::Note(format!("lease {} is not paid: {reason}", lease.short())));
-        } else if self.holdings.released(lease, from) {
+        } else if self.holdings.disowned(lease, from) {
             // It is still being executed, for nothing.
             out.push(Output::Stop(lease));
         }
@@ -466,12 +509,15 @@ impl Node {
     fn tick(&mut self, now: Millis, out: &mut Vec<Output>) {
         for node in self.members.silent(now) {
             let why = format!("nothing heard for {} ms", limits::SILENCE_MS);
-            out.push(Output::Disconnect(node, why));
-            self.down(node, out);
+            self.disconnect(now, node, why, out);
+        }
+        for (node, addresses) in self.members.to_dial(now) {
+            out.push(Output::Dial(node, addresses));
         }
         if self.election.tick(now, &self.electorate(now)) {
-            self.reign_changed(out);
+            self.reign_changed(now, out);
         }
+        self.say_orders(now, out);
         if now.since(self.beat_at) >= limits::BEAT_MS {
             self.beat_at = now;
             let beat = Message::Beat { reign: self.election.reign() };
@@ -509,13 +555,14 @@ impl Node {
         self.post(letters, out);
     }
 
-    fn reign_changed(&mut self, out: &mut Vec<Output>) {
+    fn reign_changed(&mut self, now: Millis, out: &mut Vec<Output>) {
         let reign = self.election.reign();
         out.push(Output::CoordinatorChanged(reign));
         self.office = reign
             .filter(|reign| reign.coordinator == self.id)
-            .map(|reign| Office::new(self.id, self.network, self.key.clone(), reign.term));
+            .map(|reign| Office::new(self.network, self.key.clone(), reign.term));
         let Some(reign) = reign else { return };
+        // Said now, so that it is known before the first grant.
         let beat = Message::Beat { reign: Some(reign) };
         out.extend(self.members.connected().map(|node| Output::Send(node, beat.clone())));
         for lease in self.holdings.fenced(reign) {
@@ -525,13 +572,7 @@ impl Node {
             )));
             out.push(Output::Stop(lease));
         }
-        self.reintroduce(reign.coordinator, out);
-    }
-
-    fn tell_coordinator(&mut self, message: Message, out: &mut Vec<Output>) {
-        if let Some(reign) = self.election.reign() {
-            self.send(reign.coordinator, message, out);
-        }
+        self.reintroduce(now, reign.coordinator, out);
     }
 
     fn post(&mut self, letters: Vec<Letter>, out: &mut Vec<Output>) {
@@ -543,8 +584,14 @@ impl Node {
     fn send(&mut self, to: NodeId, message: Message, out: &mut Vec<Output>) {
         if to == self.id {
             self.loopback.push_back(message);
-        } else {
+        } else if self.members.is_connected(to) {
+            // What cannot be sent is not kept: it is said again when it matters and the peer is back.
             out.push(Output::Send(to, message));
         }
     }
+}
+
+/// Parses a control frame; a longer one than a frame may be is not even looked at.
+fn parse(bytes: &[u8]) -> Result<Message, Malformed> {
+    if bytes.len() > limits::FRAME_BYTES_MAX { Err(Malformed::too_long(bytes.len())) } else { decode(bytes) }
 }

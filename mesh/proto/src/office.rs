@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ed25519_dalek::SigningKey;
 
-use crate::ids::{JobId, LeaseId, Millis, NetworkId, NodeId, Term, Units};
+use crate::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term, Units};
 use crate::job::{JobSpec, Shard, Work};
 use crate::lease::{Acceptance, End, Fence, Lease, Pace, Receipt};
-use crate::limits::{ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, RECEIPTS_PENDING_MAX, STATUS_MS};
-use crate::message::{JobStatus, Message, Phase, Resume, StageAt};
+use crate::limits::{ACCEPTANCES_KEPT_MAX, ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, LEASES_HELD_MAX, STATUS_MS};
+use crate::message::{JobStatus, Message, Phase, Resume, StageAt, bounded_reason};
 use crate::plan::{Hand, Next, Plan, ServePlan, Slot, Task, TrainPlan};
 use crate::signed::{Envelope, Signed};
 
@@ -22,7 +22,6 @@ pub type Letter = (NodeId, Message);
 /// The office and all that depends on holding it.
 #[derive(Debug)]
 pub struct Office {
-    me: NodeId,
     network: NetworkId,
     key: SigningKey,
     term: Term,
@@ -51,11 +50,19 @@ struct Grant {
     released: bool,
 }
 
+/// Why a job is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotHired {
+    /// Too many are under way; the owner may ask again later.
+    Full,
+    /// It can never run: its status says so, for its owner.
+    Refused(Box<JobStatus>),
+}
+
 impl Office {
     /// Takes office for `term`.
-    pub fn new(me: NodeId, network: NetworkId, key: SigningKey, term: Term) -> Self {
+    pub fn new(network: NetworkId, key: SigningKey, term: Term) -> Self {
         Self {
-            me,
             network,
             key,
             term,
@@ -66,46 +73,39 @@ impl Office {
         }
     }
 
-    /// Takes a job. A job that is known already is left as it is.
-    pub fn submit(&mut self, job: &Signed<JobSpec>, resume: Option<Resume>) -> Result<(), String> {
+    /// Takes a job. A job that is known already is left as it is, and told again at the next tick.
+    ///
+    /// # Errors
+    /// [`NotHired`]; nothing was changed.
+    pub fn submit(&mut self, job: &Signed<JobSpec>, resume: Option<Resume>) -> Result<(), NotHired> {
         let id = JobId(job.digest().0);
-        if self.jobs.contains_key(&id) {
+        if let Some(known) = self.jobs.get_mut(&id) {
+            known.changed = true;
             return Ok(());
         }
-        job.statement().validate().map_err(|error| error.to_string())?;
+        let mut status = JobStatus::new(job);
+        if let Err(error) = job.statement().validate() {
+            status.phase = Phase::Failed { reason: bounded_reason(&error.to_string()) };
+            return Err(NotHired::Refused(Box::new(status)));
+        }
         if self.jobs.len() >= JOBS_MAX {
             let Some(ended) = self.jobs.iter().find(|(_, job)| job.status.phase.is_final()) else {
-                return Err(format!("the coordinator has {JOBS_MAX} jobs under way already"));
+                return Err(NotHired::Full);
             };
             let ended = *ended.0;
             self.jobs.remove(&ended);
         }
-        let spec = job.statement().clone();
-        let mut status = JobStatus {
-            id,
-            owner: job.signer(),
-            name: spec.name,
-            work: spec.work.clone(),
-            phase: Phase::Waiting,
-            round: resume.as_ref().map_or(0, |resume| resume.round),
-            step: 0,
-            steps: 0,
-            agents: 0,
-            loss_micronats: None,
-            start_loss_micronats: None,
-            held_out_micronats: None,
-            tokens: 0,
-            state: resume.as_ref().map(|resume| resume.state),
-            digests_equal: true,
-            regrants: 0,
-            stages: Vec::new(),
-        };
-        let plan = match spec.work {
-            Work::Train(train) if status.round >= train.rounds && status.state.is_some() => {
-                status.phase = Phase::Done;
+        let plan = match job.statement().work.clone() {
+            Work::Train(train) => {
+                let resume = resume.filter(|resume| resume.round <= train.rounds);
+                if let Some(resume) = &resume {
+                    status.resume_from(resume);
+                    if resume.round == train.rounds {
+                        status.phase = Phase::Done;
+                    }
+                }
                 Plan::Train(TrainPlan::new(train, resume))
             }
-            Work::Train(train) => Plan::Train(TrainPlan::new(train, resume)),
             Work::Serve(serve) => Plan::Serve(ServePlan::new(serve)),
         };
         let job = Job { plan, pending: VecDeque::new(), status, told_at: Millis(0), changed: true };
@@ -145,6 +145,8 @@ impl Office {
                 && pace.done == 1
                 && pace.of == 1
             {
+                // It loaded: what failed before is over, or a long service would end by its fifth failure.
+                grant.task.attempts = 0;
                 let stage = StageAt { node: from, lease: id, start: *start, end: *end };
                 plan.ready(grant.task.slot, stage, &mut job.status);
             }
@@ -160,17 +162,25 @@ impl Office {
             return Message::Accepted(acceptance.clone());
         }
         let from = receipt.signer();
+        let unpaid = "the lease ended without its result; nothing is owed for it";
         let in_force = self.grants.get(&id).is_some_and(|grant| {
             *grant.lease.envelope() == statement.lease && grant.lease.statement().agent == from
         });
         let Some(grant) = in_force.then(|| self.grants.remove(&id)).flatten() else {
-            return refused(id, "the lease is not in force: it expired, or its shard was granted to another");
+            let late = "the lease is not in force: it expired, or its shard was granted to another";
+            return refused(id, if statement.end == End::Completed { late } else { unpaid });
         };
-        if statement.end != End::Completed {
-            self.lost(grant, true, letters);
-            return refused(id, "the lease ended without its result; nothing is owed for it");
-        }
         let lease = grant.lease.statement();
+        // A stage has no result; what any other shard is owed is owed for its result.
+        let result = if lease.shard.is_standing() {
+            (statement.end == End::Completed).then_some(None)
+        } else {
+            statement.result().map(Some)
+        };
+        let Some(result) = result.filter(|_| statement.is_bounded()) else {
+            self.lost(grant, Some("the agent gave back no result and no reason"), letters);
+            return refused(id, unpaid);
+        };
         let earned = if lease.shard.is_standing() {
             Units(lease.units.0.saturating_mul(statement.tokens))
         } else {
@@ -184,37 +194,54 @@ impl Office {
             accepted_at: now,
         };
         let acceptance = Signed::new(acceptance, &self.network, &self.key).into_envelope();
-        if self.accepted.len() >= RECEIPTS_PENDING_MAX {
+        if self.accepted.len() >= ACCEPTANCES_KEPT_MAX {
             self.accepted.pop_front();
         }
         self.accepted.push_back((id, acceptance.clone()));
-        self.completed(grant, statement, letters);
+        self.completed(grant, result, statement, letters);
         Message::Accepted(acceptance)
     }
 
-    fn completed(&mut self, grant: Grant, receipt: &Receipt, letters: &mut Vec<Letter>) {
+    /// An agent says that it cannot execute what it was granted.
+    pub fn failed(&mut self, from: NodeId, id: LeaseId, reason: &str, letters: &mut Vec<Letter>) {
+        let theirs = |grant: &Grant| grant.lease.statement().agent == from;
+        if self.grants.get(&id).is_some_and(theirs)
+            && let Some(grant) = self.grants.remove(&id)
+        {
+            self.lost(grant, Some(reason), letters);
+        }
+    }
+
+    fn completed(
+        &mut self,
+        grant: Grant,
+        result: Option<Digest>,
+        receipt: &Receipt,
+        letters: &mut Vec<Letter>,
+    ) {
         let Some(job) = self.jobs.get_mut(&grant.job) else { return };
         job.changed = true;
         if grant.released || job.status.phase.is_final() {
             return;
         }
         let agent = grant.lease.statement().agent;
-        let next = match &mut job.plan {
-            Plan::Train(plan) => {
+        let next = match (&mut job.plan, result) {
+            (Plan::Train(plan), Some(result)) => {
                 job.status.tokens = job.status.tokens.saturating_add(receipt.tokens);
                 if matches!(grant.task.slot, Slot::Train(_)) {
                     job.status.loss_micronats = receipt.loss_micronats;
                 }
-                plan.completed(grant.task.slot, agent, receipt, &mut job.status)
+                plan.completed(grant.task.slot, agent, result, receipt.loss_micronats, &mut job.status)
             }
             // A stage ended although nobody released it.
-            Plan::Serve(plan) => plan.lost(grant.task.slot, &mut job.status),
+            (Plan::Serve(plan), _) => plan.lost(grant.task.slot, &mut job.status),
+            (Plan::Train(_), None) => Next::Retry,
         };
-        self.follow(grant.job, grant.task, next, letters);
+        self.follow(grant.job, grant.task, next, None, letters);
     }
 
-    /// A granted shard will not be finished under its lease. `failed`: the agent said so itself.
-    fn lost(&mut self, grant: Grant, failed: bool, letters: &mut Vec<Letter>) {
+    /// A granted shard will not be finished under its lease: its agent vanished, or failed with `reason`.
+    fn lost(&mut self, grant: Grant, reason: Option<&str>, letters: &mut Vec<Letter>) {
         let Some(job) = self.jobs.get_mut(&grant.job) else { return };
         job.changed = true;
         if grant.released || job.status.phase.is_final() {
@@ -223,22 +250,33 @@ impl Office {
         job.status.regrants = job.status.regrants.saturating_add(1);
         let mut task = grant.task;
         let next = match &mut job.plan {
-            Plan::Train(plan) => plan.lost(task.slot, &mut job.status),
+            Plan::Train(plan) => plan.lost(task.slot, reason, &mut job.status),
             Plan::Serve(plan) => plan.lost(task.slot, &mut job.status),
         };
-        if failed {
+        let agent = grant.lease.statement().agent;
+        if reason.is_some() {
             task.attempts += 1;
-            task.avoid.insert(grant.lease.statement().agent);
+            task.avoid.insert(agent);
         }
         task.pinned = None;
-        self.follow(grant.job, task, next, letters);
+        let last = reason.map(|reason| format!("last on agent {}: {reason}", agent.short()));
+        self.follow(grant.job, task, next, last, letters);
     }
 
-    fn follow(&mut self, id: JobId, task: Task, next: Next, letters: &mut Vec<Letter>) {
+    fn follow(
+        &mut self,
+        id: JobId,
+        task: Task,
+        next: Next,
+        last_failure: Option<String>,
+        letters: &mut Vec<Letter>,
+    ) {
         match next {
             Next::Wait | Next::Plan => {}
             Next::Retry if task.attempts >= ATTEMPTS_MAX => {
-                let reason = format!("a {} shard failed on {ATTEMPTS_MAX} tries", task.shard.kind());
+                let last = last_failure.unwrap_or_default();
+                let kind = task.shard.kind();
+                let reason = bounded_reason(&format!("a {kind} shard failed {ATTEMPTS_MAX} times, {last}"));
                 self.end(id, Phase::Failed { reason }, letters);
             }
             Next::Retry => {
@@ -247,7 +285,9 @@ impl Office {
                 }
             }
             Next::Done => self.end(id, Phase::Done, letters),
-            Next::Fail(reason) => self.end(id, Phase::Failed { reason }, letters),
+            Next::Fail(reason) => {
+                self.end(id, Phase::Failed { reason: bounded_reason(&reason) }, letters);
+            }
         }
     }
 
@@ -265,12 +305,15 @@ impl Office {
 
     /// An agent is gone: its shards are pending again.
     pub fn vanished(&mut self, node: NodeId, letters: &mut Vec<Letter>) {
-        self.take_back(|grant| grant.lease.statement().agent == node, letters);
+        self.take_back(|grant| grant.lease.statement().agent == node, None, letters);
     }
 
     /// Lets time pass: expires leases, plans, grants, and tells how jobs stand.
     pub fn tick(&mut self, now: Millis, hands: &[Hand], letters: &mut Vec<Letter>) {
-        self.take_back(|grant| now >= grant.expires_at, letters);
+        // Its agent is here and yet gave no sign of life: that is a failure, or a hung worker would be given
+        // the same shard for ever.
+        let silent = format!("no sign of life for {LEASE_TTL_MS} ms");
+        self.take_back(|grant| now >= grant.expires_at, Some(&silent), letters);
         self.plan_and_grant(now, hands, letters);
         let members: Vec<NodeId> = hands.iter().map(|hand| hand.node).collect();
         for (id, job) in &mut self.jobs {
@@ -279,6 +322,10 @@ impl Office {
                 job.told_at = now;
                 job.changed = false;
                 letters.extend(members.iter().map(|&node| (node, Message::Job(job.status.clone()))));
+                // The owner may be connected without being a hand: it has not measured itself yet.
+                if !members.contains(&job.status.owner) {
+                    letters.push((job.status.owner, Message::Job(job.status.clone())));
+                }
             }
         }
     }
@@ -290,12 +337,12 @@ impl Office {
         }
     }
 
-    fn take_back(&mut self, gone: impl Fn(&Grant) -> bool, letters: &mut Vec<Letter>) {
+    fn take_back(&mut self, gone: impl Fn(&Grant) -> bool, reason: Option<&str>, letters: &mut Vec<Letter>) {
         let ids: Vec<LeaseId> =
             self.grants.iter().filter(|(_, grant)| gone(grant)).map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(grant) = self.grants.remove(&id) {
-                self.lost(grant, false, letters);
+                self.lost(grant, reason, letters);
             }
         }
     }
@@ -320,12 +367,13 @@ impl Office {
                 };
             }
             while let Some(task) = job.pending.pop_front() {
-                let agent = choose(&task, &load);
-                *load.entry(agent.unwrap_or(self.me)).or_default() += 1;
-                match agent {
-                    Some(agent) => grants.push((*id, task, agent)),
-                    None => break,
-                }
+                let Some(agent) = choose(&task, &load) else {
+                    // All hands are full: it waits for a lease to end.
+                    job.pending.push_front(task);
+                    break;
+                };
+                *load.entry(agent).or_default() += 1;
+                grants.push((*id, task, agent));
             }
         }
         let holders: Vec<NodeId> = hands.iter().map(|hand| hand.node).collect();
@@ -348,7 +396,7 @@ impl Office {
             job.status.phase = Phase::Running;
         }
         job.changed = true;
-        self.sequence += 1;
+        self.sequence = self.sequence.saturating_add(1).max(now.0);
         let lease = Lease {
             job: id,
             shard: task.shard.clone(),
@@ -380,12 +428,14 @@ impl Office {
 
 /// The least loaded agent that may take the task; one that failed it before only if there is no other.
 fn choose(task: &Task, load: &BTreeMap<NodeId, usize>) -> Option<NodeId> {
+    let free = |count: usize| count < LEASES_HELD_MAX;
     if let Some(pinned) = task.pinned
-        && load.contains_key(&pinned)
+        && load.get(&pinned).is_some_and(|count| free(*count))
     {
         return Some(pinned);
     }
     load.iter()
+        .filter(|(_, count)| free(**count))
         .min_by_key(|(node, count)| (task.avoid.contains(node), **count, **node))
         .map(|(node, _)| *node)
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Digest, NodeId};
 use crate::job::{ServeSpec, Shard, TrainSpec};
-use crate::lease::Receipt;
+use crate::limits::ATTEMPTS_MAX;
 use crate::message::{JobStatus, Phase, Resume, StageAt};
 
 /// The place of a shard in its job.
@@ -33,7 +33,7 @@ pub struct Task {
     pub pinned: Option<NodeId>,
     /// Agents on which it failed already.
     pub avoid: BTreeSet<NodeId>,
-    /// How often it was granted and not finished.
+    /// How often an agent failed it; an agent that vanished did not fail.
     pub attempts: u8,
 }
 
@@ -87,6 +87,8 @@ pub struct TrainPlan {
     round: u32,
     state: Option<Digest>,
     step: TrainStep,
+    /// Outer steps in a row that failed on every agent.
+    failed_merges: u8,
 }
 
 #[derive(Debug)]
@@ -94,7 +96,7 @@ enum TrainStep {
     Idle,
     Init,
     Training { of: u16, deltas: BTreeMap<u16, Digest> },
-    Merging { out: BTreeSet<NodeId>, results: BTreeMap<NodeId, Digest> },
+    Merging { out: BTreeSet<NodeId>, results: BTreeMap<NodeId, Digest>, failure: Option<String> },
 }
 
 /// A pipeline of stages.
@@ -108,7 +110,7 @@ impl TrainPlan {
     /// Starts at the beginning or where an earlier coordinator left off.
     pub fn new(spec: TrainSpec, resume: Option<Resume>) -> Self {
         let (round, state) = resume.map_or((0, None), |resume| (resume.round, Some(resume.state)));
-        Self { spec, round, state, step: TrainStep::Idle }
+        Self { spec, round, state, step: TrainStep::Idle, failed_merges: 0 }
     }
 
     /// The tasks of the next step, over the agents at hand (at least one).
@@ -143,6 +145,7 @@ impl TrainPlan {
         self.step = TrainStep::Merging {
             out: hands.iter().map(|hand| hand.node).collect(),
             results: BTreeMap::new(),
+            failure: None,
         };
         let shard = |evaluate| Shard::Merge {
             state,
@@ -157,23 +160,21 @@ impl TrainPlan {
         hands.iter().enumerate().map(task).collect()
     }
 
-    /// A shard was finished by `agent` with `receipt`.
+    /// A shard was finished by `agent`: its result, and the loss if the shard measures one.
     pub fn completed(
         &mut self,
         slot: Slot,
         agent: NodeId,
-        receipt: &Receipt,
+        output: Digest,
+        loss_micronats: Option<i64>,
         status: &mut JobStatus,
     ) -> Next {
-        let Some(output) = receipt.outputs.first().copied() else {
-            return Next::Fail(format!("agent {} finished a shard without a result", agent.short()));
-        };
         match (&mut self.step, slot) {
             (TrainStep::Init, Slot::Init) => {
                 self.state = Some(output);
                 status.state = Some(output);
-                status.start_loss_micronats = receipt.loss_micronats;
-                status.held_out_micronats = receipt.loss_micronats;
+                status.start_loss_micronats = loss_micronats;
+                status.held_out_micronats = loss_micronats;
                 self.step = TrainStep::Idle;
                 Next::Plan
             }
@@ -181,11 +182,11 @@ impl TrainPlan {
                 deltas.insert(index, output);
                 if deltas.len() == usize::from(*of) { Next::Plan } else { Next::Wait }
             }
-            (TrainStep::Merging { out, results }, Slot::Merge(node)) => {
+            (TrainStep::Merging { out, results, .. }, Slot::Merge(node)) => {
                 out.remove(&node);
                 results.insert(agent, output);
-                if receipt.loss_micronats.is_some() {
-                    status.held_out_micronats = receipt.loss_micronats;
+                if loss_micronats.is_some() {
+                    status.held_out_micronats = loss_micronats;
                 }
                 self.close_merge(status)
             }
@@ -193,11 +194,14 @@ impl TrainPlan {
         }
     }
 
-    /// A shard came back unfinished.
-    pub fn lost(&mut self, slot: Slot, status: &mut JobStatus) -> Next {
+    /// A shard came back unfinished: its agent vanished, or failed with `reason`.
+    pub fn lost(&mut self, slot: Slot, reason: Option<&str>, status: &mut JobStatus) -> Next {
         match (&mut self.step, slot) {
-            (TrainStep::Merging { out, .. }, Slot::Merge(node)) => {
+            (TrainStep::Merging { out, failure, .. }, Slot::Merge(node)) => {
                 out.remove(&node);
+                if let Some(reason) = reason {
+                    *failure = Some(reason.to_owned());
+                }
                 self.close_merge(status)
             }
             _ => Next::Retry,
@@ -206,7 +210,7 @@ impl TrainPlan {
 
     /// Members that computed the present state, as far as the last merge tells.
     fn close_merge(&mut self, status: &mut JobStatus) -> Next {
-        let TrainStep::Merging { out, results } = &self.step else { return Next::Wait };
+        let TrainStep::Merging { out, results, failure } = &self.step else { return Next::Wait };
         if !out.is_empty() {
             return Next::Wait;
         }
@@ -216,10 +220,19 @@ impl TrainPlan {
         }
         // Ties go to the greater digest: any fixed rule will do, the disagreement is reported.
         let Some((state, _)) = votes.iter().max_by_key(|(digest, count)| (**count, **digest)) else {
-            // Every agent was lost in the outer step: repeat the round from the state before it.
+            // Every agent was lost in the outer step: repeat the round from the state before it, since
+            // the pseudo-gradients may be gone with those who made them. But not for ever.
+            let failure = failure.clone();
             self.step = TrainStep::Idle;
-            return Next::Plan;
+            let Some(reason) = failure else { return Next::Plan };
+            self.failed_merges += 1;
+            return if self.failed_merges < ATTEMPTS_MAX {
+                Next::Plan
+            } else {
+                Next::Fail(format!("the outer step failed on every agent {ATTEMPTS_MAX} times: {reason}"))
+            };
         };
+        self.failed_merges = 0;
         status.digests_equal &= votes.len() == 1;
         self.state = Some(*state);
         self.round += 1;

@@ -2,7 +2,21 @@
 //!
 //! The signature covers `"skein" 0x00 KIND 0x00 network-id borsh(statement)`, so a statement of one
 //! kind or network can never be taken for another. Borsh is bijective: what decodes re-encodes to the
-//! same bytes, so there is one signature per statement. Must never read a clock or draw randomness.
+//! same bytes. Must never read a clock or draw randomness.
+//!
+//! For a verifier that is not ours, all of the format:
+//! - integers are little-endian, of the width of their type; `bool` is one byte, 0 or 1;
+//! - ids and digests are their 32 bytes; `String` and `Vec` are a u32 count and then the bytes or items;
+//! - `Option` is a byte 0, or a byte 1 and the value; an enum is a byte that counts its variants from 0 in
+//!   the order of their declaration, and then the variant's fields; a struct is its fields in order;
+//! - an envelope is `statement, signer (32 bytes), signature (64 bytes)`; the signature is RFC 8032
+//!   ed25519 over the bytes above, verified strictly: canonical `R` and `s`, no key of small order;
+//! - the network id is BLAKE3 of the encoded genesis (name, policy, started_at_ms, epoch_ms); a job's id is
+//!   BLAKE3 of its encoded envelope, a lease's id BLAKE3 of its encoded statement, and the receipt that an
+//!   acceptance names is BLAKE3 of the receipt's encoded envelope;
+//! - kinds: `offer`, `job`, `lease`, `receipt`, `acceptance`.
+//!
+//! `tests/core/golden/statements.txt` holds one of each in hexadecimal digits.
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
@@ -126,6 +140,13 @@ pub fn decode<T: BorshDeserialize>(bytes: &[u8]) -> Result<T, Malformed> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("malformed bytes: {0}")]
 pub struct Malformed(String);
+
+impl Malformed {
+    /// Bytes of which there are too many to be looked at.
+    pub(crate) fn too_long(bytes: usize) -> Self {
+        Self(format!("{bytes} bytes are more than a frame may have"))
+    }
+}
 
 fn signed_bytes<T: Statement>(statement: &T, network: &NetworkId) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);

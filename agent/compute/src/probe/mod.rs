@@ -1,0 +1,416 @@
+//! Owns finding the adapters of this machine and trying each one, in child processes.
+//! Must never load a driver in the process that calls [`survey`]: a driver that crashes or hangs takes only a child.
+//!
+//! The child's side is [`list`] and [`exercise`] (`skein probe --list`, `skein probe --adapter N`), which print JSON.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::device::{DeviceChoice, adapters, instance, read, register};
+use crate::limits::{MESSAGE_BYTES_MAX, PROBE_BYTES_MAX};
+
+/// What wgpu says about an adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adapter {
+    /// Place in wgpu's order.
+    pub index: u32,
+    /// Name, as the driver gives it.
+    pub name: String,
+    /// PCI vendor number.
+    pub vendor: u32,
+    /// PCI device number.
+    pub device: u32,
+    /// Bus address, by which one card behind two graphics APIs is known; empty when the API does not say.
+    pub pci: String,
+    /// Graphics API: `vulkan`, `dx12`, `metal` or `gl`.
+    pub backend: String,
+    /// Driver and its version.
+    pub driver: String,
+    /// What kind of device it is.
+    pub kind: AdapterKind,
+    /// Largest buffer that one shader binding may see, in bytes.
+    pub binding_bytes_max: u64,
+    /// Largest buffer, in bytes.
+    pub buffer_bytes_max: u64,
+    /// Memory of the device in bytes, where the operating system tells.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Kinds of adapters, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterKind {
+    /// A card of its own.
+    Discrete,
+    /// Part of the processor, sharing its memory.
+    Integrated,
+    /// A part of a card, given to a virtual machine.
+    Virtual,
+    /// Unknown.
+    Other,
+    /// Software on the processor.
+    Cpu,
+}
+
+/// How trying an adapter ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Created a device and multiplied matrices correctly.
+    Works {
+        /// Wall time from the start of the child, in milliseconds.
+        took_ms: u64,
+    },
+    /// Not tried: it is software on the processor, for which the CPU backend stands in.
+    Software,
+    /// The driver took the child down.
+    Crashed {
+        /// The signal, or the exit code where there are no signals.
+        signal: i32,
+    },
+    /// The child had to be ended.
+    Hung {
+        /// After this long, in milliseconds.
+        after_ms: u64,
+    },
+    /// The driver or Burn said no, or computed wrongly.
+    Refused {
+        /// What was said.
+        why: String,
+    },
+}
+
+/// An adapter and how trying it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterReport {
+    /// What it is.
+    pub adapter: Adapter,
+    /// Whether it works.
+    pub verdict: Verdict,
+}
+
+/// What one survey found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survey {
+    /// Why the adapters could not be listed, when they could not: every driver is then left alone.
+    pub trouble: Option<Verdict>,
+    /// Every adapter, in wgpu's order.
+    pub adapters: Vec<AdapterReport>,
+}
+
+/// The device to use, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// For the worker's command line.
+    pub device: DeviceChoice,
+    /// One sentence for the owner.
+    pub reason: String,
+}
+
+/// Why no device was chosen.
+#[derive(Debug, thiserror::Error)]
+pub enum ChooseError {
+    /// Nothing has this name.
+    #[error("no device matches `{wanted}`; there is: {found}")]
+    NoMatch {
+        /// What was asked for.
+        wanted: String,
+        /// What exists.
+        found: String,
+    },
+    /// The device that was asked for does not work.
+    #[error("{name} matches, but {why}")]
+    Broken {
+        /// The device.
+        name: String,
+        /// How trying it ended.
+        why: String,
+    },
+}
+
+/// Child's side: prints the adapters as JSON.
+///
+/// # Errors
+/// When `output` fails.
+pub fn list(output: &mut impl Write) -> std::io::Result<()> {
+    let instance = instance();
+    let found: Vec<Adapter> =
+        adapters(&instance).iter().zip(0..).map(|(adapter, index)| describe(adapter, index)).collect();
+    serde_json::to_writer(&mut *output, &found)?;
+    output.flush()
+}
+
+/// Child's side: tries one adapter and prints `null`, or why it is refused, as JSON.
+///
+/// # Errors
+/// When `output` fails.
+pub fn exercise(index: u32, output: &mut impl Write) -> std::io::Result<()> {
+    let refused = multiply_on(index).err();
+    serde_json::to_writer(&mut *output, &refused)?;
+    output.flush()
+}
+
+/// Daemon's side: lists and tries every hardware adapter, each in its own child of `exe` for at most `timeout`. A
+/// healthy driver answers within a few seconds; compiling shaders on a busy machine may take twenty.
+#[must_use]
+pub fn survey(exe: &Path, timeout: Duration) -> Survey {
+    let mut command = Command::new(exe);
+    let listed = match run_child(command.args(["probe", "--list"]), timeout) {
+        Ok((output, _)) => serde_json::from_slice::<Vec<Adapter>>(&output).map_err(|error| {
+            Verdict::Refused { why: format!("the list of adapters is unreadable: {error}") }
+        }),
+        Err(verdict) => Err(verdict),
+    };
+    match listed {
+        Ok(adapters) => {
+            let reports = adapters.into_iter().map(|adapter| {
+                // Software adapters are never worked on, and compiling for them takes many seconds.
+                let verdict = match adapter.kind {
+                    AdapterKind::Cpu => Verdict::Software,
+                    AdapterKind::Discrete
+                    | AdapterKind::Integrated
+                    | AdapterKind::Virtual
+                    | AdapterKind::Other => try_adapter(exe, adapter.index, timeout),
+                };
+                AdapterReport { adapter, verdict }
+            });
+            Survey { trouble: None, adapters: reports.collect() }
+        }
+        Err(trouble) => Survey { trouble: Some(trouble), adapters: Vec::new() },
+    }
+}
+
+/// Chooses a device: the best adapter that works, or the one whose name contains `requested` (or `cpu`).
+///
+/// Software adapters stand for the CPU backend, which does the same work several times faster.
+///
+/// # Errors
+/// [`ChooseError`] when a device was asked for by a name that matches nothing, or nothing that works.
+pub fn choose(survey: &Survey, requested: Option<&str>) -> Result<Chosen, ChooseError> {
+    match requested {
+        Some(wanted) => choose_named(survey, wanted),
+        None => Ok(choose_best(survey)),
+    }
+}
+
+fn choose_best(survey: &Survey) -> Chosen {
+    let hardware = |report: &&AdapterReport| report.adapter.kind != AdapterKind::Cpu;
+    let working = survey.adapters.iter().filter(hardware).filter(|report| report.works());
+    let best = working
+        .min_by_key(|report| (report.adapter.kind, report.adapter.backend_rank(), report.adapter.index));
+    if let Some(report) = best {
+        let Adapter { name, backend, driver, .. } = &report.adapter;
+        return Chosen {
+            device: report.adapter.choice(),
+            reason: format!("{name} works over {backend} ({driver})"),
+        };
+    }
+    let broken: Vec<String> = survey.adapters.iter().filter(hardware).map(AdapterReport::sentence).collect();
+    let reason = match (&survey.trouble, broken.is_empty()) {
+        (Some(trouble), _) => format!("CPU: listing the adapters failed: {trouble}"),
+        (None, true) => "CPU: this machine has no GPU that wgpu finds".to_owned(),
+        (None, false) => format!("CPU: no GPU works: {}", broken.join("; ")),
+    };
+    Chosen { device: DeviceChoice::Cpu, reason }
+}
+
+fn choose_named(survey: &Survey, wanted: &str) -> Result<Chosen, ChooseError> {
+    if wanted.eq_ignore_ascii_case("cpu") {
+        return Ok(Chosen { device: DeviceChoice::Cpu, reason: "CPU: asked for".to_owned() });
+    }
+    let lower = wanted.to_lowercase();
+    let matches = |report: &&AdapterReport| {
+        let adapter = &report.adapter;
+        adapter.name.to_lowercase().contains(&lower) || adapter.choice().to_string() == wanted
+    };
+    let mut matching: Vec<&AdapterReport> = survey.adapters.iter().filter(matches).collect();
+    matching.sort_by_key(|report| (!report.works(), report.adapter.backend_rank(), report.adapter.index));
+    let Some(report) = matching.first() else {
+        let names: Vec<String> = survey.adapters.iter().map(AdapterReport::sentence).collect();
+        let found = ["cpu".to_owned()].into_iter().chain(names).collect::<Vec<_>>().join("; ");
+        return Err(ChooseError::NoMatch { wanted: wanted.to_owned(), found });
+    };
+    let adapter = &report.adapter;
+    if adapter.kind == AdapterKind::Cpu {
+        let reason =
+            format!("{} is software on the processor; the CPU backend is used instead of it", adapter.name);
+        return Ok(Chosen { device: DeviceChoice::Cpu, reason });
+    }
+    if !report.works() {
+        return Err(ChooseError::Broken { name: adapter.name.clone(), why: report.verdict.to_string() });
+    }
+    Ok(Chosen { device: adapter.choice(), reason: format!("{}: asked for, and works", adapter.name) })
+}
+
+impl Adapter {
+    fn choice(&self) -> DeviceChoice {
+        DeviceChoice::Wgpu { index: self.index, name: self.name.clone() }
+    }
+
+    /// Native APIs first: GL on the same card is slower and knows fewer shaders.
+    fn backend_rank(&self) -> u8 {
+        u8::from(self.backend == "gl")
+    }
+}
+
+impl AdapterReport {
+    /// Whether it may be used.
+    #[must_use]
+    pub fn works(&self) -> bool {
+        matches!(self.verdict, Verdict::Works { .. })
+    }
+
+    fn sentence(&self) -> String {
+        format!("{} ({}) {}", self.adapter.name, self.adapter.backend, self.verdict)
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Works { .. } => formatter.write_str("works"),
+            Self::Software => formatter.write_str("is software, for which `cpu` stands in"),
+            Self::Crashed { signal } => write!(formatter, "its driver crashed (signal {signal})"),
+            Self::Hung { after_ms } => write!(formatter, "its driver hung for {after_ms} ms"),
+            Self::Refused { why } => write!(formatter, "it was refused: {why}"),
+        }
+    }
+}
+
+fn describe(adapter: &wgpu::Adapter, index: u32) -> Adapter {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => AdapterKind::Discrete,
+        wgpu::DeviceType::IntegratedGpu => AdapterKind::Integrated,
+        wgpu::DeviceType::VirtualGpu => AdapterKind::Virtual,
+        wgpu::DeviceType::Other => AdapterKind::Other,
+        wgpu::DeviceType::Cpu => AdapterKind::Cpu,
+    };
+    Adapter {
+        index,
+        vendor: info.vendor,
+        device: info.device,
+        backend: info.backend.to_str().to_owned(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        kind,
+        binding_bytes_max: limits.max_storage_buffer_binding_size,
+        buffer_bytes_max: limits.max_buffer_size,
+        memory_bytes: memory_bytes(&info.device_pci_bus_id),
+        pci: info.device_pci_bus_id,
+        name: info.name,
+    }
+}
+
+/// Video memory as the Linux kernel tells it (amdgpu does); other drivers and systems keep it to themselves.
+fn memory_bytes(pci: &str) -> Option<u64> {
+    let plausible =
+        !pci.is_empty() && pci.bytes().all(|byte| byte.is_ascii_hexdigit() || b":.".contains(&byte));
+    let path = plausible.then(|| format!("/sys/bus/pci/devices/{pci}/mem_info_vram_total"))?;
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Multiplies small matrices on the adapter and compares with the CPU.
+fn multiply_on(index: u32) -> Result<(), String> {
+    const SIDE: usize = 33;
+    /// Relative L2; f32 sums of 33 products in any order stay far below.
+    const TOLERANCE: f64 = 1e-5;
+    let instance = instance();
+    let mut adapters = adapters(&instance);
+    if index as usize >= adapters.len() {
+        return Err(format!("there is no adapter {index}; there are {}", adapters.len()));
+    }
+    let device = register(instance, adapters.swap_remove(index as usize))?;
+    let product = |device: &Device| {
+        let values =
+            |step: usize| (0..SIDE * SIDE).map(|i| ((i * step) % 29) as f32 / 29.0 - 0.5).collect::<Vec<_>>();
+        let matrix = |step| Tensor::<2>::from_data(TensorData::new(values(step), [SIDE, SIDE]), device);
+        read(matrix(7).matmul(matrix(11)))
+    };
+    let (got, want) = (product(&device)?, product(&Device::flex())?);
+    let difference: f64 = got.iter().zip(&want).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let size: f64 = want.iter().map(|value| f64::from(*value).powi(2)).sum();
+    let error = (difference / size).sqrt();
+    if error < TOLERANCE { Ok(()) } else { Err(format!("it multiplies wrongly: relative error {error:.1e}")) }
+}
+
+fn try_adapter(exe: &Path, index: u32, timeout: Duration) -> Verdict {
+    let mut command = Command::new(exe);
+    command.arg("probe").arg("--adapter").arg(index.to_string()).env("CUBECL_AUTOTUNE_LEVEL", "minimal");
+    match run_child(&mut command, timeout) {
+        Ok((output, took)) => match serde_json::from_slice::<Option<String>>(&output) {
+            Ok(None) => Verdict::Works { took_ms: took.as_millis() as u64 },
+            Ok(Some(why)) => Verdict::Refused { why: cut(why) },
+            Err(error) => Verdict::Refused { why: format!("the answer of the probe is unreadable: {error}") },
+        },
+        Err(verdict) => verdict,
+    }
+}
+
+/// Runs a child to its end and returns what it printed, or how it failed.
+fn run_child(command: &mut Command, timeout: Duration) -> Result<(Vec<u8>, Duration), Verdict> {
+    let refused = |why: String| Verdict::Refused { why };
+    let started = Instant::now();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = child.map_err(|error| refused(format!("cannot start the probe: {error}")))?;
+    let (sender, receiver) = channel();
+    let pipe = child.stdout.take();
+    std::thread::spawn(move || {
+        let mut output = Vec::new();
+        if let Some(pipe) = pipe {
+            // What could not be read shows as an unreadable answer.
+            let _ = pipe.take(PROBE_BYTES_MAX).read_to_end(&mut output);
+        }
+        let _ = sender.send(output);
+    });
+    let Some(status) = wait(&mut child, started + timeout) else {
+        // A process stuck in its driver may not die even when killed: ask once and go on without it.
+        let _ = child.kill();
+        let _ = wait(&mut child, Instant::now() + Duration::from_secs(1));
+        return Err(Verdict::Hung { after_ms: timeout.as_millis() as u64 });
+    };
+    if status.success() {
+        let output = receiver.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+        return Ok((output, started.elapsed()));
+    }
+    match signal(status) {
+        Some(signal) => Err(Verdict::Crashed { signal }),
+        None => Err(refused(format!("the probe ended with {status}"))),
+    }
+}
+
+/// Polls until the child has ended or the time has come; the standard library has no wait with a limit.
+fn wait(child: &mut Child, until: Instant) -> Option<ExitStatus> {
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) | Err(_) if Instant::now() >= until => return None,
+            Ok(None) | Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn signal(status: ExitStatus) -> Option<i32> {
+    std::os::unix::process::ExitStatusExt::signal(&status)
+}
+
+/// On Windows an exception shows as an exit code with its top bits set.
+#[cfg(not(unix))]
+fn signal(status: ExitStatus) -> Option<i32> {
+    status.code().filter(|code| *code < 0)
+}
+
+fn cut(mut text: String) -> String {
+    let end = (0..=text.len().min(MESSAGE_BYTES_MAX)).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or(0));
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! Owns the tests of choosing and of running children. Must never need a driver.
+
+use super::*;
+
+fn report(index: u32, name: &str, kind: AdapterKind, backend: &str, verdict: Verdict) -> AdapterReport {
+    let adapter = Adapter {
+        index,
+        name: name.to_owned(),
+        vendor: 0x10de,
+        device: 1,
+        pci: String::new(),
+        backend: backend.to_owned(),
+        driver: "driver 1".to_owned(),
+        kind,
+        binding_bytes_max: 1 << 27,
+        buffer_bytes_max: 1 << 28,
+        memory_bytes: None,
+    };
+    AdapterReport { adapter, verdict }
+}
+
+fn works() -> Verdict {
+    Verdict::Works { took_ms: 5 }
+}
+
+fn farm() -> Survey {
+    let adapters = vec![
+        report(0, "Radeon iGPU", AdapterKind::Integrated, "vulkan", works()),
+        report(1, "GeForce 3060", AdapterKind::Discrete, "gl", works()),
+        report(2, "GeForce 3060", AdapterKind::Discrete, "vulkan", works()),
+        report(3, "GeForce 4090", AdapterKind::Discrete, "vulkan", Verdict::Crashed { signal: 11 }),
+        report(4, "llvmpipe", AdapterKind::Cpu, "vulkan", Verdict::Software),
+    ];
+    Survey { trouble: None, adapters }
+}
+
+#[test]
+fn the_best_working_adapter_is_chosen() {
+    let chosen = choose(&farm(), None).unwrap();
+    assert_eq!(chosen.device.to_string(), "wgpu:2:GeForce 3060");
+    assert!(chosen.reason.contains("works over vulkan"), "{}", chosen.reason);
+}
+
+#[test]
+fn software_is_used_only_when_named_and_then_as_the_cpu() {
+    let software = Survey { adapters: farm().adapters.split_off(4), ..Survey::default() };
+    let chosen = choose(&software, None).unwrap();
+    assert_eq!(chosen.device, DeviceChoice::Cpu);
+    assert!(chosen.reason.contains("no GPU"), "{}", chosen.reason);
+    let chosen = choose(&farm(), Some("LLVM")).unwrap();
+    assert_eq!(chosen.device, DeviceChoice::Cpu);
+    assert!(chosen.reason.contains("the CPU backend is used"), "{}", chosen.reason);
+}
+
+#[test]
+fn a_name_that_matches_nothing_lists_what_exists() {
+    let error = choose(&farm(), Some("arc")).unwrap_err().to_string();
+    assert!(error.contains("cpu; Radeon iGPU (vulkan) works") && error.contains("signal 11"), "{error}");
+    let error = choose(&farm(), Some("4090")).unwrap_err().to_string();
+    assert!(error.contains("GeForce 4090 matches, but its driver crashed"), "{error}");
+    assert_eq!(
+        choose(&farm(), Some("wgpu:1:GeForce 3060")).unwrap().device.to_string(),
+        "wgpu:1:GeForce 3060"
+    );
+    assert_eq!(choose(&Survey::default(), Some("cpu")).unwrap().device, DeviceChoice::Cpu);
+}
+
+#[test]
+fn trouble_with_every_driver_means_the_cpu_and_says_so() {
+    let survey = Survey { trouble: Some(Verdict::Hung { after_ms: 9 }), adapters: Vec::new() };
+    let chosen = choose(&survey, None).unwrap();
+    assert_eq!(chosen.device, DeviceChoice::Cpu);
+    assert!(chosen.reason.contains("hung for 9 ms"), "{}", chosen.reason);
+}
+
+#[cfg(unix)]
+mod children {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A probe whose `--list` prints `adapters` and whose `--adapter N` runs the N-th script.
+    fn survey_of(scripts: &[&str], timeout_ms: u64) -> Survey {
+        let directory = tempfile::tempdir().unwrap();
+        let exe = directory.path().join("probe.sh");
+        let adapters: Vec<Adapter> = (0..scripts.len() as u32)
+            .map(|index| report(index, "card", AdapterKind::Discrete, "vulkan", works()).adapter)
+            .collect();
+        let list = serde_json::to_string(&adapters).unwrap();
+        let mut text =
+            format!("#!/bin/sh\nif [ \"$2\" = --list ]; then echo '{list}'; exit; fi\ncase $3 in\n");
+        for (index, script) in scripts.iter().enumerate() {
+            text += &format!("{index}) {script};;\n");
+        }
+        text += "esac\n";
+        std::fs::write(&exe, text).unwrap();
+        std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o755)).unwrap();
+        survey(&exe, Duration::from_millis(timeout_ms))
+    }
+
+    #[test]
+    fn every_way_to_end_is_told_apart() {
+        let scripts = ["echo null", "kill -SEGV $$", "echo '\"too old\"'", "echo rubbish", "exit 3"];
+        let survey = survey_of(&scripts, 20_000);
+        assert_eq!(survey.trouble, None);
+        let verdicts: Vec<&Verdict> = survey.adapters.iter().map(|report| &report.verdict).collect();
+        assert!(matches!(verdicts[0], Verdict::Works { .. }), "{verdicts:?}");
+        assert_eq!(verdicts[1], &Verdict::Crashed { signal: 11 });
+        assert_eq!(verdicts[2], &Verdict::Refused { why: "too old".to_owned() });
+        assert!(
+            matches!(verdicts[3], Verdict::Refused { why } if why.contains("unreadable")),
+            "{verdicts:?}"
+        );
+        assert!(matches!(verdicts[4], Verdict::Refused { why } if why.contains('3')), "{verdicts:?}");
+    }
+
+    #[test]
+    fn software_is_not_tried() {
+        let directory = tempfile::tempdir().unwrap();
+        let exe = directory.path().join("probe.sh");
+        let list =
+            serde_json::to_string(&[report(0, "llvmpipe", AdapterKind::Cpu, "vulkan", works()).adapter])
+                .unwrap();
+        let script = format!("#!/bin/sh\nif [ $2 = --list ]; then echo '{list}'; else kill -SEGV $$; fi\n");
+        std::fs::write(&exe, script).unwrap();
+        std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let survey = survey(&exe, Duration::from_secs(20));
+        assert_eq!(survey.adapters[0].verdict, Verdict::Software);
+    }
+
+    #[test]
+    fn a_hanging_driver_is_ended() {
+        let survey = survey_of(&["exec sleep 600"], 400);
+        assert_eq!(survey.adapters[0].verdict, Verdict::Hung { after_ms: 400 });
+    }
+
+    #[test]
+    fn a_missing_program_is_trouble() {
+        let survey = survey(Path::new("/nonexistent/skein"), Duration::from_secs(1));
+        assert!(matches!(survey.trouble, Some(Verdict::Refused { .. })), "{survey:?}");
+    }
+}

@@ -1,0 +1,433 @@
+//! Owns the language between the daemon and its worker: tasks, replies, and their frames.
+//! Must never do I/O beyond a reader or writer that it is given, nor trust a length.
+//!
+//! A frame is a little-endian u32 length and that many bytes of borsh. Floats that are not finite do not pass: borsh
+//! refuses NaN, and the worker refuses to send any.
+
+use std::io::{Read, Write};
+
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::bench::BenchResult;
+use crate::checkpoint::Digest;
+use crate::limits::{DELTAS_MAX, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, PATH_BYTES_MAX};
+use crate::shape::ModelShape;
+use crate::stage::{StageInput, StageOutput};
+
+/// Why bytes are no message, or did not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The pipe failed.
+    #[error("the pipe failed: {0}")]
+    Pipe(#[from] std::io::Error),
+    /// The pipe ended inside a frame.
+    #[error("the pipe ended inside a frame")]
+    Torn,
+    /// A frame exceeds the bound.
+    #[error("a frame of {bytes} bytes exceeds {FRAME_BYTES_MAX}")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The bytes are no message.
+    #[error("the frame is no message: {0}")]
+    Garbage(std::io::Error),
+    /// The message cannot be encoded.
+    #[error("the message cannot be encoded: {0}")]
+    Unencodable(std::io::Error),
+}
+
+/// A task with the number by which its replies are known.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
+pub struct Request {
+    /// Chosen by the daemon, never reused.
+    pub id: u64,
+    /// What to do.
+    pub body: Task,
+}
+
+/// What the daemon asks for. Paths are absolute. Every task ends in exactly one reply that is not
+/// [`Reply::Progress`], except [`Task::Cancel`], which has none of its own.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
+pub enum Task {
+    /// Which device is this? Ends in [`Reply::Described`].
+    Describe,
+    /// Measure the device. Ends in [`Reply::Benched`].
+    Bench,
+    /// Write the initial checkpoint of a model. Ends in [`Reply::Initialised`].
+    Init {
+        /// Shape of the model.
+        shape: ModelShape,
+        /// Seed of the weights.
+        seed: u64,
+        /// The checkpoint to write.
+        out: String,
+    },
+    /// Run one inner phase. Ends in [`Reply::Trained`] or, after a cancel, [`Reply::Cancelled`].
+    Train(TrainTask),
+    /// Take one outer step. Ends in [`Reply::Merged`].
+    Merge {
+        /// The checkpoint to start from.
+        state: String,
+        /// The deltas of its round; their order decides the last bits of the result.
+        deltas: Vec<String>,
+        /// η in millionths.
+        outer_rate_millionths: u32,
+        /// μ in millionths.
+        momentum_millionths: u32,
+        /// The checkpoint to write.
+        out: String,
+        /// A text on whose held-out part the new checkpoint is evaluated.
+        evaluate: Option<String>,
+    },
+    /// Evaluate a checkpoint on the held-out part of a text. Ends in [`Reply::Evaluated`].
+    Evaluate {
+        /// The checkpoint.
+        state: String,
+        /// The text.
+        data: String,
+    },
+    /// Load layers `start..end` of a checkpoint under a number. Ends in [`Reply::StageOpened`].
+    StageOpen {
+        /// The stage's number, chosen by the daemon; an open stage of that number is replaced.
+        stage: u64,
+        /// The checkpoint.
+        checkpoint: String,
+        /// First layer.
+        start: u16,
+        /// One past the last layer.
+        end: u16,
+    },
+    /// Extend a session of a stage. Ends in [`Reply::StageOutput`].
+    StageForward {
+        /// The stage's number.
+        stage: u64,
+        /// The session's number; new ones begin at position 0.
+        session: u64,
+        /// Position of the first token of the input; what was cached from there on is forgotten.
+        position: u32,
+        /// Tokens or rows.
+        input: StageInput,
+    },
+    /// Forget a session. Ends in [`Reply::Closed`].
+    SessionClose {
+        /// The stage's number.
+        stage: u64,
+        /// The session's number.
+        session: u64,
+    },
+    /// Unload a stage. Ends in [`Reply::Closed`].
+    StageClose {
+        /// The stage's number.
+        stage: u64,
+    },
+    /// Stop the training task of this number at its next step, or before it starts.
+    Cancel {
+        /// The request to cancel.
+        id: u64,
+    },
+}
+
+/// One inner phase of one shard.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
+pub struct TrainTask {
+    /// The job; the optimiser's moments stay in the worker as long as this does not change.
+    pub job: [u8; 32],
+    /// The checkpoint to start from.
+    pub state: String,
+    /// The text.
+    pub data: String,
+    /// Optimiser steps.
+    pub inner_steps: u32,
+    /// Sequences per step, each of the model's full context.
+    pub batch: u32,
+    /// Learning rate in millionths.
+    pub learning_rate_millionths: u32,
+    /// Steps, counted over all rounds, during which the learning rate rises linearly.
+    pub warmup_steps: u32,
+    /// Outer round; must be the checkpoint's.
+    pub round: u32,
+    /// Shard within the round.
+    pub index: u32,
+    /// Shards in the round.
+    pub of: u32,
+    /// Seed of the job's data.
+    pub seed: u64,
+    /// The delta to write.
+    pub out: String,
+}
+
+/// A reply with the number of its request.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
+pub struct Response {
+    /// The request's number.
+    pub id: u64,
+    /// What happened.
+    pub body: Reply,
+}
+
+/// What the worker says.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
+pub enum Reply {
+    /// The task is alive; more replies follow.
+    Progress {
+        /// Steps finished.
+        done: u32,
+        /// Steps in all.
+        of: u32,
+        /// Training loss of the last step, in millionths of a nat per token.
+        loss_micronats: Option<i64>,
+        /// What a person might like to know, else empty.
+        note: String,
+    },
+    /// The worker and its device.
+    Described {
+        /// The device as text: `cpu` or `wgpu:INDEX:NAME`.
+        device: String,
+        /// Version of this crate.
+        version: String,
+        /// Threads that the CPU backend may use.
+        threads: u32,
+    },
+    /// The device was measured.
+    Benched(BenchResult),
+    /// The initial checkpoint is on disk.
+    Initialised {
+        /// BLAKE3 of the file.
+        digest: Digest,
+        /// Weights of the model.
+        parameters: u64,
+    },
+    /// The delta is on disk.
+    Trained {
+        /// BLAKE3 of the file.
+        digest: Digest,
+        /// Mean training loss over the steps, in millionths of a nat per token.
+        loss_micronats: i64,
+        /// Tokens trained on.
+        tokens: u64,
+    },
+    /// The next checkpoint is on disk.
+    Merged {
+        /// BLAKE3 of the file.
+        digest: Digest,
+        /// Its round.
+        round: u32,
+        /// Held-out loss in millionths of a nat per token, if an evaluation was asked for.
+        held_out_micronats: Option<i64>,
+    },
+    /// The held-out loss.
+    Evaluated {
+        /// In millionths of a nat per token.
+        loss_micronats: i64,
+        /// Tokens that it was measured on.
+        tokens: u64,
+        /// Round of the checkpoint.
+        round: u32,
+    },
+    /// The stage is loaded.
+    StageOpened {
+        /// Shape of the whole model.
+        shape: ModelShape,
+    },
+    /// Rows or logits.
+    StageOutput(StageOutput),
+    /// The session or stage is gone.
+    Closed {
+        /// Whether it was there.
+        existed: bool,
+    },
+    /// The task was stopped by a cancel; nothing was written.
+    Cancelled,
+    /// The task failed; nothing was written under the final name.
+    Failed {
+        /// Why, for people.
+        message: String,
+    },
+}
+
+impl Task {
+    /// Every path and count of the task, checked against the bounds.
+    ///
+    /// # Errors
+    /// Says which bound is exceeded.
+    pub fn check(&self) -> Result<(), String> {
+        let paths: Vec<&String> = match self {
+            Self::Init { out, .. } => vec![out],
+            Self::Train(task) => vec![&task.state, &task.data, &task.out],
+            Self::Merge { state, deltas, out, evaluate, .. } => {
+                if deltas.len() > DELTAS_MAX {
+                    return Err(format!("{} deltas, at most {DELTAS_MAX}", deltas.len()));
+                }
+                [state, out].into_iter().chain(deltas).chain(evaluate).collect()
+            }
+            Self::Evaluate { state, data } => vec![state, data],
+            Self::StageOpen { checkpoint, .. } => vec![checkpoint],
+            Self::Describe
+            | Self::Bench
+            | Self::StageForward { .. }
+            | Self::SessionClose { .. }
+            | Self::StageClose { .. }
+            | Self::Cancel { .. } => Vec::new(),
+        };
+        match paths.iter().find(|path| path.is_empty() || path.len() > PATH_BYTES_MAX) {
+            Some(path) => Err(format!("a path of {} bytes, allowed are 1 to {PATH_BYTES_MAX}", path.len())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Reply {
+    /// A failure, cut to what a reply may carry.
+    #[must_use]
+    pub fn failed(mut message: String) -> Self {
+        let mut end = message.len().min(MESSAGE_BYTES_MAX);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        Self::Failed { message }
+    }
+}
+
+/// A whole frame, length included.
+///
+/// # Errors
+/// [`FrameError::TooLong`], or [`FrameError::Unencodable`] for floats that are NaN.
+pub fn encode<T: BorshSerialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    let mut frame = vec![0; 4];
+    message.serialize(&mut frame).map_err(FrameError::Unencodable)?;
+    let bytes = frame.len() - 4;
+    let length = u32::try_from(bytes).ok().filter(|_| bytes <= FRAME_BYTES_MAX);
+    let length = length.ok_or(FrameError::TooLong { bytes })?;
+    frame[..4].copy_from_slice(&length.to_le_bytes());
+    Ok(frame)
+}
+
+/// The length that a frame's first four bytes announce.
+///
+/// # Errors
+/// [`FrameError::TooLong`], before anything is allocated.
+pub fn frame_length(header: [u8; 4]) -> Result<usize, FrameError> {
+    let bytes = u32::from_le_bytes(header) as usize;
+    if bytes > FRAME_BYTES_MAX { Err(FrameError::TooLong { bytes }) } else { Ok(bytes) }
+}
+
+/// The message in a frame, given without its length. Memory used is proportional to the bytes given.
+///
+/// # Errors
+/// [`FrameError::Garbage`], also for bytes that are left over.
+pub fn decode<T: BorshDeserialize>(payload: &[u8]) -> Result<T, FrameError> {
+    borsh::from_slice(payload).map_err(FrameError::Garbage)
+}
+
+/// Writes one frame and flushes.
+///
+/// # Errors
+/// [`FrameError`]; after a failure of the pipe the stream is unusable.
+pub fn write_frame<T: BorshSerialize>(output: &mut impl Write, message: &T) -> Result<(), FrameError> {
+    output.write_all(&encode(message)?)?;
+    output.flush()?;
+    Ok(())
+}
+
+/// Reads one frame; `None` when the pipe ended between frames.
+///
+/// # Errors
+/// [`FrameError`]; after a failure the stream is unusable.
+pub fn read_frame<T: BorshDeserialize>(input: &mut impl Read) -> Result<Option<T>, FrameError> {
+    let mut header = [0; 4];
+    let mut have = 0;
+    while have < header.len() {
+        match input.read(&mut header[have..]) {
+            Ok(0) if have == 0 => return Ok(None),
+            Ok(0) => return Err(FrameError::Torn),
+            Ok(count) => have += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(FrameError::Pipe(error)),
+        }
+    }
+    let length = frame_length(header)?;
+    let mut payload = Vec::new();
+    // Grows as bytes arrive: a length alone, sent by a liar, costs no memory.
+    if input.take(length as u64).read_to_end(&mut payload)? < length {
+        return Err(FrameError::Torn);
+    }
+    decode(&payload).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn request() -> Request {
+        let input = StageInput::Hidden(vec![0.5, -1.0]);
+        Request { id: 7, body: Task::StageForward { stage: 1, session: 2, position: 3, input } }
+    }
+
+    #[test]
+    fn frames_pass_a_pipe() {
+        let mut pipe = Vec::new();
+        write_frame(&mut pipe, &request()).unwrap();
+        write_frame(&mut pipe, &Request { id: 8, body: Task::Cancel { id: 7 } }).unwrap();
+        let mut reader = pipe.as_slice();
+        assert_eq!(read_frame::<Request>(&mut reader).unwrap(), Some(request()));
+        assert_eq!(read_frame::<Request>(&mut reader).unwrap().unwrap().id, 8);
+        assert_eq!(read_frame::<Request>(&mut reader).unwrap(), None);
+    }
+
+    #[test]
+    fn the_encoding_is_pinned() {
+        let frame = encode(&Request { id: 7, body: Task::Cancel { id: 3 } }).unwrap();
+        assert_eq!(frame, [17, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 10, 3, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn lies_about_length_cost_nothing() {
+        assert!(matches!(read_frame::<Request>(&mut [0xff; 9].as_slice()), Err(FrameError::TooLong { .. })));
+        let mut frame = encode(&request()).unwrap();
+        frame.pop();
+        assert!(matches!(read_frame::<Request>(&mut frame.as_slice()), Err(FrameError::Torn)));
+        assert!(matches!(read_frame::<Request>(&mut [1, 0].as_slice()), Err(FrameError::Torn)));
+        // A vector that claims four billion floats in a frame of a few bytes.
+        let mut payload = encode(&request()).unwrap().split_off(4);
+        let at = payload.len() - 12;
+        payload[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(decode::<Request>(&payload), Err(FrameError::Garbage(_))));
+    }
+
+    #[test]
+    fn no_nan_passes() {
+        let reply = Response { id: 1, body: Reply::StageOutput(StageOutput::Logits(vec![f32::NAN])) };
+        assert!(matches!(encode(&reply), Err(FrameError::Unencodable(_))));
+    }
+
+    #[test]
+    fn long_failures_are_cut_between_characters() {
+        let Reply::Failed { message } = Reply::failed("ä".repeat(MESSAGE_BYTES_MAX) + "x") else { panic!() };
+        assert_eq!(message.len(), MESSAGE_BYTES_MAX);
+        let Reply::Failed { message } = Reply::failed("x".to_owned() + &"ä".repeat(MESSAGE_BYTES_MAX))
+        else {
+            panic!()
+        };
+        assert_eq!(message.len(), MESSAGE_BYTES_MAX - 1);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error_or_a_message_that_encodes_back(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(request) = decode::<Request>(&bytes) {
+                prop_assert_eq!(&encode(&request).unwrap()[4..], bytes.as_slice());
+            }
+        }
+
+        #[test]
+        fn a_changed_byte_never_panics(at in 0usize..40, value: u8) {
+            let mut frame = encode(&request()).unwrap();
+            let at = at % frame.len();
+            frame[at] = value;
+            let _ = read_frame::<Request>(&mut frame.as_slice());
+        }
+    }
+}

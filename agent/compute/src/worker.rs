@@ -1,0 +1,384 @@
+//! Owns the worker process: reads tasks from one pipe, executes them in order on one device, writes replies to the
+//! other.
+//! Must never outlive the daemon, print to stdout beside the protocol, or let a task's panic end the process.
+//!
+//! Two threads: the reader parses frames, notes cancels and notices the end of the pipe even while a task runs; the
+//! main thread executes. When the pipe ends the process exits at once, so that the device's memory is free.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::Device;
+
+use crate::bench::bench;
+use crate::checkpoint::Checkpoint;
+use crate::device::{DeviceChoice, DeviceError};
+use crate::limits::{CANCELS_MAX, STAGES_MAX, TASKS_QUEUED_MAX};
+use crate::outer::{OuterRate, merge};
+use crate::protocol::{FrameError, Reply, Request, Response, Task, TrainTask, read_frame, write_frame};
+use crate::stage::Stage;
+use crate::train::{Inner, Moments, TrainError, evaluate, inner_phase};
+
+/// Said once per process on a GPU, where the first pass through a model compiles and times kernels.
+const TUNING: &str = "tuning kernels, first run";
+
+/// The number of threads that the CPU backend uses, by the name that rayon reads.
+const THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
+
+/// Why a worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The device could not be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The device's driver panicked while it was opened.
+    #[error("opening the device panicked: {0}")]
+    Panicked(String),
+    /// The daemon sent what is no frame, or a pipe failed.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The daemon sent more tasks than may wait.
+    #[error("more than {TASKS_QUEUED_MAX} tasks are waiting")]
+    Flooded,
+    /// The reader could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// The command that starts a worker: `exe worker --device DEVICE`, with `threads` for the CPU backend.
+///
+/// It runs in `directory`, which should be the worker's own, so that no `burn.toml` of a stranger is found there. The
+/// daemon adds pipes for stdin and stdout. Kernels are chosen by rule, not by timing, because timing differs between
+/// runs and work that is checked by repeating it must not.
+#[must_use]
+pub fn command(exe: &Path, device: &DeviceChoice, directory: &Path, threads: u32) -> Command {
+    let mut command = Command::new(exe);
+    command.arg("worker").arg("--device").arg(device.to_string()).current_dir(directory);
+    command.env(THREADS_VARIABLE, threads.max(1).to_string()).env("CUBECL_AUTOTUNE_LEVEL", "minimal");
+    command
+}
+
+/// Runs a worker until `input` ends, when it exits the process.
+///
+/// # Errors
+/// [`WorkerError`] when the device cannot be opened or the daemon breaks the protocol.
+pub fn run(
+    choice: &DeviceChoice,
+    input: impl Read + Send + 'static,
+    output: impl Write,
+) -> Result<(), WorkerError> {
+    run_until(choice, input, output, || std::process::exit(0))
+}
+
+/// Like [`run`], but `gone` is called on the reader's thread when `input` ends; if it returns, tasks that were read
+/// are finished first.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_until(
+    choice: &DeviceChoice,
+    input: impl Read + Send + 'static,
+    output: impl Write,
+    gone: impl FnOnce() + Send + 'static,
+) -> Result<(), WorkerError> {
+    let cancels = Cancels::default();
+    let (sender, tasks) = sync_channel(TASKS_QUEUED_MAX);
+    let reader = {
+        let cancels = cancels.clone();
+        move || read_tasks(input, &sender, &cancels, gone)
+    };
+    // The reader starts before the device is opened: a driver may hang there, and the daemon may leave.
+    std::thread::Builder::new().name("reader".to_owned()).spawn(reader).map_err(WorkerError::Thread)?;
+    let opened =
+        catch_unwind(|| choice.open()).map_err(|panic| WorkerError::Panicked(panic_text(&*panic)))?;
+    let mut worker = Worker {
+        choice: choice.clone(),
+        device: opened?,
+        output,
+        cancels,
+        warm: false,
+        moments: None,
+        stages: BTreeMap::new(),
+    };
+    worker.serve(&tasks)
+}
+
+/// The numbers of cancelled requests, the latest last.
+#[derive(Clone, Default)]
+struct Cancels(Arc<Mutex<VecDeque<u64>>>);
+
+impl Cancels {
+    fn add(&self, id: u64) {
+        let mut ids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if ids.len() >= CANCELS_MAX {
+            ids.pop_front();
+        }
+        ids.push_back(id);
+    }
+
+    fn has(&self, id: u64) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+}
+
+type Incoming = Result<Request, WorkerError>;
+
+fn read_tasks(mut input: impl Read, tasks: &SyncSender<Incoming>, cancels: &Cancels, gone: impl FnOnce()) {
+    loop {
+        let incoming = match read_frame::<Request>(&mut input) {
+            Ok(Some(Request { body: Task::Cancel { id }, .. })) => {
+                cancels.add(id);
+                continue;
+            }
+            Ok(Some(request)) => Ok(request),
+            Ok(None) => break gone(),
+            Err(error) => Err(WorkerError::Frame(error)),
+        };
+        let broken = incoming.is_err();
+        match tasks.try_send(incoming) {
+            Ok(()) if broken => break,
+            Ok(()) => {}
+            Err(TrySendError::Disconnected(_)) => break,
+            Err(TrySendError::Full(_)) => {
+                // Waits for room, which is what tells the main thread; nothing more is read.
+                let _ = tasks.send(Err(WorkerError::Flooded));
+                break;
+            }
+        }
+    }
+}
+
+struct Worker<W> {
+    choice: DeviceChoice,
+    device: Device,
+    output: W,
+    cancels: Cancels,
+    warm: bool,
+    moments: Option<([u8; 32], Moments)>,
+    stages: BTreeMap<u64, Stage>,
+}
+
+/// How a task ends early: with a reply, or because the daemon cannot be reached.
+enum Stop {
+    Failed(String),
+    Cancelled,
+    Pipe(FrameError),
+}
+
+impl<E: std::error::Error> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl<W: Write> Worker<W> {
+    fn serve(&mut self, tasks: &Receiver<Incoming>) -> Result<(), WorkerError> {
+        while let Ok(incoming) = tasks.recv() {
+            let Request { id, body } = incoming?;
+            let touched = touched(&body);
+            let result = catch_unwind(AssertUnwindSafe(|| self.execute(id, body)));
+            let reply = match result {
+                Ok(Ok(reply)) => reply,
+                Ok(Err(Stop::Cancelled)) => Reply::Cancelled,
+                Ok(Err(Stop::Failed(message))) => Reply::failed(message),
+                Ok(Err(Stop::Pipe(error))) => return Err(error.into()),
+                Err(panic) => {
+                    self.drop_state(touched);
+                    Reply::failed(format!("the task panicked: {}", panic_text(&*panic)))
+                }
+            };
+            self.reply(id, reply)?;
+        }
+        Ok(())
+    }
+
+    /// Sends a reply; one that cannot be encoded (values that are not numbers, or too many) becomes a failure.
+    fn reply(&mut self, id: u64, body: Reply) -> Result<(), FrameError> {
+        let result = write_frame(&mut self.output, &Response { id, body });
+        match result {
+            Err(error @ (FrameError::Unencodable(_) | FrameError::TooLong { .. })) => {
+                write_frame(&mut self.output, &Response { id, body: Reply::failed(error.to_string()) })
+            }
+            Ok(()) | Err(FrameError::Pipe(_) | FrameError::Torn | FrameError::Garbage(_)) => result,
+        }
+    }
+
+    /// After a panic, what the task worked on may be half changed.
+    fn drop_state(&mut self, touched: Touched) {
+        match touched {
+            Touched::Nothing => {}
+            Touched::Moments => self.moments = None,
+            Touched::Stage(stage) => {
+                self.stages.remove(&stage);
+            }
+        }
+    }
+
+    fn execute(&mut self, id: u64, task: Task) -> Result<Reply, Stop> {
+        task.check().map_err(Stop::Failed)?;
+        if self.cancels.has(id) {
+            return Err(Stop::Cancelled);
+        }
+        match task {
+            Task::Describe => Ok(self.describe()),
+            Task::Bench => bench(&self.device).map(Reply::Benched).map_err(Stop::Failed),
+            Task::Init { shape, seed, out } => {
+                let digest = Checkpoint::initial(shape, seed).write(Path::new(&out))?;
+                Ok(Reply::Initialised { digest, parameters: shape.parameters() })
+            }
+            Task::Train(task) => self.train(id, &task),
+            Task::Merge { state, deltas, outer_rate_millionths, momentum_millionths, out, evaluate } => {
+                let rate = OuterRate {
+                    rate: millionths(outer_rate_millionths),
+                    momentum: millionths(momentum_millionths),
+                };
+                let deltas: Vec<PathBuf> = deltas.into_iter().map(PathBuf::from).collect();
+                let next = merge(Path::new(&state), &deltas, rate)?;
+                let digest = next.write(Path::new(&out))?;
+                let held_out_micronats = match evaluate {
+                    Some(data) => Some(self.evaluate(id, &next, &data)?.0),
+                    None => None,
+                };
+                Ok(Reply::Merged { digest, round: next.round, held_out_micronats })
+            }
+            Task::Evaluate { state, data } => {
+                let checkpoint = Checkpoint::read(Path::new(&state))?;
+                let (loss_micronats, tokens) = self.evaluate(id, &checkpoint, &data)?;
+                Ok(Reply::Evaluated { loss_micronats, tokens, round: checkpoint.round })
+            }
+            Task::StageOpen { stage, checkpoint, start, end } => {
+                self.stages.remove(&stage);
+                if self.stages.len() >= STAGES_MAX {
+                    return Err(Stop::Failed(format!("all {STAGES_MAX} stages of this worker are open")));
+                }
+                let opened = Stage::open(&self.device, Path::new(&checkpoint), start, end)?;
+                let shape = opened.shape();
+                self.stages.insert(stage, opened);
+                Ok(Reply::StageOpened { shape })
+            }
+            Task::StageForward { stage, session, position, input } => {
+                let stage = self.stages.get_mut(&stage);
+                let stage = stage.ok_or_else(|| Stop::Failed("this stage is not open".to_owned()))?;
+                Ok(Reply::StageOutput(stage.forward(session, position, input)?))
+            }
+            Task::SessionClose { stage, session } => {
+                let existed = self.stages.get_mut(&stage).is_some_and(|stage| stage.close(session));
+                Ok(Reply::Closed { existed })
+            }
+            Task::StageClose { stage } => Ok(Reply::Closed { existed: self.stages.remove(&stage).is_some() }),
+            Task::Cancel { id } => {
+                self.cancels.add(id);
+                Err(Stop::Cancelled)
+            }
+        }
+    }
+
+    fn describe(&self) -> Reply {
+        let threads = std::env::var(THREADS_VARIABLE).ok().and_then(|text| text.parse().ok());
+        let all = || std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+        Reply::Described {
+            device: self.choice.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            threads: threads.filter(|threads| *threads > 0).unwrap_or_else(all),
+        }
+    }
+
+    fn train(&mut self, id: u64, task: &TrainTask) -> Result<Reply, Stop> {
+        self.warm_up(id, task.inner_steps)?;
+        let inner = Inner {
+            seed: task.seed,
+            round: task.round,
+            index: task.index,
+            of: task.of,
+            steps: task.inner_steps,
+            batch: task.batch,
+            learning_rate: millionths(task.learning_rate_millionths),
+            warmup_steps: task.warmup_steps,
+        };
+        let moments = match &mut self.moments {
+            Some((job, moments)) if *job == task.job => moments,
+            other => &mut other.insert((task.job, Moments::default())).1,
+        };
+        let (output, cancels) = (&mut self.output, &self.cancels);
+        let mut pipe = Ok(());
+        let result = inner_phase(
+            &self.device,
+            Path::new(&task.state),
+            Path::new(&task.data),
+            &inner,
+            moments,
+            |done, loss| {
+                let loss_micronats = micronats(f64::from(loss)).ok();
+                let body = Reply::Progress { done, of: inner.steps, loss_micronats, note: String::new() };
+                pipe = write_frame(output, &Response { id, body });
+                pipe.is_ok() && !cancels.has(id)
+            },
+        );
+        pipe.map_err(Stop::Pipe)?;
+        let result = match result {
+            Err(TrainError::Cancelled { .. }) => return Err(Stop::Cancelled),
+            other => other?,
+        };
+        let digest = result.delta.write(Path::new(&task.out))?;
+        Ok(Reply::Trained { digest, loss_micronats: micronats(result.loss)?, tokens: result.tokens })
+    }
+
+    fn evaluate(&mut self, id: u64, checkpoint: &Checkpoint, data: &str) -> Result<(i64, u64), Stop> {
+        self.warm_up(id, 1)?;
+        let (loss, tokens) = evaluate(&self.device, checkpoint, Path::new(data))?;
+        Ok((micronats(loss)?, tokens))
+    }
+
+    /// Says why the first task on a GPU is slow.
+    fn warm_up(&mut self, id: u64, of: u32) -> Result<(), Stop> {
+        let first = !std::mem::replace(&mut self.warm, true);
+        if first && self.choice != DeviceChoice::Cpu {
+            let body = Reply::Progress { done: 0, of, loss_micronats: None, note: TUNING.to_owned() };
+            self.reply(id, body).map_err(Stop::Pipe)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a task changes in the worker.
+#[derive(Clone, Copy)]
+enum Touched {
+    Nothing,
+    Moments,
+    Stage(u64),
+}
+
+fn touched(task: &Task) -> Touched {
+    match task {
+        Task::Train(_) => Touched::Moments,
+        Task::StageOpen { stage, .. } | Task::StageForward { stage, .. } => Touched::Stage(*stage),
+        Task::SessionClose { stage, .. } | Task::StageClose { stage } => Touched::Stage(*stage),
+        Task::Describe
+        | Task::Bench
+        | Task::Init { .. }
+        | Task::Merge { .. }
+        | Task::Evaluate { .. }
+        | Task::Cancel { .. } => Touched::Nothing,
+    }
+}
+
+/// A setting as it is written in jobs.
+fn millionths(value: u32) -> f32 {
+    (f64::from(value) / 1e6) as f32
+}
+
+/// A loss as it is reported: in integers, so that it can be signed.
+fn micronats(loss: f64) -> Result<i64, Stop> {
+    let scaled = (loss * 1e6).round();
+    if scaled.is_finite() { Ok(scaled as i64) } else { Err(Stop::Failed(format!("the loss is {loss}"))) }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}

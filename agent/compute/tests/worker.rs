@@ -1,0 +1,245 @@
+//! Owns the promises of the worker over its pipes. Must never start a process or need a GPU.
+
+#![expect(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a broken assumption should stop the test")]
+
+use std::fs;
+use std::io::{PipeReader, PipeWriter, Write, pipe};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{JoinHandle, spawn};
+
+use skein_compute::device::DeviceChoice;
+use skein_compute::protocol::{
+    FrameError, Reply, Request, Response, Task, TrainTask, read_frame, write_frame,
+};
+use skein_compute::shape::ModelShape;
+use skein_compute::stage::{StageInput, StageOutput};
+use skein_compute::worker::{WorkerError, run_until};
+
+struct Worker {
+    to: PipeWriter,
+    from: PipeReader,
+    thread: JoinHandle<Result<(), WorkerError>>,
+    gone: Receiver<()>,
+    next: u64,
+}
+
+impl Worker {
+    fn start() -> Self {
+        let ((input, to), (from, output)) = (pipe().unwrap(), pipe().unwrap());
+        let (sender, gone) = channel();
+        // A test that does not wait for the end drops the receiver.
+        let notice = move || {
+            let _ = sender.send(());
+        };
+        let thread = spawn(move || run_until(&DeviceChoice::Cpu, input, output, notice));
+        Self { to, from, thread, gone, next: 0 }
+    }
+
+    fn send(&mut self, body: Task) -> u64 {
+        self.next += 1;
+        write_frame(&mut self.to, &Request { id: self.next, body }).unwrap();
+        self.next
+    }
+
+    fn reply(&mut self) -> Response {
+        read_frame(&mut self.from).unwrap().unwrap()
+    }
+
+    /// The final reply to one task, and how many progress replies came before it.
+    fn ask(&mut self, body: Task) -> (Reply, usize) {
+        let id = self.send(body);
+        let mut progress = 0;
+        loop {
+            let reply = self.reply();
+            assert_eq!(reply.id, id);
+            match reply.body {
+                Reply::Progress { .. } => progress += 1,
+                body => return (body, progress),
+            }
+        }
+    }
+
+    fn fails(&mut self, body: Task) -> String {
+        match self.ask(body).0 {
+            Reply::Failed { message } => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn end(self) -> Result<(), WorkerError> {
+        drop(self.to);
+        self.thread.join().unwrap()
+    }
+}
+
+fn text(path: &Path, name: &str) -> String {
+    path.join(name).to_str().unwrap().to_owned()
+}
+
+fn train_task(place: &Path, index: u32, steps: u32) -> TrainTask {
+    TrainTask {
+        job: [1; 32],
+        state: text(place, "0"),
+        data: text(place, "text"),
+        inner_steps: steps,
+        batch: 2,
+        learning_rate_millionths: 10_000,
+        warmup_steps: 4,
+        round: 0,
+        index,
+        of: 2,
+        seed: 3,
+        out: text(place, &format!("delta{index}")),
+    }
+}
+
+#[test]
+fn a_job_from_init_to_greedy_decoding_over_two_stages() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    fs::write(place.join("text"), "honk! ".repeat(100)).unwrap();
+    let mut worker = Worker::start();
+    let (described, _) = worker.ask(Task::Describe);
+    assert!(matches!(described, Reply::Described { device, .. } if device == "cpu"));
+
+    let shape = ModelShape::new(2, 16, 2, 12).unwrap();
+    let (reply, _) = worker.ask(Task::Init { shape, seed: 4, out: text(place, "0") });
+    let Reply::Initialised { digest, parameters } = reply else { panic!("{reply:?}") };
+    assert_eq!(parameters, shape.parameters());
+    assert_eq!(digest, *blake3::hash(&fs::read(place.join("0")).unwrap()).as_bytes());
+
+    for index in 0..2 {
+        let (reply, progress) = worker.ask(Task::Train(train_task(place, index, 80)));
+        assert_eq!(progress, 80);
+        let Reply::Trained { tokens, loss_micronats, digest } = reply else { panic!("{reply:?}") };
+        assert_eq!(tokens, 80 * 2 * 12);
+        assert!((100_000..6_000_000).contains(&loss_micronats), "{loss_micronats}");
+        let file = fs::read(place.join(format!("delta{index}"))).unwrap();
+        assert_eq!(digest, *blake3::hash(&file).as_bytes());
+    }
+    let (reply, _) = worker.ask(Task::Merge {
+        state: text(place, "0"),
+        deltas: vec![text(place, "delta0"), text(place, "delta1")],
+        outer_rate_millionths: 700_000,
+        momentum_millionths: 400_000,
+        out: text(place, "1"),
+        evaluate: Some(text(place, "text")),
+    });
+    let Reply::Merged { round: 1, held_out_micronats: Some(merged), .. } = reply else { panic!("{reply:?}") };
+    let (reply, _) = worker.ask(Task::Evaluate { state: text(place, "1"), data: text(place, "text") });
+    let Reply::Evaluated { loss_micronats, round: 1, .. } = reply else { panic!("{reply:?}") };
+    assert_eq!(loss_micronats, merged);
+    assert!(merged < 1_000_000, "{merged}");
+
+    for (stage, layer) in [(10, 0), (11, 1)] {
+        let task = Task::StageOpen { stage, checkpoint: text(place, "1"), start: layer, end: layer + 1 };
+        assert_eq!(worker.ask(task).0, Reply::StageOpened { shape });
+    }
+    let (mut said, mut input) = (b"honk".to_vec(), b"honk".to_vec());
+    let mut position = 0;
+    while said.len() < 12 {
+        let task =
+            Task::StageForward { stage: 10, session: 5, position, input: StageInput::Tokens(input.clone()) };
+        let (Reply::StageOutput(StageOutput::Hidden(rows)), _) = worker.ask(task) else { panic!() };
+        let task = Task::StageForward { stage: 11, session: 5, position, input: StageInput::Hidden(rows) };
+        let (Reply::StageOutput(StageOutput::Logits(logits)), _) = worker.ask(task) else { panic!() };
+        position += input.len() as u32;
+        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+        said.push(best as u8);
+        input = vec![best as u8];
+    }
+    assert_eq!(String::from_utf8_lossy(&said), "honk! honk! ");
+    assert_eq!(worker.ask(Task::SessionClose { stage: 10, session: 5 }).0, Reply::Closed { existed: true });
+    assert_eq!(worker.ask(Task::StageClose { stage: 10 }).0, Reply::Closed { existed: true });
+    assert_eq!(worker.ask(Task::StageClose { stage: 10 }).0, Reply::Closed { existed: false });
+    worker.end().unwrap();
+}
+
+#[test]
+fn failures_are_replies_and_the_worker_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    let mut worker = Worker::start();
+    assert!(
+        worker
+            .fails(Task::Evaluate { state: text(place, "none"), data: text(place, "none") })
+            .contains("none")
+    );
+    let input = StageInput::Tokens(vec![1]);
+    assert!(
+        worker.fails(Task::StageForward { stage: 1, session: 1, position: 0, input }).contains("not open")
+    );
+    assert!(
+        worker.fails(Task::Evaluate { state: "x".repeat(5_000), data: text(place, "none") }).contains("path")
+    );
+    fs::write(place.join("0"), [7; 100]).unwrap();
+    assert!(worker.fails(Task::Train(train_task(place, 0, 1))).contains("safetensors"));
+    let merge = Task::Merge {
+        state: text(place, "0"),
+        deltas: vec![text(place, "d"); 5_000],
+        outer_rate_millionths: 0,
+        momentum_millionths: 0,
+        out: text(place, "1"),
+        evaluate: None,
+    };
+    assert!(worker.fails(merge).contains("5000 deltas"));
+    assert!(matches!(worker.ask(Task::Describe).0, Reply::Described { .. }));
+    worker.end().unwrap();
+}
+
+#[test]
+fn a_cancel_stops_a_running_and_a_waiting_task() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    fs::write(place.join("text"), "honk! ".repeat(100)).unwrap();
+    let mut worker = Worker::start();
+    worker.ask(Task::Init { shape: ModelShape::new(1, 8, 1, 8).unwrap(), seed: 4, out: text(place, "0") });
+    let running = worker.send(Task::Train(train_task(place, 0, 100_000)));
+    let waiting = worker.send(Task::Train(train_task(place, 1, 100_000)));
+    while !matches!(worker.reply().body, Reply::Progress { done: 3, .. }) {}
+    worker.send(Task::Cancel { id: waiting });
+    worker.send(Task::Cancel { id: running });
+    let mut last = worker.reply();
+    while matches!(last.body, Reply::Progress { .. }) {
+        last = worker.reply();
+    }
+    assert_eq!(last, Response { id: running, body: Reply::Cancelled });
+    assert_eq!(worker.reply(), Response { id: waiting, body: Reply::Cancelled });
+    assert!(!place.join("delta0").exists());
+    worker.end().unwrap();
+}
+
+#[test]
+fn the_end_of_the_pipe_is_noticed_while_a_task_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    fs::write(place.join("text"), "honk! ".repeat(100)).unwrap();
+    let mut worker = Worker::start();
+    worker.ask(Task::Init { shape: ModelShape::new(1, 8, 1, 8).unwrap(), seed: 4, out: text(place, "0") });
+    worker.send(Task::Train(train_task(place, 0, 100_000)));
+    worker.reply();
+    let Worker { to, from, thread, gone, .. } = worker;
+    drop(to);
+    // In the real worker this is where the process exits.
+    gone.recv().unwrap();
+    assert!(!thread.is_finished());
+    // Here the task ends because nobody reads its progress any more.
+    drop(from);
+    assert!(matches!(thread.join().unwrap(), Err(WorkerError::Frame(FrameError::Pipe(_)))));
+}
+
+#[test]
+fn broken_frames_end_the_worker_with_an_error() {
+    let frames: [(&[u8], &str); 3] = [
+        (&[3, 0, 0, 0, 0xff, 0xff, 0xff], "no message"),
+        (&[0xff; 4], "exceeds"),
+        (&[9, 0, 0, 0, 1], "inside a frame"),
+    ];
+    for (bytes, problem) in frames {
+        let mut worker = Worker::start();
+        worker.to.write_all(bytes).unwrap();
+        let error = worker.end().unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+}

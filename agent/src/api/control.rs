@@ -1,0 +1,115 @@
+//! `/api/*`: status, jobs, blobs, claim, down.
+
+use axum::Json;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use skein_proto::ids::{Digest, JobId};
+use skein_proto::job::JobSpec;
+use skein_proto::message::JobStatus;
+use smol::io::AsyncWriteExt;
+use smol::stream::StreamExt;
+
+use super::{Door, Problem};
+use crate::daemon::Call;
+use crate::daemon::status::{ClaimState, Status};
+use crate::limits::{BLOB_BYTES_MAX, BODY_BYTES_MAX};
+
+pub(super) async fn status(State(door): State<Door>) -> Result<Json<Status>, Problem> {
+    door.ask(Call::Status).await.map(|status| Json(*status))
+}
+
+pub(super) async fn jobs(State(door): State<Door>) -> Result<Json<Vec<JobStatus>>, Problem> {
+    door.ask(Call::Jobs).await.map(Json)
+}
+
+pub(super) async fn job(State(door): State<Door>, Path(id): Path<String>) -> Result<Json<JobStatus>, Problem> {
+    let id = parse_job(&id)?;
+    let jobs = door.ask(Call::Jobs).await?;
+    let job = jobs.into_iter().find(|job| job.id == id);
+    job.map(Json).ok_or_else(|| Problem::missing(format!("no job {} here", id.short())))
+}
+
+pub(super) async fn submit(State(door): State<Door>, body: Body) -> Result<Json<Value>, Problem> {
+    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|error| Problem::invalid(error.to_string()))?;
+    let spec: JobSpec = serde_json::from_slice(&bytes).map_err(|error| Problem::invalid(format!("not a job: {error}")))?;
+    let id = door.ask(|answer| Call::Submit(spec, answer)).await?.map_err(Problem::invalid)?;
+    Ok(Json(json!({ "id": id })))
+}
+
+pub(super) async fn cancel(State(door): State<Door>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+    let id = parse_job(&id)?;
+    door.ask(|answer| Call::Cancel(id, answer)).await?.map_err(Problem::invalid)?;
+    Ok(Json(json!({ "id": id })))
+}
+
+#[derive(Deserialize)]
+pub(super) struct ClaimQuery {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+pub(super) async fn claim(
+    State(door): State<Door>,
+    Query(query): Query<ClaimQuery>,
+) -> Result<Json<ClaimState>, Problem> {
+    door.ask(|answer| Call::Claim { dry_run: query.dry_run, answer }).await.map(Json)
+}
+
+pub(super) async fn down(State(door): State<Door>) -> Result<Json<Value>, Problem> {
+    door.ask(Call::Down).await?;
+    Ok(Json(json!({ "left": true })))
+}
+
+/// Takes a blob of any size up to the limit, through a file, never whole in memory.
+pub(super) async fn put_blob(State(door): State<Door>, body: Body) -> Result<Json<Value>, Problem> {
+    let mut name = [0; 16];
+    getrandom::fill(&mut name).map_err(|error| Problem::broken(error.to_string()))?;
+    let path = door.uploads.join(hex::encode(name));
+    let created = smol::fs::File::create(&path).await;
+    let mut file = created.map_err(|error| Problem::broken(format!("cannot store the blob: {error}")))?;
+    let mut chunks = body.into_data_stream();
+    let mut total = 0u64;
+    let received = async {
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| Problem::invalid(format!("the upload broke off: {error}")))?;
+            total += chunk.len() as u64;
+            if total > BLOB_BYTES_MAX {
+                return Err(Problem::invalid(format!("a blob may have at most {BLOB_BYTES_MAX} bytes")));
+            }
+            file.write_all(&chunk).await.map_err(|error| Problem::broken(format!("cannot store the blob: {error}")))?;
+        }
+        file.flush().await.map_err(|error| Problem::broken(format!("cannot store the blob: {error}")))
+    };
+    if let Err(problem) = received.await {
+        let _ = smol::fs::remove_file(&path).await;
+        return Err(problem);
+    }
+    let digest = door.store.adopt(&path).await.map_err(|error| Problem::broken(error.to_string()))?;
+    Ok(Json(json!({ "digest": digest, "bytes": total })))
+}
+
+pub(super) async fn get_blob(State(door): State<Door>, Path(digest): Path<String>) -> Result<Response, Problem> {
+    let digest: Digest = digest.parse().map_err(|error: skein_proto::ids::BadId| Problem::invalid(error.to_string()))?;
+    let file = smol::fs::File::open(door.store.path(&digest)).await;
+    let file = file.map_err(|_| Problem::missing(format!("blob {} is not held here", digest.short())))?;
+    let chunks = smol::stream::unfold(file, |mut file| async move {
+        use smol::io::AsyncReadExt;
+        let mut chunk = vec![0; 64 << 10];
+        match file.read(&mut chunk).await {
+            Ok(0) => None,
+            Ok(count) => {
+                chunk.truncate(count);
+                Some((Ok(chunk), file))
+            }
+            Err(error) => Some((Err(error), file)),
+        }
+    });
+    Ok(Body::from_stream(chunks).into_response())
+}
+
+fn parse_job(text: &str) -> Result<JobId, Problem> {
+    text.parse().map_err(|error: skein_proto::ids::BadId| Problem::invalid(error.to_string()))
+}

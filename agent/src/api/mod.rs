@@ -1,0 +1,195 @@
+//! The local HTTP door: `/v1/*` as OpenAI's, `/api/*` for jobs, status and orders.
+//!
+//! Listens on loopback unless told otherwise. Requests that a web page could make a browser send are
+//! refused (foreign `Host` or any `Origin`); whatever changes state needs the token of `agent.json`.
+//! Must never touch the core: it asks the daemon's loop.
+
+mod control;
+mod openai;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::json;
+use skein_mesh::BlobStore;
+use smol::channel;
+use smol_hyper::rt::{FuturesIo, SmolTimer};
+use tower_service::Service;
+
+use crate::daemon::{Call, Event, Running};
+use crate::limits::{API_CONNECTIONS_MAX, API_HEADER_TIMEOUT, BODY_BYTES_MAX};
+
+/// What every handler can reach.
+#[derive(Clone)]
+struct Door {
+    feed: channel::Sender<Event>,
+    store: BlobStore,
+    uploads: Arc<Path>,
+    token: Arc<str>,
+    loopback: bool,
+    completions: Arc<AtomicUsize>,
+}
+
+impl Door {
+    /// Asks the daemon's loop.
+    async fn ask<T>(&self, call: impl FnOnce(channel::Sender<T>) -> Call) -> Result<T, Problem> {
+        let (answer, heard) = channel::bounded(1);
+        let asked = self.feed.send(Event::Call(call(answer))).await;
+        asked.map_err(|_| Problem::leaving())?;
+        heard.recv().await.map_err(|_| Problem::leaving())
+    }
+}
+
+/// An error as the client sees it, in OpenAI's shape.
+#[derive(Debug)]
+struct Problem {
+    status: StatusCode,
+    kind: &'static str,
+    message: String,
+    retry_after_s: Option<u32>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, message: message.into(), retry_after_s: None }
+    }
+
+    fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+    }
+
+    fn missing(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found_error", message)
+    }
+
+    fn broken(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "server_error", message)
+    }
+
+    fn leaving() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the agent is leaving")
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = json!({ "error": { "message": self.message, "type": self.kind, "param": null, "code": null } });
+        let mut response = (self.status, axum::Json(body)).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}
+
+/// Serves until the process ends.
+pub(crate) async fn serve(
+    socket: smol::net::TcpListener,
+    running: Running,
+    feed: channel::Sender<Event>,
+    store: BlobStore,
+    uploads: PathBuf,
+) {
+    let door = Door {
+        feed,
+        store,
+        uploads: uploads.into(),
+        token: running.token.into(),
+        loopback: running.api.ip().is_loopback(),
+        completions: Arc::default(),
+    };
+    let orders = Router::new()
+        .route("/api/jobs", post(control::submit))
+        .route("/api/jobs/{id}/cancel", post(control::cancel))
+        .route("/api/claim", post(control::claim))
+        .route("/api/down", post(control::down))
+        .route("/api/blobs", post(control::put_blob).layer(DefaultBodyLimit::disable()))
+        .layer(middleware::from_fn_with_state(door.clone(), need_token));
+    let router = Router::new()
+        .route("/api/status", get(control::status))
+        .route("/api/jobs", get(control::jobs))
+        .route("/api/jobs/{id}", get(control::job))
+        .route("/api/blobs/{digest}", get(control::get_blob))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/completions", post(openai::completions))
+        .merge(orders)
+        .fallback(|| async { Problem::missing("no such path: see /v1/models, /v1/completions, /api/status, /api/jobs") })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(door.clone(), refuse_browsers))
+        .with_state(door);
+    accept(socket, router).await;
+}
+
+async fn accept(socket: smol::net::TcpListener, router: Router) {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let (stream, _) = match socket.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection to the local API");
+                smol::Timer::after(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if open.fetch_add(1, Ordering::Relaxed) >= API_CONNECTIONS_MAX {
+            open.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let (router, open) = (router.clone(), Arc::clone(&open));
+        smol::spawn(async move {
+            let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                router.clone().call(request)
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(SmolTimer::new())
+                .header_read_timeout(API_HEADER_TIMEOUT)
+                .serve_connection(FuturesIo::new(stream), service)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(%error, "a connection to the local API ended early");
+            }
+            open.fetch_sub(1, Ordering::Relaxed);
+        })
+        .detach();
+    }
+}
+
+/// A page in the owner's browser must not command his agent, nor read from it by DNS rebinding.
+async fn refuse_browsers(State(door): State<Door>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let refused = headers.contains_key(header::ORIGIN) || (door.loopback && !host_is_local(headers));
+    if refused {
+        let message = "requests from web pages are refused\nhint: use 127.0.0.1 or localhost as the host, and no Origin";
+        return Problem::new(StatusCode::FORBIDDEN, "permission_error", message).into_response();
+    }
+    next.run(request).await
+}
+
+fn host_is_local(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
+    let name = match host.parse::<SocketAddr>() {
+        Ok(address) => return address.ip().is_loopback(),
+        Err(_) => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+async fn need_token(State(door): State<Door>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer "));
+    // The digest, so that the comparison's time tells nothing about the token.
+    let expected = blake3::hash(door.token.as_bytes());
+    if given.is_none_or(|given| blake3::hash(given.as_bytes()) != expected) && request.method() != hyper::Method::GET {
+        let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
+        return Problem::new(StatusCode::UNAUTHORIZED, "authentication_error", message).into_response();
+    }
+    next.run(request).await
+}

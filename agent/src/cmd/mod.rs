@@ -1,0 +1,39 @@
+//! The verbs, one file each: arguments in, an answer on stdout, an exit code out.
+
+pub(crate) mod bench;
+pub(crate) mod claim;
+pub(crate) mod down;
+pub(crate) mod jobs;
+pub(crate) mod log;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod up;
+pub(crate) mod worker;
+
+use std::io::Write;
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// Prints the answer as JSON.
+///
+/// # Errors
+/// When stdout is closed.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    say(&serde_json::to_string_pretty(value)?)
+}
+
+/// Prints one part of the answer, and a line's end.
+///
+/// # Errors
+/// When stdout is closed.
+pub(crate) fn say(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(())
+}
+
+/// Bytes for people.
+pub(crate) fn bytes_text(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}

@@ -1,0 +1,135 @@
+//! One configuration, parsed once: `config.toml`, then the environment, then flags.
+//!
+//! Everything after this file works with [`Config`] and never looks at a file, variable or flag again.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+use skein_mesh::PeerAddress;
+use skein_proto::genesis::Genesis;
+
+use crate::cli::UpArgs;
+
+const LISTEN_DEFAULT: &str = "0.0.0.0:7310";
+const API_DEFAULT: &str = "127.0.0.1:7311";
+
+/// What an agent was told.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) listen: SocketAddr,
+    pub(crate) api: SocketAddr,
+    pub(crate) bootstrap: Vec<PeerAddress>,
+    pub(crate) genesis: Genesis,
+    pub(crate) memory_bytes: Option<u64>,
+    pub(crate) device: Option<String>,
+    pub(crate) threads: usize,
+}
+
+/// `config.toml`: the same keys as the flags of `skein up`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    /// Accepted so that a file can say all that flags can; there is no tray to leave out yet.
+    #[serde(default)]
+    #[expect(dead_code, reason = "no tray exists yet, so there is nothing for it to turn off")]
+    headless: bool,
+    listen: Option<String>,
+    api: Option<String>,
+    bootstrap: Option<Vec<String>>,
+    network: Option<PathBuf>,
+    memory: Option<u64>,
+    device: Option<String>,
+    threads: Option<usize>,
+}
+
+impl Config {
+    /// Merges file and flags (clap has merged the environment into the flags already).
+    ///
+    /// # Errors
+    /// Names the file and key that cannot be used.
+    pub(crate) fn load(args: UpArgs) -> Result<Self> {
+        let data_dir = data_dir(args.data_dir)?;
+        let path = data_dir.join("config.toml");
+        let file: File = match std::fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).with_context(|| {
+                format!("{} is not a valid configuration\nhint: mend the line named below, or move the file away", path.display())
+            })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => File::default(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let bootstrap = if args.bootstrap.is_empty() {
+            let listed = file.bootstrap.unwrap_or_default();
+            listed
+                .iter()
+                .map(|text| text.parse().map_err(|error| anyhow!("bootstrap in {}: {error}", path.display())))
+                .collect::<Result<_>>()?
+        } else {
+            args.bootstrap
+        };
+        Ok(Self {
+            listen: address(args.listen, file.listen.as_deref(), LISTEN_DEFAULT, "listen")?,
+            api: address(args.api, file.api.as_deref(), API_DEFAULT, "api")?,
+            bootstrap,
+            genesis: genesis(args.network.or(file.network).as_deref())?,
+            memory_bytes: args.memory.or(file.memory),
+            device: args.device.or(file.device),
+            threads: args.threads.or(file.threads).unwrap_or(0),
+            data_dir,
+        })
+    }
+}
+
+/// The directory given, or the platform's usual place.
+///
+/// # Errors
+/// When there is no home directory to derive it from.
+pub(crate) fn data_dir(given: Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(dir) = given {
+        return Ok(dir);
+    }
+    let from = |variable: &str, below: &[&str]| {
+        let base = std::env::var_os(variable).filter(|value| !value.is_empty())?;
+        Some(below.iter().fold(PathBuf::from(base), |path, part| path.join(part)))
+    };
+    from("XDG_DATA_HOME", &["skein"])
+        .or_else(|| from("LOCALAPPDATA", &["skein"]))
+        .or_else(|| from("HOME", &[".local", "share", "skein"]))
+        .context("no home directory to keep data in\nhint: pass --data-dir DIR")
+}
+
+fn address(flag: Option<SocketAddr>, file: Option<&str>, default: &str, key: &str) -> Result<SocketAddr> {
+    if let Some(address) = flag {
+        return Ok(address);
+    }
+    let text = file.unwrap_or(default);
+    text.parse().with_context(|| format!("{key} = `{text}` is not an address\nhint: write IP:PORT, such as {default}"))
+}
+
+/// The genesis in `path`, or that of the built-in test network.
+///
+/// # Errors
+/// Names the file and what is wrong in it.
+pub(crate) fn genesis(path: Option<&Path>) -> Result<Genesis> {
+    let genesis = match path {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the network's genesis {}", path.display()))?;
+            toml::from_str(&text).with_context(|| format!("{} is not a genesis file", path.display()))?
+        }
+        None => Genesis {
+            name: "skein-test".into(),
+            policy: "io".into(),
+            // 2026-01-01 00:00 UTC, on the hour, so that epochs are hours of the clock.
+            started_at_ms: 1_767_225_600_000,
+            epoch_ms: 3_600_000,
+        },
+    };
+    if let Err(error) = genesis.validate() {
+        let place = path.map_or("the built-in genesis".into(), |path| path.display().to_string());
+        bail!("{place}: {error}");
+    }
+    Ok(genesis)
+}

@@ -1,0 +1,326 @@
+//! Executes shards: fetches their inputs, calls the worker, reports how it went.
+//!
+//! Knows blobs and the worker, never leases' terms or money: an execution is a shard and an id. Shards
+//! with a result run one after the other; a stage stays until it is stopped.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use skein_compute::protocol::{Reply, Task, TrainTask};
+use skein_mesh::{BlobStore, Mesh, fetch_blob};
+use skein_proto::holdings::Executed;
+use skein_proto::ids::{Digest, JobId, LeaseId, NodeId};
+use skein_proto::job::{Shape, Shard};
+use skein_proto::lease::Pace;
+use skein_proto::node::Execution;
+use smol::channel;
+
+use super::pipeline::{Pipeline, stage_number};
+use super::worker::{CallFailed, Worker};
+use crate::limits::{BLOB_BYTES_MAX, TUNING_BEAT, TUNING_MAX, WORKER_STOP_WAIT};
+
+/// What the executor reports to the daemon's loop.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// A shard made progress.
+    Progress(LeaseId, Pace),
+    /// A shard ended.
+    Finished(LeaseId, Result<Executed, String>),
+}
+
+/// Executes what the core asks for.
+#[derive(Clone)]
+pub(crate) struct Executor {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    worker: Worker,
+    pipeline: Pipeline,
+    mesh: Mesh,
+    store: BlobStore,
+    scratch: PathBuf,
+    reports: channel::Sender<Report>,
+    // Shards with a result take turns, in the order of their grants.
+    turn: smol::lock::Mutex<()>,
+    on_gpu: bool,
+    running: Mutex<BTreeMap<LeaseId, Running>>,
+    kept: Mutex<BTreeMap<JobId, VecDeque<(u32, Digest)>>>,
+}
+
+struct Running {
+    stop: channel::Sender<()>,
+    standing: bool,
+}
+
+impl Executor {
+    pub(crate) fn new(
+        worker: Worker,
+        pipeline: Pipeline,
+        mesh: Mesh,
+        store: BlobStore,
+        scratch: PathBuf,
+        on_gpu: bool,
+    ) -> (Self, channel::Receiver<Report>) {
+        let (reports, heard) = channel::unbounded();
+        let shared = Shared {
+            worker,
+            pipeline,
+            mesh,
+            store,
+            scratch,
+            reports,
+            turn: smol::lock::Mutex::new(()),
+            on_gpu,
+            running: Mutex::default(),
+            kept: Mutex::default(),
+        };
+        (Self { shared: Arc::new(shared) }, heard)
+    }
+
+    /// Starts an execution; its end is reported exactly once.
+    pub(crate) fn execute(&self, execution: Execution) {
+        let (stop, stopped) = channel::bounded(1);
+        let running = Running { stop, standing: execution.shard.is_standing() };
+        lock(&self.shared.running).insert(execution.lease, running);
+        let this = self.clone();
+        smol::spawn(async move {
+            let lease = execution.lease;
+            let result = this.run(execution, stopped).await;
+            lock(&this.shared.running).remove(&lease);
+            let _ = this.shared.reports.send(Report::Finished(lease, result)).await;
+        })
+        .detach();
+    }
+
+    /// Ends an execution soon; unknown ones have ended already.
+    pub(crate) fn stop(&self, lease: LeaseId) {
+        if let Some(running) = lock(&self.shared.running).get(&lease) {
+            let _ = running.stop.try_send(());
+        }
+    }
+
+    /// Whether any stage is held, so that the worker must stay.
+    pub(crate) fn holds_stages(&self) -> bool {
+        lock(&self.shared.running).values().any(|running| running.standing)
+    }
+
+    async fn run(&self, execution: Execution, stopped: channel::Receiver<()>) -> Result<Executed, String> {
+        if let Shard::Stage { .. } = execution.shard {
+            return self.run_stage(execution, stopped).await;
+        }
+        let work = async {
+            let _turn = self.shared.turn.lock().await;
+            self.fetch_inputs(&execution).await?;
+            self.run_finite(&execution).await
+        };
+        let stop = async {
+            let _ = stopped.recv().await;
+            Err("stopped".to_owned())
+        };
+        // Dropping the work cancels its call; a worker that does not obey is stuck, and goes.
+        let generation = self.shared.worker.generation();
+        let result = smol::future::or(work, stop).await;
+        if result.as_ref().is_err_and(|reason| reason == "stopped") {
+            self.unstick(generation).await;
+        }
+        result
+    }
+
+    /// Kills the worker unless it shows life soon.
+    async fn unstick(&self, generation: u64) {
+        let alive = async { self.shared.worker.call(Task::Describe, |_| {}).await.is_ok() };
+        let late = async {
+            smol::Timer::after(WORKER_STOP_WAIT).await;
+            false
+        };
+        if !smol::future::or(alive, late).await && self.shared.worker.generation() == generation {
+            self.shared.worker.kill("it did not stop when told to");
+        }
+    }
+
+    async fn run_finite(&self, execution: &Execution) -> Result<Executed, String> {
+        let out = self.shared.scratch.join(execution.lease.to_string());
+        let task = self.task(execution, &out.to_string_lossy())?;
+        let lease = execution.lease;
+        let reports = self.shared.reports.clone();
+        let progress = move |reply: Reply| {
+            if let Reply::Progress { done, of, loss_micronats, .. } = reply {
+                let _ = reports.try_send(Report::Progress(lease, Pace { done, of, loss_micronats }));
+            }
+        };
+        let call = self.kept_alive(lease, self.shared.worker.call(task, progress)).await;
+        let (loss_micronats, tokens) = match call.map_err(|error| error.to_string())? {
+            Reply::Initialised { .. } => (Some(self.held_out_loss(execution, &out).await?), 0),
+            Reply::Trained { loss_micronats, tokens, .. } => (Some(loss_micronats), tokens),
+            Reply::Merged { held_out_micronats, .. } => (held_out_micronats, 0),
+            other => return Err(format!("the worker answered out of turn: {other:?}")),
+        };
+        let digest = self.shared.store.adopt(&out).await.map_err(|error| error.to_string())?;
+        self.keep_only_recent(execution, digest).await;
+        let inputs = execution.shard.inputs();
+        Ok(Executed { inputs, outputs: vec![digest], tokens, loss_micronats })
+    }
+
+    /// The loss before training, on the part of the text that is never trained on.
+    async fn held_out_loss(&self, execution: &Execution, checkpoint: &Path) -> Result<i64, String> {
+        let Shard::Init { data, .. } = &execution.shard else { return Err("not an init shard".into()) };
+        let data = self.shared.store.path(data).to_string_lossy().into_owned();
+        let task = Task::Evaluate { state: checkpoint.to_string_lossy().into_owned(), data };
+        match self.shared.worker.call(task, |_| {}).await.map_err(|error| error.to_string())? {
+            Reply::Evaluated { loss_micronats, .. } => Ok(loss_micronats),
+            other => Err(format!("the worker answered out of turn: {other:?}")),
+        }
+    }
+
+    fn task(&self, execution: &Execution, out: &str) -> Result<Task, String> {
+        let path = |digest: &Digest| self.shared.store.path(digest).to_string_lossy().into_owned();
+        let out = out.to_owned();
+        Ok(match &execution.shard {
+            Shard::Init { shape, seed, .. } => Task::Init { shape: model_shape(*shape)?, seed: *seed, out },
+            Shard::Train { state, spec, round, index, of } => Task::Train(TrainTask {
+                job: execution.job.0,
+                state: path(state),
+                data: path(&spec.data),
+                inner_steps: spec.inner_steps,
+                batch: spec.batch,
+                learning_rate_millionths: spec.learning_rate_millionths,
+                // The learning rate rises over the first round.
+                warmup_steps: spec.inner_steps,
+                round: *round,
+                index: u32::from(*index),
+                of: u32::from(*of),
+                seed: spec.seed,
+                out,
+            }),
+            Shard::Merge { state, deltas, spec, evaluate, .. } => Task::Merge {
+                state: path(state),
+                deltas: deltas.iter().map(path).collect(),
+                outer_rate_millionths: spec.outer_rate_millionths,
+                momentum_millionths: spec.outer_momentum_millionths,
+                out,
+                evaluate: evaluate.then(|| path(&spec.data)),
+            },
+            Shard::Stage { .. } => return Err("a stage has no end of its own".into()),
+        })
+    }
+
+    async fn run_stage(&self, execution: Execution, stopped: channel::Receiver<()>) -> Result<Executed, String> {
+        let Shard::Stage { model, shape, start, end, .. } = execution.shard else {
+            return Err("not a stage".into());
+        };
+        let lease = execution.lease;
+        let stage = stage_number(lease);
+        let opening = async {
+            self.fetch_inputs(&execution).await?;
+            let checkpoint = self.shared.store.path(&model).to_string_lossy().into_owned();
+            let open = Task::StageOpen { stage, checkpoint, start, end };
+            let opened = self.kept_alive(lease, self.shared.worker.call(open, |_| {})).await;
+            opened.map_err(|error| error.to_string()).map(|_| ())
+        };
+        let stop = async {
+            let _ = stopped.recv().await;
+            Err("stopped".to_owned())
+        };
+        smol::future::or(opening, stop).await?;
+        let generation = self.shared.worker.generation();
+        let tally = self.shared.pipeline.stage_opened(lease, shape.width);
+        let ready = Pace { done: 1, of: 1, loss_micronats: None };
+        let _ = self.shared.reports.send(Report::Progress(lease, ready)).await;
+        let worker_died = async {
+            loop {
+                smol::Timer::after(TUNING_BEAT / 10).await;
+                if self.shared.worker.generation() != generation || self.shared.worker.state().pid.is_none() {
+                    return true;
+                }
+            }
+        };
+        let released = async {
+            let _ = stopped.recv().await;
+            false
+        };
+        let died = smol::future::or(released, worker_died).await;
+        self.shared.pipeline.stage_closed(lease);
+        if died {
+            return Err("the worker died while it held the stage".into());
+        }
+        let _ = self.shared.worker.call(Task::StageClose { stage }, |_| {}).await;
+        let (input, output, tokens) = lock(&tally).totals();
+        Ok(Executed { inputs: vec![model, input], outputs: vec![output], tokens, loss_micronats: None })
+    }
+
+    async fn fetch_inputs(&self, execution: &Execution) -> Result<(), String> {
+        for digest in execution.shard.inputs() {
+            let mut holders = execution.holders.clone();
+            let others: Vec<NodeId> = self.shared.mesh.peers().into_iter().map(|(node, _)| node).collect();
+            holders.extend(others.into_iter().filter(|node| !execution.holders.contains(node)));
+            fetch_blob(&self.shared.mesh, &self.shared.store, digest, &holders, BLOB_BYTES_MAX)
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// A GPU's first task tunes its kernels and is silent meanwhile: shows life for it, for a while.
+    async fn kept_alive<T>(
+        &self,
+        lease: LeaseId,
+        call: impl Future<Output = Result<T, CallFailed>>,
+    ) -> Result<T, CallFailed> {
+        if !self.shared.on_gpu {
+            return call.await;
+        }
+        let beats = async {
+            let started = Instant::now();
+            while started.elapsed() < TUNING_MAX {
+                smol::Timer::after(TUNING_BEAT).await;
+                let _ = self.shared.reports.try_send(Report::Progress(lease, Pace::default()));
+            }
+            smol::future::pending().await
+        };
+        smol::future::or(call, beats).await
+    }
+
+    /// Removes what no member can still need: pseudo-gradients and checkpoints of rounds long merged.
+    async fn keep_only_recent(&self, execution: &Execution, output: Digest) {
+        let (round, mut named) = match &execution.shard {
+            Shard::Init { .. } => (0, Vec::new()),
+            Shard::Train { round, state, .. } => (*round, vec![*state]),
+            Shard::Merge { round, state, deltas, .. } => {
+                let mut named = deltas.clone();
+                named.push(*state);
+                (*round, named)
+            }
+            Shard::Stage { .. } => return,
+        };
+        named.push(output);
+        let stale: Vec<Digest> = {
+            let mut kept = lock(&self.shared.kept);
+            let kept = kept.entry(execution.job).or_default();
+            for digest in named {
+                kept.retain(|(_, known)| *known != digest);
+                kept.push_back((round, digest));
+            }
+            let old = |entry: &(u32, Digest)| entry.0 + 2 <= round;
+            let stale = kept.iter().filter(|entry| old(entry)).map(|entry| entry.1).collect();
+            kept.retain(|entry| !old(entry));
+            stale
+        };
+        for digest in stale {
+            if let Err(error) = self.shared.store.remove(digest).await {
+                tracing::warn!(%error, "cannot remove an old checkpoint");
+            }
+        }
+    }
+}
+
+fn model_shape(shape: Shape) -> Result<skein_compute::shape::ModelShape, String> {
+    skein_compute::shape::ModelShape::new(shape.layers, shape.width, shape.heads, shape.context)
+        .map_err(|error| error.to_string())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

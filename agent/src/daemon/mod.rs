@@ -1,0 +1,479 @@
+//! The daemon: waits for one event, applies it to the core and the ledger, performs what they ask for.
+//!
+//! No decision is made here. Everything that can happen is an [`Event`]; what must be durable is written
+//! before anything queued after it is sent. Must never load a GPU driver: that is the worker's.
+
+pub(crate) mod executor;
+pub(crate) mod journal;
+pub(crate) mod pipeline;
+pub(crate) mod status;
+pub(crate) mod treasury;
+pub(crate) mod worker;
+
+mod start;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use skein_ledger::entry::Entry;
+use skein_mesh::{BlobStore, Event as MeshEvent, Mesh, PeerAddress, StreamKind, serve_blob};
+use skein_proto::ids::{JobId, Millis, NodeId};
+use skein_proto::job::JobSpec;
+use skein_proto::limits::BEAT_MS;
+use skein_proto::message::JobStatus;
+use skein_proto::node::{Execution, Input, Node, Output, Record};
+use skein_proto::offer::Offer;
+use skein_proto::signed::encode;
+use smol::channel;
+
+use self::executor::{Executor, Report};
+use self::journal::Journal;
+use self::pipeline::Pipeline;
+use self::status::{ClaimState, HeldLease, LogState, Peer, Status, WorkerInfo};
+use self::treasury::Treasury;
+use self::worker::Worker;
+use crate::config::Config;
+use crate::host::Host;
+
+pub(crate) use self::start::{RUNNING_FILE, Running, run};
+
+/// Everything that can happen to the daemon.
+pub(crate) enum Event {
+    /// The network.
+    Mesh(MeshEvent),
+    /// The worker's devices were surveyed, and the best one measured.
+    Measured(Result<Measured>),
+    /// A shard progressed or ended.
+    Report(Report),
+    /// The local API asks.
+    Call(Call),
+    /// Time passed.
+    Tick,
+    /// The operating system asks the agent to end.
+    Signal,
+}
+
+/// What the survey and the benchmark gave.
+pub(crate) struct Measured {
+    pub(crate) offer: Offer,
+    pub(crate) executor: Executor,
+    pub(crate) reports: channel::Receiver<Report>,
+    pub(crate) worker: Worker,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) device_reason: String,
+}
+
+/// A question or order from the local API, with the place for its answer.
+pub(crate) enum Call {
+    Status(channel::Sender<Box<Status>>),
+    Jobs(channel::Sender<Vec<JobStatus>>),
+    Submit(JobSpec, channel::Sender<Result<JobId, String>>),
+    Cancel(JobId, channel::Sender<Result<(), String>>),
+    Claim { dry_run: bool, answer: channel::Sender<ClaimState> },
+    /// The job that serves a model of this name (or any), and the pipeline to reach it.
+    Serving { name: String, answer: channel::Sender<Option<(JobStatus, Pipeline)>> },
+    Down(channel::Sender<()>),
+}
+
+/// First byte of a control frame: for whom it is.
+const CHANNEL_CORE: u8 = 0;
+const CHANNEL_LEDGER: u8 = 1;
+
+/// Network time: the wall clock at the start, and from there on the monotonic one, so that it never jumps.
+#[derive(Clone, Copy)]
+pub(crate) struct Clock {
+    origin: Millis,
+    started: Instant,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self { origin: Millis(u64::try_from(since_1970.as_millis()).unwrap_or(0)), started: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> Millis {
+        self.origin.plus(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// The agent's state and all its tools.
+pub(crate) struct Daemon {
+    config: Config,
+    api: String,
+    clock: Clock,
+    node: Node,
+    mesh: Mesh,
+    store: BlobStore,
+    journal: Journal,
+    treasury: Treasury,
+    worker: Option<(Worker, Executor, Pipeline)>,
+    trouble: Option<String>,
+    device_reason: String,
+    host: Host,
+    leases_taken: u64,
+    leaving: Option<Leaving>,
+}
+
+struct Leaving {
+    since: Instant,
+    answers: Vec<channel::Sender<()>>,
+}
+
+/// A leaving agent waits so long for its workers to let go.
+const LEAVE_WAIT: Duration = Duration::from_secs(3);
+
+impl Daemon {
+    /// Applies events until the agent is told to leave.
+    async fn serve(&mut self, events: &channel::Receiver<Event>, feed: &channel::Sender<Event>) -> Result<()> {
+        while let Ok(event) = events.recv().await {
+            self.apply(event, feed)?;
+            if let Some(leaving) = &self.leaving
+                && (self.node.held().is_empty() || leaving.since.elapsed() > LEAVE_WAIT)
+            {
+                break;
+            }
+        }
+        if let Some((worker, ..)) = &self.worker {
+            worker.kill("the agent is leaving");
+        }
+        self.mesh.close().await;
+        for answer in self.leaving.iter().flat_map(|leaving| &leaving.answers) {
+            let _ = answer.try_send(());
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, event: Event, feed: &channel::Sender<Event>) -> Result<()> {
+        match event {
+            Event::Mesh(event) => self.mesh_event(event),
+            Event::Measured(Ok(measured)) => {
+                forward(measured.reports, feed.clone(), Event::Report);
+                self.worker = Some((measured.worker, measured.executor, measured.pipeline));
+                self.device_reason = measured.device_reason;
+                self.core(Input::Offer(measured.offer))
+            }
+            Event::Measured(Err(error)) => {
+                tracing::error!("this machine cannot work: {error:#}");
+                self.trouble = Some(format!("{error:#}"));
+                Ok(())
+            }
+            Event::Report(Report::Progress(lease, pace)) => self.core(Input::Progress(lease, pace)),
+            Event::Report(Report::Finished(lease, result)) => self.core(Input::Finished(lease, result)),
+            Event::Call(call) => self.call(call),
+            Event::Tick => self.tick(),
+            Event::Signal => self.leave(None),
+        }
+    }
+
+    fn mesh_event(&mut self, event: MeshEvent) -> Result<()> {
+        match event {
+            MeshEvent::Up { node, address, dialled } => {
+                tracing::debug!(node = %node.short(), %address, dialled, "connected");
+                self.core(Input::Up(node))?;
+                let outputs = self.treasury.peer_up(self.clock.now(), node)?;
+                self.treasury_outputs(outputs)
+            }
+            MeshEvent::Down { node, reason } => {
+                tracing::debug!(node = %node.short(), %reason, "disconnected");
+                self.core(Input::Down(node))
+            }
+            MeshEvent::Control { from, frame } => match frame.split_first() {
+                Some((&CHANNEL_CORE, bytes)) => self.core(Input::Frame { from, bytes: bytes.to_vec() }),
+                Some((&CHANNEL_LEDGER, bytes)) => {
+                    let outputs = self.treasury.message(self.clock.now(), from, bytes.to_vec())?;
+                    self.treasury_outputs(outputs)
+                }
+                _ => {
+                    self.mesh.disconnect(from, "a frame on no channel that this version knows");
+                    Ok(())
+                }
+            },
+            MeshEvent::Stream { from, kind, stream } => {
+                match (kind, &self.worker) {
+                    (StreamKind::Blob, _) => {
+                        let store = self.store.clone();
+                        smol::spawn(async move {
+                            if let Err(error) = serve_blob(stream, &store).await {
+                                tracing::debug!(to = %from.short(), %error, "a blob was not delivered");
+                            }
+                        })
+                        .detach();
+                    }
+                    (StreamKind::Stage, Some((_, _, pipeline))) => {
+                        smol::spawn(pipeline.clone().accept(from, stream)).detach();
+                    }
+                    (StreamKind::Stage, None) => drop(stream),
+                }
+                Ok(())
+            }
+            MeshEvent::Refused { address, reason } => {
+                tracing::warn!(%address, "refused: {reason}");
+                Ok(())
+            }
+        }
+    }
+
+    fn core(&mut self, input: Input) -> Result<()> {
+        let mut outputs = Vec::new();
+        self.node.handle(self.clock.now(), input, &mut outputs);
+        for output in outputs {
+            self.perform(output)?;
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, output: Output) -> Result<()> {
+        match output {
+            Output::Send(to, message) => self.send(to, CHANNEL_CORE, &encode(&message)),
+            Output::Disconnect(node, why) => self.mesh.disconnect(node, &why),
+            Output::Dial(node, addresses) => {
+                for address in addresses.iter().filter_map(|address| address.parse().ok()) {
+                    self.mesh.hint(PeerAddress { node: Some(node), address });
+                }
+            }
+            Output::Append(Record::Receipt(receipt)) => {
+                self.journal.append(Entry::Receipt(receipt))?;
+            }
+            Output::Append(Record::Acceptance(acceptance)) => {
+                self.journal.append(Entry::Acceptance(acceptance))?;
+            }
+            Output::Execute(execution) => {
+                self.leases_taken += 1;
+                self.execute(execution)?;
+            }
+            Output::Stop(lease) => {
+                if let Some((_, executor, _)) = &self.worker {
+                    executor.stop(lease);
+                }
+            }
+            Output::JobChanged(job) => tracing::trace!(job = %job.short(), "job changed"),
+            Output::CoordinatorChanged(reign) => match reign {
+                Some(reign) if reign.coordinator == self.node.id() => {
+                    tracing::info!(term = reign.term.0, "this agent is the coordinator now");
+                }
+                Some(reign) => {
+                    tracing::info!(coordinator = %reign.coordinator.short(), term = reign.term.0, "coordinator");
+                }
+                None => tracing::info!("no coordinator"),
+            },
+            Output::Note(text) => tracing::info!("{text}"),
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, execution: Execution) -> Result<()> {
+        let Some((_, executor, _)) = &self.worker else {
+            let refusal = Err("this agent has no device to work on".to_owned());
+            return self.core(Input::Finished(execution.lease, refusal));
+        };
+        tracing::info!(shard = execution.shard.kind(), lease = %execution.lease.short(), "working");
+        executor.execute(execution);
+        Ok(())
+    }
+
+    fn treasury_outputs(&mut self, outputs: Vec<treasury::Output>) -> Result<()> {
+        for output in outputs {
+            match output {
+                treasury::Output::Send(to, bytes) => self.send(to, CHANNEL_LEDGER, &bytes),
+                treasury::Output::ClaimDue(epoch) => {
+                    let now = self.clock.now();
+                    let more = self.treasury.claim(now, epoch, self.journal.log())?;
+                    self.treasury_outputs(more)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&self, to: NodeId, channel: u8, bytes: &[u8]) {
+        let mut frame = Vec::with_capacity(bytes.len() + 1);
+        frame.push(channel);
+        frame.extend_from_slice(bytes);
+        match self.mesh.send(to, frame) {
+            // Whoever is gone is reported as down; what it missed is said again when it is back.
+            Ok(()) | Err(skein_mesh::SendError::NotConnected { .. }) => {}
+            Err(error) => {
+                tracing::warn!(to = %to.short(), %error, "cannot send");
+                self.mesh.disconnect(to, "it does not take what it is sent");
+            }
+        }
+    }
+
+    fn tick(&mut self) -> Result<()> {
+        self.core(Input::Tick)?;
+        let coordinator = self.node.reign().map(|reign| reign.coordinator);
+        let members: BTreeSet<NodeId> = self.node.offers().map(skein_proto::signed::Signed::signer).collect();
+        let outputs = self.treasury.tick(self.clock.now(), coordinator, members)?;
+        self.treasury_outputs(outputs)?;
+        if let Some((worker, executor, _)) = &self.worker {
+            let (worker, keep) = (worker.clone(), executor.holds_stages());
+            smol::spawn(async move { worker.retire_if_idle(keep).await }).detach();
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, call: Call) -> Result<()> {
+        match call {
+            Call::Status(answer) => {
+                let _ = answer.try_send(Box::new(self.status()));
+            }
+            Call::Jobs(answer) => {
+                let _ = answer.try_send(self.node.jobs().values().cloned().collect());
+            }
+            Call::Submit(spec, answer) => {
+                let checked = spec.validate().map_err(|error| error.to_string());
+                let submitted = checked.map(|()| {
+                    let job = self.node.sign_job(spec);
+                    (JobId(job.digest().0), job)
+                });
+                let result = match submitted {
+                    Ok((id, job)) => self.core(Input::Submit(job)).map(|()| Ok(id))?,
+                    Err(reason) => Err(reason),
+                };
+                let _ = answer.try_send(result);
+            }
+            Call::Cancel(id, answer) => {
+                let known = self.node.jobs().get(&id).map(|job| job.owner);
+                let result = match known {
+                    Some(owner) if owner == self.node.id() => self.core(Input::Cancel(id)).map(Ok)?,
+                    Some(owner) => Err(format!("the job belongs to agent {}", owner.short())),
+                    None => Err("no such job".to_owned()),
+                };
+                let _ = answer.try_send(result);
+            }
+            Call::Claim { dry_run, answer } => {
+                let now = self.clock.now();
+                let (state, outputs) = self.treasury.claim_now(now, dry_run, &self.journal)?;
+                let _ = answer.try_send(state);
+                self.treasury_outputs(outputs)?;
+            }
+            Call::Serving { name, answer } => {
+                let jobs = self.node.jobs().values();
+                let serving = jobs.filter(|job| job.name == name && !job.phase.is_final());
+                let job = serving.filter(|job| matches!(job.work, skein_proto::job::Work::Serve(_))).last().cloned();
+                let pipeline = self.worker.as_ref().map(|(_, _, pipeline)| pipeline.clone());
+                let _ = answer.try_send(job.zip(pipeline));
+            }
+            Call::Down(answer) => self.leave(Some(answer))?,
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, answer: Option<channel::Sender<()>>) -> Result<()> {
+        tracing::info!("leaving");
+        let leaving = self.leaving.get_or_insert_with(|| Leaving { since: Instant::now(), answers: Vec::new() });
+        leaving.answers.extend(answer);
+        self.core(Input::Leave)
+    }
+
+    fn status(&self) -> Status {
+        let own = self.node.offer();
+        let reign = self.node.reign();
+        let held = self.node.held();
+        let device_of = |node: NodeId| {
+            let mut offers = self.node.offers();
+            offers.find(|offer| offer.signer() == node).map(|offer| offer.statement().device.clone())
+        };
+        let peers = self.mesh.peers().into_iter().map(|(node, address)| Peer {
+            node,
+            address: address.to_string(),
+            round_trip_us: self.mesh.round_trip(node).and_then(|time| u64::try_from(time.as_micros()).ok()),
+            device: device_of(node),
+        });
+        let worker = self.worker.as_ref().map(|(worker, ..)| worker.state());
+        Status {
+            node: self.node.id(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            network: self.config.genesis.name.clone(),
+            network_id: self.config.genesis.network_id(),
+            listen: self.mesh.local_address().to_string(),
+            api: self.api.clone(),
+            peers: peers.collect(),
+            coordinator: reign.map(|reign| reign.coordinator),
+            term: reign.map(|reign| reign.term.0),
+            visible: own.is_some() && reign.is_some(),
+            working: !held.is_empty(),
+            reasons: self.reasons(),
+            offer: own.map(|offer| offer.statement().clone()),
+            device_reason: self.device_reason.clone(),
+            leases: held
+                .into_iter()
+                .map(|held| HeldLease {
+                    lease: held.id,
+                    job: held.job,
+                    shard: held.shard.kind().to_owned(),
+                    done: held.pace.done,
+                    of: held.pace.of,
+                })
+                .collect(),
+            leases_taken: self.leases_taken,
+            log: LogState {
+                path: self.config.data_dir.join("log").display().to_string(),
+                entries: self.journal.log().size(),
+            },
+            ledger: self.treasury.state(self.clock.now(), &self.journal),
+            worker: WorkerInfo {
+                pid: worker.as_ref().and_then(|worker| worker.pid),
+                deaths: worker.as_ref().map_or(0, |worker| worker.deaths),
+            },
+            bytes_sent: self.mesh.bytes_sent(),
+            bytes_received: self.mesh.bytes_received(),
+            host: self.host.clone(),
+        }
+    }
+
+    fn reasons(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !self.node.held().is_empty() {
+            return reasons;
+        }
+        if let Some(trouble) = &self.trouble {
+            reasons.push(trouble.clone());
+        } else if self.node.offer().is_none() {
+            reasons.push("still measuring the device".to_owned());
+        }
+        match self.node.reign() {
+            None => reasons.push("no coordinator yet".to_owned()),
+            Some(_) if self.node.offer().is_some() => {
+                reasons.push("no lease: no job needs this agent at the moment".to_owned());
+            }
+            Some(_) => {}
+        }
+        if self.mesh.peers().is_empty() && !self.config.bootstrap.is_empty() {
+            reasons.push("none of the bootstrap agents answers".to_owned());
+        }
+        reasons
+    }
+}
+
+/// Feeds everything from one channel into the loop's.
+fn forward<T: Send + 'static>(
+    from: channel::Receiver<T>,
+    to: channel::Sender<Event>,
+    wrap: impl Fn(T) -> Event + Send + 'static,
+) {
+    smol::spawn(async move {
+        while let Ok(item) = from.recv().await {
+            if to.send(wrap(item)).await.is_err() {
+                return;
+            }
+        }
+    })
+    .detach();
+}
+
+/// Paces the core.
+fn tick_for_ever(to: channel::Sender<Event>) {
+    smol::spawn(async move {
+        loop {
+            smol::Timer::after(Duration::from_millis(BEAT_MS)).await;
+            if to.send(Event::Tick).await.is_err() {
+                return;
+            }
+        }
+    })
+    .detach();
+}

@@ -1,0 +1,417 @@
+//! Serving sessions: activations travel from stage to stage, and the last stage answers the owner.
+//!
+//! A session is a ring of one-way links: owner → first stage → … → last stage → owner. The owner keeps
+//! every token, so when a stage dies it opens a new ring and replays them in one pass. Nothing here
+//! decides who serves what: routes come from the coordinator's placement.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use skein_compute::protocol::{Reply, Task};
+use skein_compute::stage::{StageInput, StageOutput};
+use skein_mesh::{BulkStream, Mesh, StreamKind};
+use skein_proto::ids::{Digest, LeaseId, NodeId};
+use skein_proto::message::StageAt;
+use skein_proto::signed::{decode, encode};
+use smol::channel;
+
+use super::worker::Worker;
+use crate::limits::{
+    LINK_FRAMES_QUEUED_MAX, SESSIONS_MAX, STAGE_FRAME_BYTES_MAX, STAGE_HEAD_BYTES_MAX, STEP_TIMEOUT, STAGES_MAX,
+};
+
+/// The first frame of a link.
+#[derive(Clone, Debug, BorshSerialize, BorshDeserialize)]
+enum Head {
+    /// To a stage: serve place `at` of `route` in this session.
+    Stage { session: u64, owner: NodeId, route: Vec<(NodeId, LeaseId)>, at: u16 },
+    /// To the owner: here come the answers.
+    Return { session: u64 },
+}
+
+/// What flows along the ring.
+#[derive(Clone, Debug, BorshSerialize, BorshDeserialize)]
+enum Frame {
+    /// To the first stage: bytes of text, the first of them at `position`.
+    Tokens { position: u32, tokens: Vec<u8> },
+    /// Between stages: rows of activations for the tokens from `position` on, row-major.
+    Hidden { position: u32, values: Vec<f32> },
+    /// To the owner: scores of the byte that follows the last token.
+    Logits { values: Vec<f32> },
+    /// To the owner: a stage cannot go on.
+    Failed { reason: String },
+}
+
+/// Why a session broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    /// A stage could not be reached or vanished.
+    #[error("the pipeline broke: {0}")]
+    Broken(String),
+    /// No answer in time.
+    #[error("no answer from the pipeline within {} s", STEP_TIMEOUT.as_secs())]
+    Silent,
+}
+
+/// All sessions that run through this agent, as owner or as stage.
+#[derive(Clone)]
+pub(crate) struct Pipeline {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    me: NodeId,
+    mesh: Mesh,
+    worker: Worker,
+    stages: Mutex<BTreeMap<LeaseId, Arc<Mutex<Tally>>>>,
+    returns: Mutex<BTreeMap<u64, channel::Sender<LinkReceiver>>>,
+    passing: std::sync::atomic::AtomicUsize,
+}
+
+/// What a stage did under its lease: goes into the receipt.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    inputs: blake3::Hasher,
+    outputs: blake3::Hasher,
+    tokens: u64,
+    width: usize,
+}
+
+impl Tally {
+    /// Rolling digests of inputs and outputs, and tokens served.
+    pub(crate) fn totals(&self) -> (Digest, Digest, u64) {
+        (
+            Digest(*self.inputs.finalize().as_bytes()),
+            Digest(*self.outputs.finalize().as_bytes()),
+            self.tokens,
+        )
+    }
+}
+
+impl Pipeline {
+    pub(crate) fn new(me: NodeId, mesh: Mesh, worker: Worker) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                me,
+                mesh,
+                worker,
+                stages: Mutex::default(),
+                returns: Mutex::default(),
+                passing: std::sync::atomic::AtomicUsize::new(0),
+            }),
+        }
+    }
+
+    /// The stage held under `lease` is loaded in the worker.
+    pub(crate) fn stage_opened(&self, lease: LeaseId, width: u16) -> Arc<Mutex<Tally>> {
+        let tally = Arc::new(Mutex::new(Tally {
+            inputs: blake3::Hasher::new(),
+            outputs: blake3::Hasher::new(),
+            tokens: 0,
+            width: usize::from(width.max(1)),
+        }));
+        lock(&self.shared.stages).insert(lease, Arc::clone(&tally));
+        tally
+    }
+
+    /// The stage is gone; its sessions break at their next step.
+    pub(crate) fn stage_closed(&self, lease: LeaseId) {
+        lock(&self.shared.stages).remove(&lease);
+    }
+
+    /// Opens a session through `stages`, in order.
+    pub(crate) async fn open(&self, stages: &[StageAt]) -> Result<Session, SessionError> {
+        let mut number = [0; 8];
+        getrandom::fill(&mut number).map_err(|error| SessionError::Broken(error.to_string()))?;
+        let session = u64::from_le_bytes(number);
+        let route: Vec<_> = stages.iter().map(|stage| (stage.node, stage.lease)).collect();
+        let Some(&(first, _)) = route.first() else {
+            return Err(SessionError::Broken("it has no stages".into()));
+        };
+        let (sender, receiver) = channel::bounded(1);
+        lock(&self.shared.returns).insert(session, sender);
+        let waiting = Waiting { pipeline: self.clone(), session };
+        let head = Head::Stage { session, owner: self.shared.me, route, at: 0 };
+        let to_first = self.link(first, &head).await?;
+        let from_last = in_time(async {
+            receiver.recv().await.map_err(|_| SessionError::Broken("the return link was refused".into()))
+        })
+        .await?;
+        Ok(Session { to_first, from_last, _waiting: waiting })
+    }
+
+    /// Serves one incoming link until it ends.
+    pub(crate) async fn accept(self, from: NodeId, stream: BulkStream) {
+        self.serve(from, LinkReceiver::Remote(stream)).await;
+    }
+
+    /// Boxed, because serving a link may open another one on this same agent.
+    fn serve_boxed(self, from: NodeId, link: LinkReceiver) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.serve(from, link))
+    }
+
+    async fn serve(self, from: NodeId, mut link: LinkReceiver) {
+        let head = match link.receive(STAGE_HEAD_BYTES_MAX).await {
+            Ok(Some(bytes)) => decode::<Head>(&bytes),
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(from = %from.short(), %error, "a session's link broke before it began");
+                return;
+            }
+        };
+        match head {
+            Ok(Head::Return { session }) => {
+                let waiting = lock(&self.shared.returns).remove(&session);
+                if let Some(waiting) = waiting {
+                    let _ = waiting.try_send(link);
+                }
+            }
+            Ok(Head::Stage { session, owner, route, at }) => {
+                if let Err(error) = self.pass_through(link, session, owner, route, at).await {
+                    tracing::debug!(owner = %owner.short(), %error, "a session through this agent ended early");
+                }
+            }
+            Err(error) => tracing::debug!(from = %from.short(), %error, "a link began with nonsense"),
+        }
+    }
+
+    async fn pass_through(
+        &self,
+        mut upstream: LinkReceiver,
+        session: u64,
+        owner: NodeId,
+        route: Vec<(NodeId, LeaseId)>,
+        at: u16,
+    ) -> Result<(), SessionError> {
+        let broken = |reason: &str| SessionError::Broken(reason.to_owned());
+        let place = usize::from(at);
+        let lease = match route.get(place) {
+            Some(&(node, lease)) if node == self.shared.me && route.len() <= STAGES_MAX => lease,
+            _ => return Err(broken("the route does not lead through this agent")),
+        };
+        let tally = lock(&self.shared.stages).get(&lease).cloned();
+        let next = route.get(place + 1).map(|hop| hop.0);
+        let head = match next {
+            Some(_) => Head::Stage { session, owner, route, at: at + 1 },
+            None => Head::Return { session },
+        };
+        let mut downstream = self.link(next.unwrap_or(owner), &head).await?;
+        let _passing = Passing::enter(&self.shared.passing);
+        let (Some(tally), Some(_)) = (tally, &_passing) else {
+            let reason = match _passing {
+                Some(_) => format!("agent {} no longer holds lease {}", self.shared.me.short(), lease.short()),
+                None => format!("agent {} serves {SESSIONS_MAX} sessions already", self.shared.me.short()),
+            };
+            downstream.send(&Frame::Failed { reason }).await?;
+            return downstream.finish().await;
+        };
+        let key = session_key(owner, session);
+        let result = self.relay(&mut upstream, &mut downstream, lease, key, &tally).await;
+        let close = Task::SessionClose { stage: stage_number(lease), session: key };
+        let _ = self.shared.worker.call(close, |_| {}).await;
+        if let Err(error) = &result {
+            let _ = downstream.send(&Frame::Failed { reason: error.to_string() }).await;
+        }
+        downstream.finish().await
+    }
+
+    async fn relay(
+        &self,
+        upstream: &mut LinkReceiver,
+        downstream: &mut LinkSender,
+        lease: LeaseId,
+        session: u64,
+        tally: &Mutex<Tally>,
+    ) -> Result<(), SessionError> {
+        let broken = |reason: String| SessionError::Broken(reason);
+        let width = lock(tally).width;
+        while let Some(bytes) = upstream.receive(STAGE_FRAME_BYTES_MAX).await? {
+            let (position, input, tokens) = match decode(&bytes).map_err(|error| broken(error.to_string()))? {
+                Frame::Tokens { position, tokens } => {
+                    let count = tokens.len();
+                    (position, StageInput::Tokens(tokens), count)
+                }
+                Frame::Hidden { position, values } => {
+                    let count = values.len() / width;
+                    (position, StageInput::Hidden(values), count)
+                }
+                frame @ (Frame::Logits { .. } | Frame::Failed { .. }) => {
+                    // The stage before gave up: the owner is to hear why.
+                    return downstream.send(&frame).await;
+                }
+            };
+            if !lock(&self.shared.stages).contains_key(&lease) {
+                return Err(broken(format!("agent {} no longer holds the lease", self.shared.me.short())));
+            }
+            let stage = stage_number(lease);
+            let reply = self.shared.worker.call(Task::StageForward { stage, session, position, input }, |_| {}).await;
+            let frame = match reply.map_err(|error| broken(error.to_string()))? {
+                Reply::StageOutput(StageOutput::Hidden(values)) => Frame::Hidden { position, values },
+                Reply::StageOutput(StageOutput::Logits(values)) => Frame::Logits { values },
+                other => return Err(broken(format!("the worker answered out of turn: {other:?}"))),
+            };
+            let sent = encode(&frame);
+            {
+                let mut tally = lock(tally);
+                tally.inputs.update(&bytes);
+                tally.outputs.update(&sent);
+                tally.tokens = tally.tokens.saturating_add(tokens as u64);
+            }
+            downstream.send_bytes(sent).await?;
+        }
+        Ok(())
+    }
+
+    /// Opens a one-way link to `to`, which may be this agent itself.
+    async fn link(&self, to: NodeId, head: &Head) -> Result<LinkSender, SessionError> {
+        let mut link = if to == self.shared.me {
+            let (sender, receiver) = channel::bounded(LINK_FRAMES_QUEUED_MAX);
+            let (this, me) = (self.clone(), self.shared.me);
+            smol::spawn(this.serve_boxed(me, LinkReceiver::Local(receiver))).detach();
+            LinkSender::Local(sender)
+        } else {
+            let stream = in_time(async {
+                let opened = self.shared.mesh.open(to, StreamKind::Stage).await;
+                opened.map_err(|error| SessionError::Broken(error.to_string()))
+            })
+            .await?;
+            LinkSender::Remote(stream)
+        };
+        link.send_bytes(encode(head)).await?;
+        Ok(link)
+    }
+}
+
+/// An open session, at its owner.
+pub(crate) struct Session {
+    to_first: LinkSender,
+    from_last: LinkReceiver,
+    _waiting: Waiting,
+}
+
+impl Session {
+    /// Sends `tokens`, the first of them at `position`; returns the scores of the byte that follows.
+    pub(crate) async fn step(&mut self, position: u32, tokens: &[u8]) -> Result<Vec<f32>, SessionError> {
+        in_time(async {
+            self.to_first.send(&Frame::Tokens { position, tokens: tokens.to_vec() }).await?;
+            let Some(bytes) = self.from_last.receive(STAGE_FRAME_BYTES_MAX).await? else {
+                return Err(SessionError::Broken("a stage is gone".into()));
+            };
+            match decode(&bytes) {
+                Ok(Frame::Logits { values }) => Ok(values),
+                Ok(Frame::Failed { reason }) => Err(SessionError::Broken(reason)),
+                Ok(Frame::Tokens { .. } | Frame::Hidden { .. }) => {
+                    Err(SessionError::Broken("the last stage answered with activations".into()))
+                }
+                Err(error) => Err(SessionError::Broken(error.to_string())),
+            }
+        })
+        .await
+    }
+}
+
+/// Forgets the awaited return link, however the session ends.
+struct Waiting {
+    pipeline: Pipeline,
+    session: u64,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        lock(&self.pipeline.shared.returns).remove(&self.session);
+    }
+}
+
+/// Counts a session that passes through, up to the limit.
+struct Passing<'a>(&'a std::sync::atomic::AtomicUsize);
+
+impl<'a> Passing<'a> {
+    fn enter(count: &'a std::sync::atomic::AtomicUsize) -> Option<Self> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let within = |now: usize| (now < SESSIONS_MAX).then_some(now + 1);
+        count.fetch_update(Relaxed, Relaxed, within).ok().map(|_| Self(count))
+    }
+}
+
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+enum LinkSender {
+    Remote(BulkStream),
+    Local(channel::Sender<Vec<u8>>),
+}
+
+enum LinkReceiver {
+    Remote(BulkStream),
+    Local(channel::Receiver<Vec<u8>>),
+}
+
+impl LinkSender {
+    async fn send(&mut self, frame: &Frame) -> Result<(), SessionError> {
+        self.send_bytes(encode(frame)).await
+    }
+
+    async fn send_bytes(&mut self, bytes: Vec<u8>) -> Result<(), SessionError> {
+        match self {
+            Self::Remote(stream) => {
+                stream.send_frame(&bytes).await.map_err(|error| SessionError::Broken(error.to_string()))
+            }
+            Self::Local(sender) => {
+                sender.send(bytes).await.map_err(|_| SessionError::Broken("the next stage is gone".into()))
+            }
+        }
+    }
+
+    async fn finish(self) -> Result<(), SessionError> {
+        match self {
+            Self::Remote(mut stream) => {
+                stream.finish().map_err(|error| SessionError::Broken(error.to_string()))
+            }
+            Self::Local(_) => Ok(()),
+        }
+    }
+}
+
+impl LinkReceiver {
+    async fn receive(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, SessionError> {
+        match self {
+            Self::Remote(stream) => {
+                stream.recv_frame(bytes_max).await.map_err(|error| SessionError::Broken(error.to_string()))
+            }
+            Self::Local(receiver) => Ok(receiver.recv().await.ok()),
+        }
+    }
+}
+
+/// The number by which the worker knows the stage of `lease`.
+pub(crate) fn stage_number(lease: LeaseId) -> u64 {
+    first_eight(&lease.0)
+}
+
+/// Sessions of different owners never meet in a worker's cache.
+fn session_key(owner: NodeId, session: u64) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&owner.0).update(&session.to_le_bytes());
+    first_eight(hasher.finalize().as_bytes())
+}
+
+fn first_eight(bytes: &[u8; 32]) -> u64 {
+    bytes[..8].iter().rev().fold(0, |number, &byte| (number << 8) | u64::from(byte))
+}
+
+async fn in_time<T>(future: impl Future<Output = Result<T, SessionError>>) -> Result<T, SessionError> {
+    smol::future::or(future, async {
+        smol::Timer::after(STEP_TIMEOUT).await;
+        Err(SessionError::Silent)
+    })
+    .await
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,270 @@
+//! From a configuration to a running daemon: open what is on disk, bind the ports, measure the device.
+//!
+//! Whatever cannot be opened or bound ends the start with an error that says what to do.
+
+use std::fs::{self, File, TryLockError};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use skein_compute::device::DeviceChoice;
+use skein_compute::probe;
+use skein_compute::protocol::{Reply, Task};
+use skein_mesh::{BlobStore, Mesh, MeshConfig};
+use skein_proto::ids::NodeId;
+use skein_proto::node::Node;
+use skein_proto::offer::Offer;
+use smol::channel;
+
+use super::executor::Executor;
+use super::journal::Journal;
+use super::pipeline::Pipeline;
+use super::treasury::Treasury;
+use super::worker::{Launch, Worker};
+use super::{Clock, Daemon, Event, Measured, forward, tick_for_ever};
+use crate::config::Config;
+use crate::host::Host;
+use crate::identity;
+use crate::limits::{EVENTS_QUEUED_MAX, PROBE_TIMEOUT};
+
+/// `agent.json` in the data directory: how the other verbs find the running agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Running {
+    pub(crate) pid: u32,
+    pub(crate) node: NodeId,
+    pub(crate) listen: SocketAddr,
+    pub(crate) api: SocketAddr,
+    /// Whoever can read this file may give orders.
+    pub(crate) token: String,
+}
+
+/// Name of the file that holds [`Running`].
+pub(crate) const RUNNING_FILE: &str = "agent.json";
+
+/// Runs an agent until it is told to leave.
+///
+/// # Errors
+/// What hinders the start, or a disk that no longer takes the log.
+pub(crate) async fn run(config: Config) -> Result<()> {
+    let data_dir = config.data_dir.clone();
+    fs::create_dir_all(&data_dir).with_context(|| {
+        format!("cannot create the data directory {}\nhint: choose another by --data-dir", data_dir.display())
+    })?;
+    let _lock = lock(&data_dir)?;
+    let key = identity::load_or_create(&data_dir)?;
+    let clock = Clock::new();
+    let journal = Journal::open(&data_dir, &config.genesis, key.clone())?;
+    let treasury = Treasury::open(&data_dir, &config.genesis, key.clone())?;
+    let store = BlobStore::open(data_dir.join("blobs")).context("cannot open the blob store")?;
+    let (api_socket, api) = bind_api(config.api)?;
+    let (mesh, mesh_events) = Mesh::bind(MeshConfig {
+        key: key.clone(),
+        network: config.genesis.network_id(),
+        listen: config.listen,
+        bootstrap: config.bootstrap.clone(),
+    })?;
+    let node = Node::new(key, &config.genesis, config.bootstrap.is_empty());
+    let token = new_token()?;
+    let running = Running { pid: std::process::id(), node: node.id(), listen: mesh.local_address(), api, token };
+    let running_file = RunningFile::write(&data_dir, &running)?;
+    tracing::info!(node = %node.id(), listen = %running.listen, api = %api, "agent started");
+
+    let (feed, events) = channel::bounded(EVENTS_QUEUED_MAX);
+    forward(mesh_events, feed.clone(), Event::Mesh);
+    tick_for_ever(feed.clone());
+    listen_for_signals(feed.clone())?;
+    let scratch = scratch(&data_dir)?;
+    smol::spawn(crate::api::serve(api_socket, running, feed.clone(), store.clone(), scratch.clone())).detach();
+    let measuring = measure(config.clone(), clock, node.id(), mesh.clone(), store.clone(), scratch);
+    let measured = feed.clone();
+    smol::spawn(async move {
+        let _ = measured.send(Event::Measured(measuring.await)).await;
+    })
+    .detach();
+
+    let host = Host::look(&data_dir);
+    let mut daemon = Daemon {
+        config,
+        api: api.to_string(),
+        clock,
+        node,
+        mesh,
+        store,
+        journal,
+        treasury,
+        worker: None,
+        trouble: None,
+        device_reason: String::new(),
+        host,
+        leases_taken: 0,
+        leaving: None,
+    };
+    let ended = daemon.serve(&events, &feed).await;
+    drop(running_file);
+    ended
+}
+
+/// Surveys the adapters in child processes, chooses a device, and measures it in a worker.
+async fn measure(
+    config: Config,
+    clock: Clock,
+    me: NodeId,
+    mesh: Mesh,
+    store: BlobStore,
+    scratch: PathBuf,
+) -> Result<Measured> {
+    let executable = std::env::current_exe().context("cannot find this binary's own path")?;
+    let requested = config.device.clone();
+    let survey_from = executable.clone();
+    let (device, device_reason) = smol::unblock(move || choose_device(&survey_from, requested.as_deref())).await?;
+    tracing::info!("{device_reason}");
+    let directory = config.data_dir.join("worker");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let threads = match config.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    };
+    let threads = u32::try_from(threads).unwrap_or(u32::MAX);
+    let (worker, _deaths) = Worker::new(Launch { executable, device: device.clone(), directory, threads });
+    let note = |reply| {
+        if let Reply::Progress { note, .. } = reply
+            && !note.is_empty()
+        {
+            tracing::info!("{note}");
+        }
+    };
+    let bench = match worker.call(Task::Bench, note).await {
+        Ok(Reply::Benched(bench)) => bench,
+        Ok(other) => bail!("the worker answered out of turn: {other:?}"),
+        Err(error) => bail!("cannot measure {device}: {error}\nhint: `skein bench` tries every device"),
+    };
+    let host = Host::look(&config.data_dir);
+    let (name, backend) = match &device {
+        DeviceChoice::Cpu => (host.processor.clone(), "cpu"),
+        DeviceChoice::Wgpu { name, .. } => (name.clone(), "wgpu"),
+    };
+    let offer = Offer {
+        device: name,
+        backend: backend.to_owned(),
+        matrix_mflops: bench.matmul_mflops,
+        memory_mbps: bench.memory_mb_s,
+        transfer_mbps: bench.upload_mb_s.min(bench.download_mb_s),
+        memory_bytes: config.memory_bytes.unwrap_or(host.memory_bytes / 2),
+        addresses: advertised(mesh.local_address()),
+        issued_at: clock.now(),
+    };
+    let pipeline = Pipeline::new(me, mesh.clone(), worker.clone());
+    let on_gpu = matches!(device, DeviceChoice::Wgpu { .. });
+    let (executor, reports) = Executor::new(worker.clone(), pipeline.clone(), mesh, store, scratch, on_gpu);
+    Ok(Measured { offer, executor, reports, worker, pipeline, device_reason })
+}
+
+/// The device to work on and why, after every adapter was tried in a process of its own.
+///
+/// # Errors
+/// When the requested device does not exist or does not work.
+fn choose_device(executable: &Path, requested: Option<&str>) -> Result<(DeviceChoice, String)> {
+    if requested == Some("cpu") {
+        return Ok((DeviceChoice::Cpu, "working on the CPU, as the owner wishes".to_owned()));
+    }
+    let survey = probe::survey(executable, PROBE_TIMEOUT);
+    let chosen = probe::choose(&survey, requested)?;
+    Ok((chosen.device, chosen.reason))
+}
+
+/// An empty directory for files in the making, on the file system of the blobs, so that they can be moved.
+fn scratch(data_dir: &Path) -> Result<PathBuf> {
+    let scratch = data_dir.join("scratch");
+    // What a killed agent left half-written is of no use.
+    let _ = fs::remove_dir_all(&scratch);
+    fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
+    Ok(scratch)
+}
+
+fn lock(data_dir: &Path) -> Result<File> {
+    let path = data_dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot write to the data directory {}\nhint: check its owner and that the disk is not full or read-only", data_dir.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "another agent runs in {}\nhint: `skein status --data-dir {0}` shows it, `skein down --data-dir {0}` ends it; \
+             a second agent needs its own --data-dir",
+            data_dir.display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+fn bind_api(address: SocketAddr) -> Result<(smol::net::TcpListener, SocketAddr)> {
+    let bound = TcpListener::bind(address).and_then(|socket| {
+        let address = socket.local_addr()?;
+        Ok((smol::Async::new(socket)?.into(), address))
+    });
+    bound.with_context(|| {
+        format!("cannot serve the local API on {address}\nhint: another program may use the port; choose another by --api, or `--api 127.0.0.1:0` for any")
+    })
+}
+
+fn new_token() -> Result<String> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no randomness from the operating system: {error}"))?;
+    Ok(hex::encode(bytes))
+}
+
+/// Removes `agent.json` when the agent ends.
+struct RunningFile(PathBuf);
+
+impl RunningFile {
+    fn write(data_dir: &Path, running: &Running) -> Result<Self> {
+        let path = data_dir.join(RUNNING_FILE);
+        identity::write_private(&path, &serde_json::to_vec_pretty(running)?)
+            .map_err(|error| super::journal::disk_trouble(&path, &error))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for RunningFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The addresses that others may try: the one bound, or the machine's own if every interface is.
+fn advertised(listen: SocketAddr) -> Vec<String> {
+    let address = if listen.ip().is_unspecified() { own_address(listen.ip()) } else { Some(listen.ip()) };
+    address.map(|ip| SocketAddr::new(ip, listen.port()).to_string()).into_iter().collect()
+}
+
+/// The address from which this machine would reach the internet; nothing is sent.
+fn own_address(unspecified: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(SocketAddr::new(unspecified, 0)).ok()?;
+    // A documentation address: connecting a UDP socket only asks the routing table.
+    let far = if unspecified.is_ipv4() { "192.0.2.1:9" } else { "[2001:db8::1]:9" };
+    socket.connect(far).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+#[cfg(unix)]
+fn listen_for_signals(feed: channel::Sender<Event>) -> Result<()> {
+    use async_signal::{Signal, Signals};
+    use smol::stream::StreamExt;
+    let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup]).context("cannot listen for signals")?;
+    smol::spawn(async move {
+        while signals.next().await.is_some() {
+            let _ = feed.send(Event::Signal).await;
+        }
+    })
+    .detach();
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn listen_for_signals(_feed: channel::Sender<Event>) -> Result<()> {
+    Ok(())
+}

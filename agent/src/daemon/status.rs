@@ -1,0 +1,135 @@
+//! What `status`, `jobs` and `claim` tell: stable JSON, gathered from the core, the ledger and the shell.
+//!
+//! Operators script against these keys; a key is never renamed or given another meaning.
+
+use serde::{Deserialize, Serialize};
+use skein_ledger::emission::Amount;
+use skein_proto::ids::{Digest, Epoch, JobId, LeaseId, NetworkId, NodeId, Units};
+use skein_proto::offer::Offer;
+
+/// `skein status --json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// This agent.
+    pub(crate) node: NodeId,
+    /// Its process.
+    pub(crate) pid: u32,
+    /// The version of the binary.
+    pub(crate) version: String,
+    /// The network's name and id.
+    pub(crate) network: String,
+    pub(crate) network_id: NetworkId,
+    /// Where other agents reach it.
+    pub(crate) listen: String,
+    /// Where the local API answers.
+    pub(crate) api: String,
+    /// Connected agents.
+    pub(crate) peers: Vec<Peer>,
+    /// Whom it obeys.
+    pub(crate) coordinator: Option<NodeId>,
+    pub(crate) term: Option<u64>,
+    /// Whether the scheduler can see it.
+    pub(crate) visible: bool,
+    /// Whether it executes something now.
+    pub(crate) working: bool,
+    /// If not, every reason.
+    pub(crate) reasons: Vec<String>,
+    /// What it measured, once it has.
+    pub(crate) offer: Option<Offer>,
+    /// Why this device.
+    pub(crate) device_reason: String,
+    /// Leases held.
+    pub(crate) leases: Vec<HeldLease>,
+    /// Leases taken since the start, those held included.
+    pub(crate) leases_taken: u64,
+    pub(crate) log: LogState,
+    pub(crate) ledger: LedgerState,
+    pub(crate) worker: WorkerInfo,
+    /// Payload bytes over the mesh.
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) host: crate::host::Host,
+}
+
+/// A connected agent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Peer {
+    pub(crate) node: NodeId,
+    pub(crate) address: String,
+    pub(crate) round_trip_us: Option<u64>,
+    /// Its device, once its offer is here.
+    pub(crate) device: Option<String>,
+}
+
+/// A lease in hand.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HeldLease {
+    pub(crate) lease: LeaseId,
+    pub(crate) job: JobId,
+    pub(crate) shard: String,
+    pub(crate) done: u32,
+    pub(crate) of: u32,
+}
+
+/// The log in numbers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LogState {
+    pub(crate) path: String,
+    pub(crate) entries: u64,
+}
+
+/// The ledger in numbers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LedgerState {
+    pub(crate) epoch: Epoch,
+    pub(crate) height: u64,
+    /// Digest of balances and all: equal on all agents of one height.
+    pub(crate) state: Digest,
+    pub(crate) balance: String,
+    pub(crate) balance_base_units: Amount,
+    /// Accepted work of the present epoch.
+    pub(crate) accepted_units: Units,
+    pub(crate) settlements: Vec<Settled>,
+}
+
+/// One settled epoch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Settled {
+    pub(crate) epoch: Epoch,
+    pub(crate) height: u64,
+    /// What the curve gives for this epoch.
+    pub(crate) emission: Amount,
+    pub(crate) minted: Amount,
+    pub(crate) claims: Vec<Payout>,
+}
+
+/// Who earned how much, in base units of 10^-8.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Payout {
+    pub(crate) node: NodeId,
+    pub(crate) amount: Amount,
+}
+
+/// The worker process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct WorkerInfo {
+    pub(crate) pid: Option<u32>,
+    pub(crate) deaths: u64,
+}
+
+/// The answer to `skein claim`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ClaimState {
+    /// The last epoch that closed.
+    pub(crate) epoch: Epoch,
+    /// Accepted work in it.
+    pub(crate) units: Units,
+    /// Receipts that the claim names.
+    pub(crate) receipts: usize,
+    /// Whether the claim was sent now.
+    pub(crate) sent: bool,
+    /// How the epoch was settled, if it was.
+    pub(crate) settled: Option<Settled>,
+    /// For people.
+    pub(crate) message: String,
+}

@@ -1,0 +1,337 @@
+//! The daemon's end of its worker process: start, call, cancel, kill, start again with back-off.
+//!
+//! The worker is this same binary as `skein worker`, so that a driver crash, an abort for want of memory
+//! or a stuck shader costs one lease and never the daemon. Must never load a GPU driver itself.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use skein_compute::device::DeviceChoice;
+use skein_compute::protocol::{self, Reply, Request, Response, Task};
+use skein_compute::worker;
+use smol::channel;
+use smol::io::{AsyncReadExt, AsyncWriteExt};
+use smol::process::{Child, ChildStdin, ChildStdout, Command};
+
+use crate::limits::{WORKER_BACKOFF_MAX, WORKER_BACKOFF_MIN, WORKER_FORGIVEN, WORKER_IDLE};
+
+/// How to start the worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    /// This binary.
+    pub(crate) executable: PathBuf,
+    /// The device that was chosen.
+    pub(crate) device: DeviceChoice,
+    /// The worker's own directory.
+    pub(crate) directory: PathBuf,
+    /// Processor threads for the CPU backend.
+    pub(crate) threads: u32,
+}
+
+/// Why a call had no result.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum CallFailed {
+    /// The process could not be started.
+    #[error("cannot start the worker: {0}")]
+    NotStarted(String),
+    /// The process died before it answered.
+    #[error("the worker died: {0}")]
+    Died(String),
+    /// The task failed; the worker lives.
+    #[error("{0}")]
+    Task(String),
+}
+
+/// A handle on the worker process, cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    launch: Launch,
+    process: smol::lock::Mutex<Option<Process>>,
+    // Outside of `process`, so that a kill never waits for a call that is stuck in a full pipe.
+    calls: Mutex<Calls>,
+    deaths: channel::Sender<u64>,
+}
+
+struct Process {
+    stdin: ChildStdin,
+    generation: u64,
+}
+
+#[derive(Default)]
+struct Calls {
+    next: u64,
+    generation: u64,
+    pid: Option<u32>,
+    kill: Option<channel::Sender<()>>,
+    killed: bool,
+    waiting: BTreeMap<u64, channel::Sender<Reply>>,
+    epitaph: String,
+    failures: u32,
+    not_before: Option<Instant>,
+    used_at: Option<Instant>,
+    restarts: u64,
+}
+
+/// What `status` tells about the worker.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerState {
+    /// Its process id while it runs.
+    pub(crate) pid: Option<u32>,
+    /// How often it died.
+    pub(crate) deaths: u64,
+}
+
+impl Worker {
+    /// A worker that is started at the first call. The receiver hears the generation of each that dies.
+    pub(crate) fn new(launch: Launch) -> (Self, channel::Receiver<u64>) {
+        let (deaths, heard) = channel::unbounded();
+        let shared = Shared { launch, process: smol::lock::Mutex::new(None), calls: Mutex::default(), deaths };
+        (Self { shared: Arc::new(shared) }, heard)
+    }
+
+    /// What became of the process so far.
+    pub(crate) fn state(&self) -> WorkerState {
+        let calls = self.calls();
+        WorkerState { pid: calls.pid, deaths: calls.restarts }
+    }
+
+    /// The number of the process that runs now or ran last; a stage opened in one is gone in the next.
+    pub(crate) fn generation(&self) -> u64 {
+        self.calls().generation
+    }
+
+    /// Runs one task to its end; `progress` hears of its steps.
+    ///
+    /// # Errors
+    /// [`CallFailed`]; after [`CallFailed::Died`] the next call starts a new process.
+    pub(crate) async fn call(&self, task: Task, mut progress: impl FnMut(Reply)) -> Result<Reply, CallFailed> {
+        let (id, replies) = self.send(task).await?;
+        let mut call = Call { worker: self, id, done: false };
+        while let Ok(reply) = replies.recv().await {
+            match reply {
+                Reply::Failed { message } => {
+                    call.done = true;
+                    return Err(CallFailed::Task(message));
+                }
+                Reply::Cancelled => {
+                    call.done = true;
+                    return Err(CallFailed::Task("cancelled".into()));
+                }
+                step @ Reply::Progress { .. } => progress(step),
+                last => {
+                    call.done = true;
+                    return Ok(last);
+                }
+            }
+        }
+        call.done = true;
+        Err(CallFailed::Died(self.calls().epitaph.clone()))
+    }
+
+    async fn send(&self, task: Task) -> Result<(u64, channel::Receiver<Reply>), CallFailed> {
+        let mut process = self.shared.process.lock().await;
+        if process.as_ref().is_none_or(|process| process.generation != self.calls().generation || self.calls().pid.is_none()) {
+            *process = Some(self.start().await?);
+        }
+        let (sender, replies) = channel::unbounded();
+        let id = {
+            let mut calls = self.calls();
+            calls.next += 1;
+            let id = calls.next;
+            calls.waiting.insert(id, sender);
+            calls.used_at = Some(Instant::now());
+            id
+        };
+        if let Some(process) = process.as_mut() {
+            self.write(process, &Request { id, body: task }, id).await?;
+        }
+        Ok((id, replies))
+    }
+
+    async fn write(&self, process: &mut Process, request: &Request, id: u64) -> Result<(), CallFailed> {
+        let frame = protocol::encode(request).map_err(|error| CallFailed::Task(error.to_string()))?;
+        let written = async {
+            process.stdin.write_all(&frame).await?;
+            process.stdin.flush().await
+        };
+        written.await.map_err(|error| {
+            self.calls().waiting.remove(&id);
+            CallFailed::Died(error.to_string())
+        })
+    }
+
+    /// Asks the worker to drop a running task; it ends as failed at its next step.
+    async fn cancel(&self, id: u64) {
+        let mut process = self.shared.process.lock().await;
+        if let Some(process) = process.as_mut()
+            && let Ok(frame) = protocol::encode(&Request { id: 0, body: Task::Cancel { id } })
+        {
+            let _ = process.stdin.write_all(&frame).await;
+            let _ = process.stdin.flush().await;
+        }
+    }
+
+    /// Ends the process at once; calls under way fail, the next call starts another.
+    pub(crate) fn kill(&self, why: &str) {
+        let mut calls = self.calls();
+        if let Some(pid) = calls.pid {
+            tracing::info!(pid, why, "killing the worker");
+            calls.killed = true;
+            if let Some(kill) = &calls.kill {
+                let _ = kill.try_send(());
+            }
+        }
+    }
+
+    /// Ends a process that has had nothing to do for a while, unless `keep`.
+    pub(crate) async fn retire_if_idle(&self, keep: bool) {
+        let idle = {
+            let calls = self.calls();
+            let since = calls.used_at.map(|at| at.elapsed());
+            calls.pid.is_some() && calls.waiting.is_empty() && since.is_some_and(|since| since >= WORKER_IDLE)
+        };
+        if idle && !keep {
+            // At the end of its input the worker exits.
+            self.shared.process.lock().await.take();
+            self.calls().killed = true;
+        }
+    }
+
+    async fn start(&self) -> Result<Process, CallFailed> {
+        let wait = self.calls().not_before.map(|at| at.saturating_duration_since(Instant::now()));
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            tracing::info!(?wait, "the worker died; starting another after a while");
+            smol::Timer::after(wait).await;
+        }
+        let launch = &self.shared.launch;
+        let command = worker::command(&launch.executable, &launch.device, &launch.directory, launch.threads);
+        let mut child = Command::from(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| CallFailed::NotStarted(error.to_string()))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(CallFailed::NotStarted("it has no pipes".into()));
+        };
+        let (kill, killed) = channel::bounded(1);
+        let generation = {
+            let mut calls = self.calls();
+            calls.generation += 1;
+            calls.pid = Some(child.id());
+            calls.kill = Some(kill);
+            calls.killed = false;
+            calls.generation
+        };
+        tracing::debug!(pid = child.id(), generation, "worker started");
+        smol::spawn(self.clone().listen(child, stdout, generation, killed)).detach();
+        Ok(Process { stdin, generation })
+    }
+
+    async fn listen(self, mut child: Child, mut stdout: ChildStdout, generation: u64, killed: channel::Receiver<()>) {
+        let started = Instant::now();
+        let said = loop {
+            let killed = async {
+                match killed.recv().await {
+                    Ok(()) => Err("it was killed".to_owned()),
+                    Err(_) => smol::future::pending().await,
+                }
+            };
+            match smol::future::or(read_response(&mut stdout), killed).await {
+                Ok(Some(response)) => self.deliver(response),
+                Ok(None) => break None,
+                Err(error) => {
+                    let _ = child.kill();
+                    break Some(error);
+                }
+            }
+        };
+        let status = child.status().await.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let mut calls = self.calls();
+        if calls.generation == generation {
+            calls.pid = None;
+        }
+        calls.epitaph = said.map_or_else(|| status.clone(), |said| format!("{said} ({status})"));
+        calls.waiting.clear();
+        if calls.killed {
+            tracing::debug!(%status, "worker ended");
+        } else {
+            calls.restarts += 1;
+            calls.failures = if started.elapsed() >= WORKER_FORGIVEN { 1 } else { calls.failures + 1 };
+            let wait = backoff(calls.failures);
+            calls.not_before = Some(Instant::now() + wait);
+            tracing::warn!(status = %calls.epitaph, "the worker died");
+        }
+        drop(calls);
+        let _ = self.shared.deaths.try_send(generation);
+    }
+
+    fn deliver(&self, response: Response) {
+        let last = !matches!(response.body, Reply::Progress { .. });
+        let mut calls = self.calls();
+        calls.used_at = Some(Instant::now());
+        if let Some(waiting) = calls.waiting.get(&response.id) {
+            let _ = waiting.try_send(response.body);
+        }
+        if last {
+            calls.waiting.remove(&response.id);
+        }
+    }
+
+    fn calls(&self) -> std::sync::MutexGuard<'_, Calls> {
+        self.shared.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that was dropped before its end is cancelled in the worker.
+struct Call<'a> {
+    worker: &'a Worker,
+    id: u64,
+    done: bool,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            let (worker, id) = (self.worker.clone(), self.id);
+            smol::spawn(async move { worker.cancel(id).await }).detach();
+        }
+    }
+}
+
+fn backoff(failures: u32) -> Duration {
+    WORKER_BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(WORKER_BACKOFF_MAX)
+}
+
+async fn read_response(stdout: &mut ChildStdout) -> Result<Option<Response>, String> {
+    let mut length = [0; 4];
+    match stdout.read_exact(&mut length).await {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(format!("its pipe broke: {error}")),
+    }
+    let length = protocol::frame_length(length).map_err(|error| error.to_string())?;
+    let mut body = vec![0; length];
+    stdout.read_exact(&mut body).await.map_err(|error| format!("its pipe broke: {error}"))?;
+    protocol::decode(&body).map(Some).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_doubles_up_to_its_limit() {
+        assert_eq!(backoff(1), WORKER_BACKOFF_MIN);
+        assert_eq!(backoff(2), WORKER_BACKOFF_MIN * 2);
+        assert_eq!(backoff(1_000), WORKER_BACKOFF_MAX);
+    }
+}

@@ -1,0 +1,147 @@
+//! Training plans step by step: rounds, merges, losses, disagreement. Must never need an office.
+
+use skein_proto::ids::{Digest, NodeId};
+use skein_proto::job::Shard;
+use skein_proto::limits::ATTEMPTS_MAX;
+use skein_proto::message::JobStatus;
+use skein_proto::plan::{Hand, Next, Slot, Task, TrainPlan};
+use skein_proto::signed::Signed;
+
+use crate::fixture;
+
+struct Run {
+    plan: TrainPlan,
+    status: JobStatus,
+    hands: Vec<Hand>,
+}
+
+impl Run {
+    /// The first weights are made.
+    fn new(hands: u8) -> Self {
+        let job = Signed::new(fixture::job(), &fixture::network(), &fixture::key(3));
+        let hands = (1..=hands).map(|number| Hand { node: NodeId([number; 32]), speed: 1 }).collect();
+        let plan = TrainPlan::new(fixture::train(), None);
+        let mut run = Self { plan, status: JobStatus::new(&job), hands };
+        let tasks = run.tasks();
+        assert_eq!(tasks.iter().map(|task| task.slot).collect::<Vec<_>>(), vec![Slot::Init]);
+        assert_eq!(run.completed(Slot::Init, 1, b"state 0"), Next::Plan);
+        run
+    }
+
+    fn tasks(&mut self) -> Vec<Task> {
+        self.plan.tasks(&self.hands)
+    }
+
+    fn completed(&mut self, slot: Slot, agent: u8, output: &[u8]) -> Next {
+        let agent = NodeId([agent; 32]);
+        self.plan.completed(slot, agent, Digest::of(output), Some(7), &mut self.status)
+    }
+
+    fn lost(&mut self, slot: Slot, reason: Option<&str>) -> Next {
+        self.plan.lost(slot, reason, &mut self.status)
+    }
+
+    /// All slices of a round, up to the tasks of its outer step.
+    fn train(&mut self) -> Vec<Task> {
+        let tasks = self.tasks();
+        assert_eq!(tasks.len(), self.hands.len());
+        for (place, task) in tasks.iter().enumerate() {
+            let next = self.completed(task.slot, 1, format!("delta {place}").as_bytes());
+            assert_eq!(next, if place + 1 == tasks.len() { Next::Plan } else { Next::Wait });
+        }
+        self.tasks()
+    }
+}
+
+fn merge(number: u8) -> Slot {
+    Slot::Merge(NodeId([number; 32]))
+}
+
+#[test]
+fn rounds_of_training_and_merging_lead_to_the_end() {
+    let mut run = Run::new(2);
+    for round in 0..3 {
+        let merges = run.train();
+        assert_eq!(merges.len(), 2);
+        for (place, task) in merges.iter().enumerate() {
+            let Shard::Merge { deltas, round: of, evaluate, .. } = &task.shard else { panic!("{task:?}") };
+            assert_eq!(deltas, &vec![Digest::of(b"delta 0"), Digest::of(b"delta 1")]);
+            assert_eq!((*of, *evaluate), (round, place == 0), "one alone measures the loss");
+        }
+        assert_eq!(run.completed(merge(1), 1, b"state"), Next::Wait);
+        let next = run.completed(merge(2), 2, b"state");
+        assert_eq!(next, if round == 2 { Next::Done } else { Next::Plan });
+    }
+    assert_eq!((run.status.round, run.status.digests_equal), (3, true));
+}
+
+#[test]
+fn a_lost_slice_is_tried_again_and_the_order_of_arrival_does_not_matter() {
+    let mut run = Run::new(2);
+    run.tasks();
+    assert_eq!(run.lost(Slot::Train(0), None), Next::Retry);
+    assert_eq!(run.completed(Slot::Train(1), 2, b"delta 1"), Next::Wait);
+    assert_eq!(run.completed(Slot::Train(0), 2, b"delta 0"), Next::Plan);
+    let Shard::Merge { deltas, .. } = &run.tasks()[0].shard else { panic!("no merge") };
+    assert_eq!(deltas, &vec![Digest::of(b"delta 0"), Digest::of(b"delta 1")]);
+}
+
+#[test]
+fn a_lost_merge_is_not_waited_for() {
+    let mut run = Run::new(3);
+    run.train();
+    assert_eq!(run.completed(merge(1), 1, b"state"), Next::Wait);
+    assert_eq!(run.lost(merge(2), None), Next::Wait);
+    assert_eq!(run.lost(merge(3), Some("died")), Next::Plan);
+    assert_eq!((run.status.round, run.status.state), (1, Some(Digest::of(b"state"))));
+}
+
+#[test]
+fn when_all_merges_vanish_the_round_is_repeated_for_ever_and_from_the_state_before() {
+    let mut run = Run::new(2);
+    for _ in 0..3 * ATTEMPTS_MAX {
+        run.train();
+        assert_eq!(run.lost(merge(1), None), Next::Wait);
+        assert_eq!(run.lost(merge(2), None), Next::Plan);
+    }
+    assert_eq!((run.status.round, run.status.state), (0, Some(Digest::of(b"state 0"))));
+}
+
+#[test]
+fn when_all_merges_fail_too_often_the_job_fails_with_the_reason() {
+    let mut run = Run::new(2);
+    for attempt in 1..=ATTEMPTS_MAX {
+        run.train();
+        assert_eq!(run.lost(merge(1), Some("out of memory")), Next::Wait);
+        let next = run.lost(merge(2), None);
+        match next {
+            Next::Fail(reason) if attempt == ATTEMPTS_MAX => assert!(reason.ends_with("out of memory")),
+            other => assert_eq!((other, attempt < ATTEMPTS_MAX), (Next::Plan, true)),
+        }
+    }
+}
+
+#[test]
+fn disagreement_is_told_for_good_and_the_majority_goes_on() {
+    let mut run = Run::new(3);
+    run.train();
+    run.completed(merge(1), 1, b"wrong");
+    run.completed(merge(2), 2, b"right");
+    run.completed(merge(3), 3, b"right");
+    assert_eq!(run.status.state, Some(Digest::of(b"right")));
+    assert!(!run.status.digests_equal);
+    run.train();
+    for number in 1..4 {
+        run.completed(merge(number), number, b"next");
+    }
+    assert!(!run.status.digests_equal, "one equal round does not undo it");
+}
+
+#[test]
+fn what_belongs_to_another_step_changes_nothing() {
+    let mut run = Run::new(2);
+    run.tasks();
+    assert_eq!(run.completed(Slot::Init, 1, b"other"), Next::Wait);
+    assert_eq!(run.completed(merge(1), 1, b"other"), Next::Wait);
+    assert_eq!(run.status.state, Some(Digest::of(b"state 0")));
+}

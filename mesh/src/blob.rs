@@ -1,0 +1,361 @@
+//! Content-addressed transfer over bulk streams.
+//!
+//! ```text
+//! fetcher: digest (32 bytes)                  holder: status (1), length (8, little-endian), content
+//! ```
+//! Must never trust a holder: what does not hash to the digest is dropped and the next one asked; and
+//! never hold more than a few chunks in memory.
+
+use std::fmt;
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use skein_proto::ids::{Digest, NodeId};
+
+use crate::error::OpenError;
+use crate::limits::{
+    BLOB_CHUNK_BYTES, BLOB_HOLDERS_MAX, BLOB_RATE_BYTES_MIN, BLOB_RATE_WINDOW, BLOB_STALL_TIMEOUT,
+};
+use crate::mesh::{Mesh, within};
+use crate::store::{BlobStore, Incoming, StoreError};
+use crate::stream::{BulkStream, StreamError, StreamKind};
+
+const STATUS_HELD: u8 = 1;
+const STATUS_NOT_HELD: u8 = 2;
+const STATUS_FAILED: u8 = 3;
+const ANSWER_BYTES: usize = 9;
+
+/// What a served request came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// The content was sent whole.
+    Sent {
+        /// What was asked for.
+        digest: Digest,
+        /// Its length.
+        bytes: u64,
+    },
+    /// The store does not hold it, and the peer was told.
+    NotHeld {
+        /// What was asked for.
+        digest: Digest,
+    },
+}
+
+/// Why a request was not served. The peer sees its stream reset and asks another holder.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The stream broke.
+    #[error("cannot serve a blob: {0}")]
+    Stream(#[from] StreamError),
+    /// The own store failed.
+    #[error("cannot serve a blob: {0}")]
+    Store(#[from] StoreError),
+    /// The peer neither asks nor reads.
+    #[error("cannot serve a blob: the peer was silent for {timeout_ms} ms")]
+    Stalled {
+        /// How long this agent waited.
+        timeout_ms: u128,
+    },
+}
+
+/// Why one holder did not give the blob.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HolderFailure {
+    /// No stream to it.
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    /// The stream broke.
+    #[error("{0}")]
+    Stream(#[from] StreamError),
+    /// It says that it does not hold the blob.
+    #[error("it does not hold the blob")]
+    NotHeld,
+    /// It says that its store failed.
+    #[error("its own store failed")]
+    Failed,
+    /// Its answer is not part of the protocol.
+    #[error("it answered with the unknown status {status}")]
+    Garbage {
+        /// The byte.
+        status: u8,
+    },
+    /// It announces more than the caller takes.
+    #[error("it announced {bytes} bytes, more than the {bytes_max} allowed")]
+    TooLarge {
+        /// What it announced.
+        bytes: u64,
+        /// The caller's bound.
+        bytes_max: u64,
+    },
+    /// What it sent is something else.
+    #[error("it lied: what it sent is blob {actual}")]
+    Lied {
+        /// The digest of what it sent.
+        actual: Digest,
+    },
+    /// It sent nothing for too long.
+    #[error("it stalled for {timeout_ms} ms after {received} bytes")]
+    Stalled {
+        /// How long this agent waited.
+        timeout_ms: u128,
+        /// What had come.
+        received: u64,
+    },
+    /// It sends, but too slowly to ever end.
+    #[error("it was too slow: {received} bytes so far")]
+    TooSlow {
+        /// What had come.
+        received: u64,
+    },
+}
+
+/// Why a blob was not fetched. Nothing of it is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// There was nobody to ask.
+    #[error("cannot fetch blob {digest}: no holder is known")]
+    NoHolders {
+        /// What was asked for.
+        digest: Digest,
+    },
+    /// Every holder failed.
+    #[error("cannot fetch blob {digest}: {}", Listed(failures))]
+    Holders {
+        /// What was asked for.
+        digest: Digest,
+        /// Each holder that was asked, in that order, and what came of it.
+        failures: Vec<(NodeId, HolderFailure)>,
+    },
+    /// The own store failed, so that no holder can help.
+    #[error("cannot fetch a blob: {0}")]
+    Store(#[from] StoreError),
+}
+
+struct Listed<'a>(&'a [(NodeId, HolderFailure)]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (node, failure)) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{}: {failure}", node.short())?;
+        }
+        Ok(())
+    }
+}
+
+/// Answers the one request of an incoming blob stream.
+pub async fn serve_blob(mut stream: BulkStream, store: &BlobStore) -> Result<Served, ServeError> {
+    let mut digest = Digest([0; 32]);
+    in_time(stream.read_exact(&mut digest.0)).await?;
+    let reader = store.clone();
+    let (mut file, bytes) = match smol::unblock(move || reader.read(&digest)).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            let held = !matches!(error, StoreError::NotHeld { .. });
+            let status = if held { STATUS_FAILED } else { STATUS_NOT_HELD };
+            in_time(stream.write_all(&answer(status, 0))).await?;
+            stream.finish()?;
+            return if held { Err(error.into()) } else { Ok(Served::NotHeld { digest }) };
+        }
+    };
+    in_time(stream.write_all(&answer(STATUS_HELD, bytes))).await?;
+    let mut chunk = Vec::new();
+    let mut left = bytes;
+    while left > 0 {
+        let length = left.min(BLOB_CHUNK_BYTES as u64);
+        let path = store.path(&digest);
+        // One chunk per trip, so that a slow peer holds no blocking thread.
+        (file, chunk) = smol::unblock(move || {
+            chunk.resize(length as usize, 0);
+            file.read_exact(&mut chunk).map(|()| (file, chunk)).map_err(|source| StoreError::Io {
+                action: "read",
+                path,
+                source,
+            })
+        })
+        .await?;
+        in_time(stream.write_all(&chunk)).await?;
+        left -= length;
+    }
+    stream.finish()?;
+    Ok(Served::Sent { digest, bytes })
+}
+
+async fn in_time(part: impl Future<Output = Result<(), StreamError>>) -> Result<(), ServeError> {
+    match within(BLOB_STALL_TIMEOUT, part).await {
+        Some(result) => Ok(result?),
+        None => Err(ServeError::Stalled { timeout_ms: BLOB_STALL_TIMEOUT.as_millis() }),
+    }
+}
+
+fn answer(status: u8, bytes: u64) -> [u8; ANSWER_BYTES] {
+    let mut answer = [status; ANSWER_BYTES];
+    answer[1..].copy_from_slice(&bytes.to_le_bytes());
+    answer
+}
+
+/// Fetches a blob of at most `bytes_max` from the first holder that gives it, verified and durable;
+/// returns where it is. A blob that is held already is not fetched. The order of asking depends on
+/// who asks for what, so that load spreads over the holders; at most [`BLOB_HOLDERS_MAX`] are asked.
+pub async fn fetch_blob(
+    mesh: &Mesh,
+    store: &BlobStore,
+    digest: Digest,
+    holders: &[NodeId],
+    bytes_max: u64,
+) -> Result<PathBuf, FetchError> {
+    fetch_patiently(mesh, store, digest, holders, bytes_max, BLOB_STALL_TIMEOUT).await
+}
+
+/// `fetch_blob` with the time that a holder may be silent.
+pub(crate) async fn fetch_patiently(
+    mesh: &Mesh,
+    store: &BlobStore,
+    digest: Digest,
+    holders: &[NodeId],
+    bytes_max: u64,
+    stall_timeout: Duration,
+) -> Result<PathBuf, FetchError> {
+    if store.has(&digest) {
+        return Ok(store.path(&digest));
+    }
+    let mut failures = Vec::new();
+    for holder in order(mesh.node(), digest, holders) {
+        let stream = match mesh.open(holder, StreamKind::Blob).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                failures.push((holder, error.into()));
+                continue;
+            }
+        };
+        match fetch_from(stream, store, digest, bytes_max, stall_timeout).await {
+            Ok(()) => return Ok(store.path(&digest)),
+            Err(Failure::Holder(failure)) => {
+                tracing::debug!(%digest, holder = %holder.short(), %failure, "a holder failed");
+                failures.push((holder, failure));
+            }
+            Err(Failure::Store(StoreError::Mismatch { actual, .. })) => {
+                tracing::warn!(%digest, holder = %holder.short(), "a holder sent other content");
+                failures.push((holder, HolderFailure::Lied { actual }));
+            }
+            Err(Failure::Store(error)) => return Err(error.into()),
+        }
+    }
+    if failures.is_empty() {
+        return Err(FetchError::NoHolders { digest });
+    }
+    Err(FetchError::Holders { digest, failures })
+}
+
+/// The holders to ask, rotated to a start that differs by who asks for what.
+fn order(own: NodeId, digest: Digest, holders: &[NodeId]) -> Vec<NodeId> {
+    let mut order: Vec<NodeId> = Vec::new();
+    for holder in holders {
+        if *holder != own && !order.contains(holder) && order.len() < BLOB_HOLDERS_MAX {
+            order.push(*holder);
+        }
+    }
+    if !order.is_empty() {
+        let seed = usize::from(own.0[0] ^ digest.0[0]) | usize::from(own.0[1] ^ digest.0[1]) << 8;
+        let start = seed % order.len();
+        order.rotate_left(start);
+    }
+    order
+}
+
+enum Failure {
+    Holder(HolderFailure),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<StreamError> for Failure {
+    fn from(error: StreamError) -> Self {
+        Self::Holder(error.into())
+    }
+}
+
+async fn fetch_from(
+    stream: BulkStream,
+    store: &BlobStore,
+    digest: Digest,
+    bytes_max: u64,
+    stall_timeout: Duration,
+) -> Result<(), Failure> {
+    let (mut asking, mut answering) = stream.split();
+    asking.write_all(&digest.0).await?;
+    asking.finish()?;
+    let stalled = |received| {
+        Failure::Holder(HolderFailure::Stalled { timeout_ms: stall_timeout.as_millis(), received })
+    };
+
+    let mut answer = [0; ANSWER_BYTES];
+    within(stall_timeout, answering.read_exact(&mut answer)).await.ok_or_else(|| stalled(0))??;
+    let [status, length @ ..] = answer;
+    let length = u64::from_le_bytes(length);
+    match status {
+        STATUS_HELD if length <= bytes_max => {}
+        STATUS_HELD => return Err(Failure::Holder(HolderFailure::TooLarge { bytes: length, bytes_max })),
+        STATUS_NOT_HELD => return Err(Failure::Holder(HolderFailure::NotHeld)),
+        STATUS_FAILED => return Err(Failure::Holder(HolderFailure::Failed)),
+        status => return Err(Failure::Holder(HolderFailure::Garbage { status })),
+    }
+
+    // One chunk is hashed and written on a blocking thread while the next one arrives.
+    let beginning = store.clone();
+    let mut writing = smol::unblock(move || Incoming::begin(&beginning));
+    let mut received = 0;
+    let mut window = (Instant::now(), received);
+    while received < length {
+        let goal = (length - received).min(BLOB_CHUNK_BYTES as u64) as usize;
+        let mut chunk = Vec::with_capacity(goal);
+        while chunk.len() < goal {
+            let left = goal - chunk.len();
+            let count = within(stall_timeout, answering.read_into(&mut chunk, left))
+                .await
+                .ok_or_else(|| stalled(received))??
+                .ok_or(StreamError::Truncated)?;
+            received += count as u64;
+            let (since, before) = window;
+            if since.elapsed() >= BLOB_RATE_WINDOW {
+                if received - before < BLOB_RATE_BYTES_MIN {
+                    return Err(Failure::Holder(HolderFailure::TooSlow { received }));
+                }
+                window = (Instant::now(), received);
+            }
+        }
+        let mut incoming = writing.await?;
+        writing = smol::unblock(move || incoming.write(&chunk).map(|()| incoming));
+    }
+    let incoming = writing.await?;
+    smol::unblock(move || incoming.commit(Some(digest))).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_holder_is_asked_once_and_starts_differ() {
+        let holders: Vec<NodeId> = (1..=4).map(|id| NodeId([id; 32])).collect();
+        let doubled = [&holders[..], &holders[..]].concat();
+        let mut starts = std::collections::BTreeSet::new();
+        for byte in 0..16 {
+            let order = order(NodeId([1; 32]), Digest([byte; 32]), &doubled);
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, holders[1..], "all but oneself");
+            starts.insert(order[0]);
+        }
+        assert_eq!(starts.len(), 3);
+        assert!(order(NodeId([1; 32]), Digest([0; 32]), &[]).is_empty());
+    }
+}

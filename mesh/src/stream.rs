@@ -1,0 +1,274 @@
+//! Bulk streams: ordered bytes or frames between two agents, beside the control stream.
+//!
+//! Must never end a half that its owner did not finish as if it were complete: what is dropped
+//! without `finish` is reset, and the reader sees an error, not an end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quinn::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
+
+use crate::limits::READ_BYTES;
+use crate::wire::{self, FrameError, StreamCode};
+
+/// What a bulk stream carries; its first byte on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StreamKind {
+    /// Content-addressed transfer; see `serve_blob` and `fetch_blob`.
+    Blob,
+    /// Activations, gradients and tokens between the stages of a job.
+    Stage,
+}
+
+impl StreamKind {
+    pub(crate) fn byte(self) -> u8 {
+        match self {
+            Self::Blob => 1,
+            Self::Stage => 2,
+        }
+    }
+
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            1 => Some(Self::Blob),
+            2 => Some(Self::Stage),
+            _ => None,
+        }
+    }
+}
+
+/// Why a bulk stream cannot go on. The stream is then of no further use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The connection ended.
+    #[error("the stream's connection ended: {reason}")]
+    Disconnected {
+        /// Who ended the connection and why.
+        reason: String,
+    },
+    /// The peer dropped its half, or wants no more.
+    #[error("the peer abandoned the stream (code {code})")]
+    Abandoned {
+        /// The peer's code.
+        code: u64,
+    },
+    /// The stream ended inside a frame or before the bytes that were expected.
+    #[error("the stream ended in the middle of a frame")]
+    Truncated,
+    /// A frame is larger than the reader takes, or than a frame can be.
+    #[error("a frame of {bytes} bytes is larger than the {bytes_max} allowed")]
+    TooLarge {
+        /// The frame's announced length.
+        bytes: usize,
+        /// The reader's bound.
+        bytes_max: usize,
+    },
+    /// This half was finished or reset before.
+    #[error("this half of the stream was finished before")]
+    Finished,
+}
+
+impl From<ReadError> for StreamError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Reset(code) => Self::Abandoned { code: code.into_inner() },
+            ReadError::ConnectionLost(error) => Self::Disconnected { reason: wire::describe(&error) },
+            ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {
+                Self::Finished
+            }
+        }
+    }
+}
+
+impl From<WriteError> for StreamError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Stopped(code) => Self::Abandoned { code: code.into_inner() },
+            WriteError::ConnectionLost(error) => Self::Disconnected { reason: wire::describe(&error) },
+            WriteError::ClosedStream | WriteError::ZeroRttRejected => Self::Finished,
+        }
+    }
+}
+
+impl From<FrameError> for StreamError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            // `recv_frame` fills in its bound.
+            FrameError::TooLarge(bytes) => Self::TooLarge { bytes, bytes_max: 0 },
+            FrameError::Truncated => Self::Truncated,
+            FrameError::Stream(error) => error.into(),
+        }
+    }
+}
+
+/// Payload bytes that passed this agent, control frames and bulk streams together.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Traffic {
+    pub(crate) fn add_sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+}
+
+/// A bidirectional bulk stream.
+#[derive(Debug)]
+pub struct BulkStream {
+    sender: BulkSender,
+    receiver: BulkReceiver,
+}
+
+impl BulkStream {
+    pub(crate) fn new(sender: SendStream, receiver: RecvStream, traffic: Arc<Traffic>) -> Self {
+        Self {
+            sender: BulkSender { stream: sender, finished: false, traffic: traffic.clone() },
+            receiver: BulkReceiver { stream: receiver, traffic },
+        }
+    }
+
+    /// The two halves, to be used from two tasks.
+    pub fn split(self) -> (BulkSender, BulkReceiver) {
+        (self.sender, self.receiver)
+    }
+
+    /// See [`BulkSender::send_frame`].
+    pub async fn send_frame(&mut self, frame: &[u8]) -> Result<(), StreamError> {
+        self.sender.send_frame(frame).await
+    }
+
+    /// See [`BulkReceiver::recv_frame`].
+    pub async fn recv_frame(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, StreamError> {
+        self.receiver.recv_frame(bytes_max).await
+    }
+
+    /// See [`BulkSender::write_all`].
+    pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        self.sender.write_all(bytes).await
+    }
+
+    /// See [`BulkReceiver::read`].
+    pub async fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, StreamError> {
+        self.receiver.read(buffer).await
+    }
+
+    /// See [`BulkReceiver::read_exact`].
+    pub async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), StreamError> {
+        self.receiver.read_exact(buffer).await
+    }
+
+    /// See [`BulkSender::finish`].
+    pub fn finish(&mut self) -> Result<(), StreamError> {
+        self.sender.finish()
+    }
+}
+
+/// The sending half of a bulk stream. Dropped before `finish`, it tells the peer that what came is
+/// incomplete.
+#[derive(Debug)]
+pub struct BulkSender {
+    stream: SendStream,
+    finished: bool,
+    traffic: Arc<Traffic>,
+}
+
+impl BulkSender {
+    /// Sends one frame. Returns when QUIC has taken it, which waits while the reader is slow.
+    /// Cancelling it half-way leaves the stream unusable for frames: drop the stream then.
+    pub async fn send_frame(&mut self, frame: &[u8]) -> Result<(), StreamError> {
+        let length = u32::try_from(frame.len())
+            .map_err(|_| StreamError::TooLarge { bytes: frame.len(), bytes_max: u32::MAX as usize })?;
+        self.stream.write_all(&length.to_le_bytes()).await?;
+        self.write_all(frame).await
+    }
+
+    /// Sends raw bytes, without a length before them.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        self.stream.write_all(bytes).await?;
+        self.traffic.add_sent(bytes.len());
+        Ok(())
+    }
+
+    /// Says that nothing follows; what was sent is still delivered while the connection lives.
+    pub fn finish(&mut self) -> Result<(), StreamError> {
+        self.finished = true;
+        self.stream.finish().map_err(|_| StreamError::Finished)
+    }
+}
+
+impl Drop for BulkSender {
+    fn drop(&mut self) {
+        if !self.finished {
+            // An error means that the stream is closed already.
+            let _ = self.stream.reset(StreamCode::Abandoned.number());
+        }
+    }
+}
+
+/// The receiving half of a bulk stream. Dropped early, it tells the peer to stop sending.
+#[derive(Debug)]
+pub struct BulkReceiver {
+    stream: RecvStream,
+    traffic: Arc<Traffic>,
+}
+
+impl BulkReceiver {
+    /// Receives one frame of at most `bytes_max`; `None` once the peer finished. Memory grows with
+    /// what arrives, not with what a header announces.
+    pub async fn recv_frame(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, StreamError> {
+        match wire::read_frame(&mut self.stream, bytes_max).await {
+            Ok(frame) => {
+                self.traffic.add_received(frame.as_ref().map_or(0, Vec::len));
+                Ok(frame)
+            }
+            Err(FrameError::TooLarge(bytes)) => Err(StreamError::TooLarge { bytes, bytes_max }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Receives raw bytes; `None` once the peer finished.
+    pub async fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, StreamError> {
+        let count = self.stream.read(buffer).await?;
+        self.traffic.add_received(count.unwrap_or(0));
+        Ok(count)
+    }
+
+    /// Receives exactly as many raw bytes as the buffer holds.
+    pub async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), StreamError> {
+        self.stream.read_exact(buffer).await.map_err(|error| match error {
+            ReadExactError::FinishedEarly(_) => StreamError::Truncated,
+            ReadExactError::ReadError(error) => error.into(),
+        })?;
+        self.traffic.add_received(buffer.len());
+        Ok(())
+    }
+
+    /// Receives the next bytes as QUIC holds them, appended to `buffer`; how many, or `None` once
+    /// the peer finished.
+    pub(crate) async fn read_into(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        bytes_max: usize,
+    ) -> Result<Option<usize>, StreamError> {
+        let Some(chunk) = self.stream.read_chunk(bytes_max.min(READ_BYTES), true).await? else {
+            return Ok(None);
+        };
+        buffer.extend_from_slice(&chunk.bytes);
+        self.traffic.add_received(chunk.bytes.len());
+        Ok(Some(chunk.bytes.len()))
+    }
+}

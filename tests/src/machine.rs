@@ -1,0 +1,87 @@
+//! One simulated machine: its core, its worker, what stays on its disk; and the wires between machines.
+//!
+//! Must never hold what the world decides.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ed25519_dalek::SigningKey;
+use skein_proto::ids::{Digest, LeaseId, Millis, NodeId};
+use skein_proto::job::Shape;
+use skein_proto::node::{Execution, Node, Record};
+use skein_proto::offer::Offer;
+
+use crate::model::Terms;
+use crate::prng::Prng;
+
+/// One machine.
+pub(crate) struct Host {
+    pub(crate) key: SigningKey,
+    pub(crate) id: NodeId,
+    /// Counts starts: what was scheduled for an earlier life is void.
+    pub(crate) life: u32,
+    pub(crate) node: Option<Node>,
+    pub(crate) terms: Terms,
+    /// How far this machine's clock is ahead of virtual time.
+    pub(crate) ahead_ms: u64,
+    /// Its open connections by peer.
+    pub(crate) wires: BTreeMap<usize, u64>,
+    pub(crate) work: BTreeMap<LeaseId, Labour>,
+    pub(crate) queue: VecDeque<LeaseId>,
+    pub(crate) log: Vec<Record>,
+    pub(crate) blobs: BTreeSet<Digest>,
+}
+
+/// A shard under execution.
+pub(crate) struct Labour {
+    pub(crate) execution: Execution,
+    pub(crate) done: u32,
+    pub(crate) of: u32,
+    pub(crate) fetches: u32,
+}
+
+/// A connection.
+pub(crate) struct Wire {
+    pub(crate) ends: [usize; 2],
+    pub(crate) broken: bool,
+    /// When the last frame towards each end arrives.
+    pub(crate) last: [u64; 2],
+}
+
+impl Host {
+    pub(crate) fn new(prng: &mut Prng) -> Self {
+        let mut secret = [0; 32];
+        for chunk in secret.chunks_exact_mut(8) {
+            chunk.copy_from_slice(&prng.bits().to_le_bytes());
+        }
+        let key = SigningKey::from_bytes(&secret);
+        Self {
+            id: NodeId(key.verifying_key().to_bytes()),
+            key,
+            life: 0,
+            node: None,
+            terms: Terms::default(),
+            ahead_ms: prng.between(0, 20_000),
+            wires: BTreeMap::new(),
+            work: BTreeMap::new(),
+            queue: VecDeque::new(),
+            log: Vec::new(),
+            blobs: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn offer(&self, now: u64) -> Offer {
+        Offer {
+            device: "simulated".into(),
+            backend: "cpu".into(),
+            matrix_mflops: u64::from(self.id.0[0]) + 1,
+            memory_mbps: 1,
+            transfer_mbps: 1,
+            memory_bytes: 1 << 30,
+            addresses: vec!["192.0.2.1:1".into()],
+            issued_at: Millis(now + self.ahead_ms),
+        }
+    }
+}
+
+/// The shape of every simulated model: six layers, so that pipelines can be cut.
+pub(crate) const SHAPE: Shape = Shape { layers: 6, width: 16, heads: 2, context: 16 };

@@ -1,0 +1,219 @@
+//! The reference model beside the simulated agents: what must hold after each step, told in a few maps.
+//!
+//! It sees only what agents put out. Must never share code with the core that it judges, beyond the types.
+
+use std::collections::BTreeMap;
+
+use skein_proto::election::Reign;
+use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term};
+use skein_proto::job::{Shard, TrainSpec};
+use skein_proto::lease::{Acceptance, End, Lease};
+use skein_proto::message::Message;
+use skein_proto::node::{Output, Record};
+use skein_proto::signed::{Envelope, encode};
+
+/// The broken promise, for people.
+pub type Broken = String;
+
+/// What one slot of a job was paid for, and under which lease when.
+#[derive(Debug)]
+struct Paid {
+    lease: LeaseId,
+    receipt: Digest,
+    from: Millis,
+    to: Millis,
+}
+
+/// One coordinator's place for exactly one live result.
+type Place = (NodeId, JobId, String);
+
+/// All that was seen so far.
+#[derive(Debug, Default)]
+pub struct Model {
+    leases: BTreeMap<LeaseId, Lease>,
+    executed: BTreeMap<LeaseId, usize>,
+    receipted: BTreeMap<LeaseId, usize>,
+    paid: BTreeMap<Place, Vec<Paid>>,
+    made: BTreeMap<Digest, Shard>,
+}
+
+impl Model {
+    /// Host `host` put out `output` while its log held `log` (with this output, if it is an append).
+    ///
+    /// # Errors
+    /// The promise that the output breaks.
+    pub fn saw(&mut self, host: usize, id: NodeId, output: &Output, log: &[Record]) -> Result<(), Broken> {
+        match output {
+            Output::Send(_, message) => self.sent(id, message, log),
+            Output::Append(Record::Receipt(receipt)) => {
+                let statement = receipt.unverified();
+                let lease = statement.lease.unverified();
+                self.leases.insert(lease.id(), lease.clone());
+                let count = self.receipted.entry(lease.id()).or_default();
+                *count += 1;
+                check(*count == 1, || format!("host {host} wrote {count} receipts for one lease"))?;
+                check(self.executed.contains_key(&lease.id()), || {
+                    format!("host {host} wrote a receipt for a lease that it never took")
+                })?;
+                check(statement.end == End::Completed || statement.units.0 == 0, || {
+                    format!("host {host} asks for pay for a lease that ended as {:?}", statement.end)
+                })
+            }
+            Output::Append(Record::Acceptance(acceptance)) => {
+                let digest = acceptance.unverified().receipt;
+                let earlier = log.iter().any(|record| match record {
+                    Record::Receipt(receipt) => receipt.digest() == digest,
+                    Record::Acceptance(_) => false,
+                });
+                check(earlier, || format!("host {host} logged an acceptance before its receipt"))?;
+                self.accepted(acceptance)
+            }
+            Output::Execute(execution) => {
+                check(self.executed.insert(execution.lease, host).is_none(), || {
+                    format!("host {host} executes lease {} a second time", execution.lease.short())
+                })?;
+                check(execution.shard.validate().is_ok(), || format!("host {host} executes nonsense"))
+            }
+            Output::Disconnect(..)
+            | Output::Dial(..)
+            | Output::Stop(_)
+            | Output::JobChanged(_)
+            | Output::CoordinatorChanged(_)
+            | Output::Note(_) => Ok(()),
+        }
+    }
+
+    fn sent(&mut self, id: NodeId, message: &Message, log: &[Record]) -> Result<(), Broken> {
+        match message {
+            Message::Grant { lease, .. } => {
+                let lease = lease.unverified();
+                check(self.leases.insert(lease.id(), lease.clone()).is_none(), || {
+                    format!("lease {} was granted twice", lease.id().short())
+                })
+            }
+            Message::Receipt(receipt) => check(
+                log.iter().any(|record| match record {
+                    Record::Receipt(logged) => logged == receipt,
+                    Record::Acceptance(_) => false,
+                }),
+                || format!("agent {} sent a receipt that is not in its log", id.short()),
+            ),
+            Message::Accepted(acceptance) => self.accepted(acceptance),
+            Message::Offers(_)
+            | Message::Beat { .. }
+            | Message::Submit { .. }
+            | Message::Cancel(_)
+            | Message::Job(_)
+            | Message::Progress { .. }
+            | Message::Renew(_)
+            | Message::Release(_)
+            | Message::Failed { .. }
+            | Message::Refused { .. } => Ok(()),
+        }
+    }
+
+    /// A slot is paid once at a time: two accepted leases for it never overlapped.
+    fn accepted(&mut self, acceptance: &Envelope<Acceptance>) -> Result<(), Broken> {
+        let statement = acceptance.unverified();
+        let Some(lease) = self.leases.get(&statement.lease) else {
+            return Err("an acceptance names a lease that nobody granted".to_owned());
+        };
+        let place = (acceptance.signer(), lease.job, slot(lease));
+        let paid = self.paid.entry(place).or_default();
+        let (from, to) = (lease.granted_at, statement.accepted_at);
+        for other in paid.iter() {
+            if other.lease == statement.lease {
+                return check(other.receipt == statement.receipt, || {
+                    "two receipts were accepted for one lease".to_owned()
+                });
+            }
+            check(other.to <= from || to <= other.from, || {
+                format!("two leases for {} were in force at once and both were accepted", slot(lease))
+            })?;
+        }
+        paid.push(Paid { lease: statement.lease, receipt: statement.receipt, from, to });
+        Ok(())
+    }
+
+    /// An execution was reported as ended to the agent that took it.
+    ///
+    /// # Errors
+    /// It is not in the agent's log now.
+    pub fn finished(&self, lease: LeaseId) -> Result<(), Broken> {
+        check(self.receipted.contains_key(&lease), || format!("lease {} ended unrecorded", lease.short()))
+    }
+
+    /// The digest that every worker makes of `shard`, and the memory of how it came about.
+    pub fn make(&mut self, shard: &Shard) -> Digest {
+        let mut same = shard.clone();
+        if let Shard::Merge { evaluate, .. } = &mut same {
+            // Measuring the loss does not change the weights.
+            *evaluate = false;
+        }
+        let digest = Digest::of(&encode(&same));
+        self.made.insert(digest, same);
+        digest
+    }
+
+    /// Whether `state` is what training by `spec` gives: every round merged all slices of that round, made
+    /// from the state before it, back to the first weights.
+    ///
+    /// # Errors
+    /// Where the chain breaks.
+    pub fn check_training(&self, spec: &TrainSpec, state: Digest) -> Result<(), Broken> {
+        let mut state = state;
+        for expected in (0..spec.rounds).rev() {
+            let Some(Shard::Merge { state: before, deltas, round, .. }) = self.made.get(&state) else {
+                return Err(format!("round {expected} is not a merge"));
+            };
+            check(*round == expected, || format!("round {round} stands where {expected} should"))?;
+            for (place, delta) in deltas.iter().enumerate() {
+                let Some(Shard::Train { state, round, index, of, .. }) = self.made.get(delta) else {
+                    return Err(format!("round {expected} merged something that is not trained"));
+                };
+                let fits = state == before
+                    && round == &expected
+                    && usize::from(*index) == place
+                    && usize::from(*of) == deltas.len();
+                check(fits, || format!("round {expected} merged a foreign slice {index} of {of}"))?;
+            }
+            state = *before;
+        }
+        let first = matches!(self.made.get(&state), Some(Shard::Init { seed, .. }) if *seed == spec.seed);
+        check(first, || "training did not start from the job's first weights".to_owned())
+    }
+}
+
+/// Terms of office as one agent sees them, in one life.
+#[derive(Debug, Default)]
+pub struct Terms(Option<Term>);
+
+impl Terms {
+    /// The agent obeys `reign` now.
+    ///
+    /// # Errors
+    /// It obeyed a higher term before.
+    pub fn saw(&mut self, reign: Option<Reign>) -> Result<(), Broken> {
+        let Some(Reign { term, coordinator }) = reign else { return Ok(()) };
+        let lower = self.0.is_some_and(|before| term < before);
+        self.0 = self.0.max(Some(term));
+        check(!lower, || format!("term went down to {term} under {}", coordinator.short()))
+    }
+}
+
+fn slot(lease: &Lease) -> String {
+    match &lease.shard {
+        Shard::Init { .. } => "init".to_owned(),
+        Shard::Train { round, index, of, state, .. } => {
+            format!("round {round} slice {index} of {of} from {}", state.short())
+        }
+        Shard::Merge { round, state, .. } => {
+            format!("outer step {round} of {} on {}", state.short(), lease.agent.short())
+        }
+        Shard::Stage { index, .. } => format!("stage {index}"),
+    }
+}
+
+fn check(holds: bool, broken: impl FnOnce() -> Broken) -> Result<(), Broken> {
+    if holds { Ok(()) } else { Err(broken()) }
+}

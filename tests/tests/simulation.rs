@@ -1,0 +1,272 @@
+//! The core under faults: every scenario over many seeds, with the model's promises checked at each step.
+//!
+//! A failing run prints one command that replays it. Must never depend on real time.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use skein_proto::ids::JobId;
+use skein_proto::message::Phase;
+use skein_tests::model::Broken;
+use skein_tests::sim::{Faults, World};
+
+/// Signatures are slow in a debug build, so it tries fewer seeds.
+const SEEDS: u64 = if cfg!(debug_assertions) { 16 } else { 200 };
+/// Virtual time within which everything must be well again.
+const PATIENCE_MS: u64 = 300_000;
+
+type Scenario = fn(u64, bool) -> Result<(), Broken>;
+
+/// Runs `scenario` on every seed, or on `SKEIN_SEED` alone and aloud.
+fn every_seed(name: &str, scenario: Scenario) {
+    let replay = std::env::var("SKEIN_SEED").ok().and_then(|seed| seed.parse().ok());
+    let run = |seed| {
+        catch_unwind(AssertUnwindSafe(|| scenario(seed, replay.is_some())))
+            .unwrap_or_else(|_| Err("the core panicked".into()))
+    };
+    let failed = match replay {
+        Some(seed) => run(seed).err().map(|broken| (seed, broken)),
+        None => {
+            let next = AtomicU64::new(0);
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            std::thread::scope(|scope| {
+                let one = || {
+                    let mut failed = Vec::new();
+                    while failed.is_empty() {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= SEEDS {
+                            break;
+                        }
+                        failed.extend(run(seed).err().map(|broken| (seed, broken)));
+                    }
+                    failed
+                };
+                let workers: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+                workers.into_iter().flat_map(|worker| worker.join().unwrap()).min_by_key(|failed| failed.0)
+            })
+        }
+    };
+    if let Some((seed, broken)) = failed {
+        panic!(
+            "{name} with seed {seed}: {broken}\nreplay: SKEIN_SEED={seed} cargo test --release -p skein-tests \
+             --test simulation {name} -- --exact --nocapture"
+        );
+    }
+}
+
+fn coordinator(world: &mut World) -> Result<usize, Broken> {
+    world.run_until(30_000, "one coordinator", |world| world.coordinator().is_some())?;
+    world.coordinator().ok_or_else(|| "the coordinator is gone".to_owned())
+}
+
+/// Starts training by somebody who is not the coordinator, and waits for `rounds` of six to be done.
+fn train_some(world: &mut World, rounds: u32) -> Result<(JobId, usize, usize), Broken> {
+    let first = coordinator(world)?;
+    let owner = world.bystander(&[first]).unwrap_or(first);
+    let job = world.train(owner, 6)?;
+    world.run_until(PATIENCE_MS, "some rounds", |world| {
+        world.status(job).is_some_and(|status| status.round >= rounds)
+    })?;
+    Ok((job, owner, coordinator(world)?))
+}
+
+fn done(world: &World, job: JobId) -> Result<(), Broken> {
+    match world.status(job).map(|status| &status.phase) {
+        Some(Phase::Done) => Ok(()),
+        other => Err(format!("the job ended as {other:?}")),
+    }
+}
+
+fn calm(seed: u64, told: bool, hosts: usize) -> Result<(), Broken> {
+    let mut world = World::new(seed, hosts, Faults::NONE, told);
+    let (job, ..) = train_some(&mut world, 0)?;
+    world.settle(PATIENCE_MS)?;
+    let status = world.status(job).ok_or("no status")?;
+    if status.regrants > 0 {
+        return Err(format!("{} shards were granted again, though nothing went wrong", status.regrants));
+    }
+    done(&world, job)
+}
+
+#[test]
+fn calm_three() {
+    every_seed("calm_three", |seed, told| calm(seed, told, 3));
+}
+
+#[test]
+fn calm_eight() {
+    every_seed("calm_eight", |seed, told| calm(seed, told, 8));
+}
+
+#[test]
+fn a_lone_agent_trains() {
+    every_seed("a_lone_agent_trains", |seed, told| calm(seed, told, 1));
+}
+
+#[test]
+fn worker_is_killed() {
+    every_seed("worker_is_killed", |seed, told| {
+        let mut world = World::new(seed, 5, Faults::NONE, told);
+        let (job, owner, first) = train_some(&mut world, u32::try_from(seed % 5).unwrap())?;
+        let victim = world.bystander(&[owner, first]).ok_or("nobody to kill")?;
+        world.crash(victim);
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)
+    });
+}
+
+#[test]
+fn coordinator_is_killed() {
+    every_seed("coordinator_is_killed", |seed, told| {
+        let mut world = World::new(seed, 5, Faults::NONE, told);
+        let (job, _, first) = train_some(&mut world, u32::try_from(seed % 5).unwrap())?;
+        world.crash(first);
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)
+    });
+}
+
+#[test]
+fn coordinator_restarts() {
+    every_seed("coordinator_restarts", |seed, told| {
+        let mut world = World::new(seed, 4, Faults::NONE, told);
+        let (job, _, first) = train_some(&mut world, u32::try_from(seed % 5).unwrap())?;
+        world.crash(first);
+        world.run_for(seed % 7 * 400)?;
+        world.start(first);
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)
+    });
+}
+
+#[test]
+fn all_but_one_are_killed() {
+    every_seed("all_but_one_are_killed", |seed, told| {
+        let mut world = World::new(seed, 6, Faults::NONE, told);
+        let (job, owner, _) = train_some(&mut world, 2)?;
+        for host in world.alive() {
+            if host != owner {
+                world.crash(host);
+                world.run_for(seed % 900)?;
+            }
+        }
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)
+    });
+}
+
+#[test]
+fn network_splits_and_heals() {
+    every_seed("network_splits_and_heals", |seed, told| {
+        let mut world = World::new(seed, 7, Faults::NONE, told);
+        let (job, owner, first) = train_some(&mut world, 1)?;
+        let mut minority = vec![if seed % 2 == 0 { first } else { owner }];
+        minority.extend(world.bystander(&[owner, first]));
+        minority.extend(world.bystander(&[owner, first, minority[0], minority[1]]));
+        world.split(&minority);
+        world.run_for(500 + seed * 97 % 20_000)?;
+        world.heal();
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)
+    });
+}
+
+#[test]
+fn links_flap_and_workers_fail() {
+    every_seed("links_flap_and_workers_fail", |seed, told| {
+        let faults = Faults { latency_ms_max: 400, flaps_per_mille: 15, failures_per_mille: 10 };
+        let mut world = World::new(seed, 6, faults, told);
+        world.run_for(3_000)?;
+        let (job, other) = (world.train(0, 6)?, world.train(5, 3)?);
+        world.run_for(40_000)?;
+        world.heal();
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)?;
+        done(&world, other)
+    });
+}
+
+#[test]
+fn everybody_crashes_and_returns() {
+    every_seed("everybody_crashes_and_returns", |seed, told| {
+        let mut world = World::new(seed, 5, Faults::NONE, told);
+        let (job, owner, _) = train_some(&mut world, 0)?;
+        for round in 0..6 {
+            let Some(victim) = world.bystander(&[owner]) else { break };
+            world.crash(victim);
+            world.run_for(200 + seed * 31 % 3_000 + round * 500)?;
+            world.start(victim);
+            world.run_for(seed * 17 % 4_000)?;
+        }
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)
+    });
+}
+
+#[test]
+fn late_joiners_help() {
+    every_seed("late_joiners_help", |seed, told| {
+        let mut world = World::new(seed, 2, Faults::NONE, told);
+        let (job, ..) = train_some(&mut world, 1)?;
+        for _ in 0..3 {
+            world.join();
+            world.run_for(seed % 1_500)?;
+        }
+        let mut helped = 0;
+        world.run_until(PATIENCE_MS, "the end", |world| {
+            let status = world.status(job);
+            helped = helped.max(status.map_or(0, |status| status.agents));
+            status.is_some_and(|status| status.phase.is_final())
+        })?;
+        if helped < 5 {
+            return Err(format!("only {helped} agents ever worked on it"));
+        }
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)
+    });
+}
+
+#[test]
+fn stage_dies_and_is_replaced() {
+    every_seed("stage_dies_and_is_replaced", |seed, told| {
+        let mut world = World::new(seed, 5, Faults::NONE, told);
+        let first = coordinator(&mut world)?;
+        let owner = world.bystander(&[first]).ok_or("nobody")?;
+        let job = world.serve(owner, 3)?;
+        world.settle(PATIENCE_MS)?;
+        let stages = world.status(job).map(|status| status.stages.clone()).unwrap_or_default();
+        if stages.len() != 3 {
+            return Err(format!("{} stages instead of 3", stages.len()));
+        }
+        let at: Vec<usize> = stages.iter().filter_map(|stage| world.host_of(stage.node)).collect();
+        // The owner alone holds the weights until the stages fetched them, so it stays.
+        let victim = at.into_iter().find(|host| *host != owner).ok_or("no stage to kill")?;
+        world.crash(victim);
+        world.settle(PATIENCE_MS)?;
+        if world.status(job).is_none_or(|status| status.phase != Phase::Running) {
+            return Err("the service did not go on".into());
+        }
+        world.cancel(job)?;
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)
+    });
+}
+
+#[test]
+fn orders_are_said_until_heard() {
+    every_seed("orders_are_said_until_heard", |seed, told| {
+        let faults = Faults { latency_ms_max: 300, flaps_per_mille: 60, failures_per_mille: 0 };
+        let mut world = World::new(seed, 4, faults, told);
+        // Before anybody knows anybody, and while no frame is safe.
+        let job = world.train(0, 100)?;
+        world.run_for(4_000 + seed * 13 % 9_000)?;
+        world.cancel(job)?;
+        world.run_for(2_000)?;
+        world.heal();
+        world.settle(PATIENCE_MS)?;
+        match world.status(job).map(|status| &status.phase) {
+            Some(Phase::Cancelled) => Ok(()),
+            other => Err(format!("the cancelled job is {other:?}")),
+        }
+    });
+}
