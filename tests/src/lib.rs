@@ -2,6 +2,8 @@
 //!
 //! Must never be part of the product.
 
+pub mod agents;
+pub mod http;
 mod machine;
 pub mod model;
 pub mod prng;

@@ -9,12 +9,11 @@ use std::collections::BTreeMap;
 use skein_proto::genesis::Genesis;
 use skein_proto::holdings::Executed;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId};
-use skein_proto::job::{JobSpec, ServeSpec, Shape, Shard, TrainSpec, Work};
+use skein_proto::job::{JobSpec, ServeSpec, Shard, TrainSpec, Work};
 use skein_proto::lease::Pace;
 use skein_proto::limits::BEAT_MS;
 use skein_proto::message::{JobStatus, Phase};
-use skein_proto::node::{Execution, Input, Node, Output, Record};
-use skein_proto::offer::Offer;
+use skein_proto::node::{Execution, Input, Node, Output};
 use skein_proto::signed::encode;
 
 use crate::machine::{Host, Labour, SHAPE, Wire};

@@ -64,7 +64,7 @@ fn own_dependencies(manifest: &str) -> BTreeSet<String> {
 fn closure(package: &str) -> Vec<(String, Vec<String>)> {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--package", package, "--edges", "normal,build", "--target", "all"])
-        .args(["--prefix", "none", "--no-dedupe", "--format", "{p}|{f}"])
+        .args(["--prefix", "none", "--format", "{p}|{f}"])
         .current_dir(root())
         .output()
         .unwrap();

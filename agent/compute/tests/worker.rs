@@ -1,6 +1,10 @@
 //! Owns the promises of the worker over its pipes. Must never start a process or need a GPU.
 
-#![expect(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a broken assumption should stop the test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a broken assumption should stop the test"
+)]
 
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Write, pipe};

@@ -188,13 +188,7 @@ impl State {
     /// Binds everything but the tip, which a block cannot name before it exists (but which binds this).
     pub fn digest(&self) -> Digest {
         #[derive(BorshSerialize)]
-        struct Bound<'a>(
-            u64,
-            Epoch,
-            &'a BTreeMap<NodeId, Amount>,
-            Amount,
-            &'a BTreeMap<LeaseId, Epoch>,
-        );
+        struct Bound<'a>(u64, Epoch, &'a BTreeMap<NodeId, Amount>, Amount, &'a BTreeMap<LeaseId, Epoch>);
         Digest::of(&encode(&Bound(self.height, self.next_epoch, &self.balances, self.minted, &self.paid)))
     }
 

@@ -203,11 +203,7 @@ impl Orderer {
     ///
     /// # Errors
     /// [`OpenFault`] when the file is damaged or wrong.
-    pub fn open(
-        genesis: Genesis,
-        key: SigningKey,
-        persisted_bytes: &[u8],
-    ) -> Result<(Self, u64), OpenFault> {
+    pub fn open(genesis: Genesis, key: SigningKey, persisted_bytes: &[u8]) -> Result<(Self, u64), OpenFault> {
         let (held, torn, done) = Held::open(genesis, persisted_bytes)?;
         let node = NodeId(key.verifying_key().to_bytes());
         let mut orderer = Self {
@@ -476,7 +472,10 @@ impl Orderer {
         match self.held.roll_back(height) {
             Ok(bytes) => {
                 out.push(Output::Persist(bytes));
-                out.push(Output::Note(format!("blocks {} to {from} are undone: the chain forked", height + 1)));
+                out.push(Output::Note(format!(
+                    "blocks {} to {from} are undone: the chain forked",
+                    height + 1
+                )));
                 self.settlements.retain(|settlement| settlement.height <= height);
                 if let Role::Follower { told, .. } = &mut self.role {
                     told.clear();

@@ -138,7 +138,8 @@ fn a_block_that_recomputes_but_holds_bad_claims_is_refused() {
 fn a_lease_accepted_twice_is_paid_once() {
     let mut state = State::new(&genesis());
     let story = Story::new(&key(0), &key(1), 1, 10, Epoch(0));
-    let claim = |story: &Story, epoch| signed(&key(1), unsigned(&key(1), epoch, &[story.pair()])).into_envelope();
+    let claim =
+        |story: &Story, epoch| signed(&key(1), unsigned(&key(1), epoch, &[story.pair()])).into_envelope();
     let first = state.propose(&genesis(), Epoch(0), &[claim(&story, Epoch(0))], &key(0)).unwrap();
     state.apply(&genesis(), first.block.envelope(), &first.claims).unwrap();
     for later in [Epoch(1), Epoch(LEASE_EPOCHS_MAX)] {

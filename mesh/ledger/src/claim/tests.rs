@@ -150,11 +150,17 @@ fn what_is_not_logged_is_not_paid() {
         &|claim| claim.work[1].acceptance_index = u64::MAX,
         &|claim| claim.work[0].receipt_proof[0][5] ^= 1,
         &|claim| claim.work[0].acceptance_proof.clear(),
-        &|claim| (claim.work[0].receipt, claim.work[0].acceptance) = Story::new(&key(0), &key(1), 3, 10, EPOCH).pair(),
+        &|claim| {
+            (claim.work[0].receipt, claim.work[0].acceptance) =
+                Story::new(&key(0), &key(1), 3, 10, EPOCH).pair()
+        },
     ];
     for change in unlogged {
         let refused = changed(change);
-        assert!(matches!(refused, Err(ClaimFault::Work { fault: WorkFault::NotLogged { .. }, .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(ClaimFault::Work { fault: WorkFault::NotLogged { .. }, .. })),
+            "{refused:?}"
+        );
     }
     let long = changed(&|claim| claim.work[0].receipt_proof = vec![[0; 32]; PROOF_HASHES_MAX + 1]);
     assert!(matches!(long, Err(ClaimFault::Work { fault: WorkFault::LongProof { .. }, .. })));

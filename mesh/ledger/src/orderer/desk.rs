@@ -196,13 +196,7 @@ impl Orderer {
         self.held.state().payable(&checked, said.epoch).map_err(|fault| fault.to_string())
     }
 
-    fn answer(
-        &mut self,
-        from: NodeId,
-        epoch: Epoch,
-        claim: Option<Envelope<Claim>>,
-        out: &mut Vec<Output>,
-    ) {
+    fn answer(&mut self, from: NodeId, epoch: Epoch, claim: Option<Envelope<Claim>>, out: &mut Vec<Output>) {
         if let Role::Coordinator(desk) = &mut self.role {
             desk.answers.entry(epoch).or_default().insert(from, claim);
             send(from, &Message::Held { epoch }, out);

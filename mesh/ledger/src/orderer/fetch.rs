@@ -191,7 +191,8 @@ impl Orderer {
             let epoch = block.unverified().epoch;
             let over = self.held.genesis().epoch_start(Epoch(epoch.0.saturating_add(1)));
             if now.plus(CLOCK_SKEW_MS) < over {
-                return self.abandon_fetch(&format!("its block settles epoch {epoch}, which is not over"), out);
+                return self
+                    .abandon_fetch(&format!("its block settles epoch {epoch}, which is not over"), out);
             }
             if !self.take(&block, claims, out) {
                 return self.abandon_fetch("its block is wrong", out);

@@ -180,7 +180,7 @@ impl Held {
     }
 
     /// The digest at `height`.
-    fn at(&self, height: u64) -> Option<Digest> {
+    pub(super) fn at(&self, height: u64) -> Option<Digest> {
         match height.checked_sub(1) {
             None => Some(Digest(self.genesis.network_id().0)),
             Some(index) => self.blocks.get(usize::try_from(index).ok()?).map(|entry| entry.digest),
