@@ -127,8 +127,10 @@ pub(crate) enum Verb {
 pub(crate) enum LogVerb {
     /// Check every entry, signature and hash of a log
     Verify {
-        /// The log's directory, or its file of entries
-        log: PathBuf,
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// The log's directory, or its file of entries [default: the log of --data-dir]
+        log: Option<PathBuf>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,

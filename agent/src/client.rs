@@ -33,10 +33,11 @@ impl Client {
     pub(crate) fn of(data_dir: &Path) -> Result<Self> {
         let path: PathBuf = data_dir.join(RUNNING_FILE);
         let hint = format!("hint: `skein up --data-dir {}` starts one", data_dir.display());
-        let bytes = std::fs::read(&path)
-            .map_err(|_| anyhow!("no agent runs in {}\n{hint}", data_dir.display()))?;
-        let running = serde_json::from_slice(&bytes)
-            .with_context(|| format!("{} is damaged\nhint: stop the agent and start it again", path.display()))?;
+        let bytes =
+            std::fs::read(&path).map_err(|_| anyhow!("no agent runs in {}\n{hint}", data_dir.display()))?;
+        let running = serde_json::from_slice(&bytes).with_context(|| {
+            format!("{} is damaged\nhint: stop the agent and start it again", path.display())
+        })?;
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))
@@ -94,7 +95,8 @@ impl Client {
     pub(crate) fn get_blob(&self, digest: Digest, into: &Path) -> Result<u64> {
         let answer = self.agent.get(self.url(&format!("/api/blobs/{digest}"))).call();
         let mut response = self.answered(answer)?;
-        let mut file = std::fs::File::create(into).with_context(|| format!("cannot write {}", into.display()))?;
+        let mut file =
+            std::fs::File::create(into).with_context(|| format!("cannot write {}", into.display()))?;
         let mut body = response.body_mut().as_reader();
         let copied = std::io::copy(&mut body, &mut file);
         copied.with_context(|| format!("cannot write {}", into.display()))
@@ -116,7 +118,11 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub(crate) fn post_stream(&self, path: &str, body: &serde_json::Value) -> Result<impl std::io::BufRead + use<>> {
+    pub(crate) fn post_stream(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> Result<impl std::io::BufRead + use<>> {
         let answer = self.agent.post(self.url(path)).send_json(body);
         let response = self.answered(answer)?;
         Ok(std::io::BufReader::new(response.into_body().into_reader()))

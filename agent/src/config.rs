@@ -55,7 +55,10 @@ impl Config {
         let path = data_dir.join("config.toml");
         let file: File = match std::fs::read_to_string(&path) {
             Ok(text) => toml::from_str(&text).with_context(|| {
-                format!("{} is not a valid configuration\nhint: mend the line named below, or move the file away", path.display())
+                format!(
+                    "{} is not a valid configuration\nhint: mend the line named below, or move the file away",
+                    path.display()
+                )
             })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => File::default(),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
@@ -105,7 +108,9 @@ fn address(flag: Option<SocketAddr>, file: Option<&str>, default: &str, key: &st
         return Ok(address);
     }
     let text = file.unwrap_or(default);
-    text.parse().with_context(|| format!("{key} = `{text}` is not an address\nhint: write IP:PORT, such as {default}"))
+    text.parse().with_context(|| {
+        format!("{key} = `{text}` is not an address\nhint: write IP:PORT, such as {default}")
+    })
 }
 
 /// The genesis in `path`, or that of the built-in test network.
@@ -115,9 +120,18 @@ fn address(flag: Option<SocketAddr>, file: Option<&str>, default: &str, key: &st
 pub(crate) fn genesis(path: Option<&Path>) -> Result<Genesis> {
     let genesis = match path {
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read the network's genesis {}", path.display()))?;
-            toml::from_str(&text).with_context(|| format!("{} is not a genesis file", path.display()))?
+            let text = std::fs::read_to_string(path).with_context(|| {
+                format!(
+                    "cannot read the network's genesis {}\nhint: --network names the file that the network's founder gave out",
+                    path.display()
+                )
+            })?;
+            toml::from_str(&text).with_context(|| {
+                format!(
+                    "{} is not a genesis file\nhint: it has the keys name, policy, started_at_ms and epoch_ms",
+                    path.display()
+                )
+            })?
         }
         None => Genesis {
             name: "skein-test".into(),
@@ -129,7 +143,7 @@ pub(crate) fn genesis(path: Option<&Path>) -> Result<Genesis> {
     };
     if let Err(error) = genesis.validate() {
         let place = path.map_or("the built-in genesis".into(), |path| path.display().to_string());
-        bail!("{place}: {error}");
+        bail!("{place}: {error}\nhint: fetch the file again from the network's founder; every agent needs the same");
     }
     Ok(genesis)
 }

@@ -30,7 +30,9 @@ impl Host {
         let processor = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned());
         Self {
             system: sysinfo::System::long_os_version().unwrap_or_else(|| std::env::consts::OS.to_owned()),
-            processor: processor.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown processor".into()),
+            processor: processor
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| "unknown processor".into()),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory_bytes: system.total_memory(),
             disk_free_bytes: disk_free(data_dir),

@@ -29,7 +29,9 @@ pub(crate) fn load_or_create(data_dir: &Path) -> Result<SigningKey> {
 }
 
 fn parse(text: &str) -> Result<SigningKey> {
-    let Some(digits) = text.trim_end().strip_prefix(HEADER) else { bail!("its first word is not `{}`", HEADER.trim()) };
+    let Some(digits) = text.trim_end().strip_prefix(HEADER) else {
+        bail!("its first word is not `{}`", HEADER.trim())
+    };
     let (secret, check) = digits.split_once(' ').context("it has no checksum")?;
     let mut bytes = [0; 32];
     hex::decode_to_slice(secret, &mut bytes).context("it does not hold 64 hexadecimal digits")?;
@@ -42,9 +44,11 @@ fn parse(text: &str) -> Result<SigningKey> {
 
 fn create(path: &Path) -> Result<SigningKey> {
     let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no randomness from the operating system: {error}"))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| anyhow::anyhow!("no randomness from the operating system: {error}"))?;
     let text = format!("{HEADER}{} {}\n", hex::encode(bytes), checksum(&bytes));
-    write_private(path, text.as_bytes()).with_context(|| format!("cannot write a new key to {}", path.display()))?;
+    write_private(path, text.as_bytes())
+        .with_context(|| format!("cannot write a new key to {}", path.display()))?;
     Ok(SigningKey::from_bytes(&bytes))
 }
 
@@ -65,7 +69,12 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = options.open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(&temporary, path)
+    fs::rename(&temporary, path)?;
+    // The rename itself must survive a power cut; where directories cannot be opened, the system sees to it.
+    match path.parent().map(fs::File::open) {
+        Some(Ok(directory)) if cfg!(unix) => directory.sync_all(),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -34,6 +34,8 @@ pub(crate) const EVENTS_QUEUED_MAX: usize = 4_096;
 
 /// A worker that was told to stop is killed after so long.
 pub(crate) const WORKER_STOP_WAIT: Duration = Duration::from_secs(2);
+/// A worker that holds a stage on the CPU and leaves callers without a word for so long is stuck.
+pub(crate) const STAGE_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// A worker without work is ended after so long, which frees its memory.
 pub(crate) const WORKER_IDLE: Duration = Duration::from_secs(30);
 /// First wait before a worker that died is started again; doubles up to the maximum.

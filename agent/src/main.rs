@@ -40,7 +40,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
             cmd::run::run(data_dir, job, example, detach, output)
         }
         Verb::Jobs { data_dir, cancel, json } => cmd::jobs::run(data_dir, cancel, json),
-        Verb::Log { verb: LogVerb::Verify { log, json } } => cmd::log::verify(&log, json),
+        Verb::Log { verb: LogVerb::Verify { data_dir, log, json } } => cmd::log::verify(data_dir, log, json),
         Verb::Claim { data_dir, dry_run, json } => cmd::claim::run(data_dir, dry_run, json),
         Verb::Demo { agents, json } => demo::run(agents, json),
         Verb::Worker { device } => cmd::worker::run(&device),

@@ -36,14 +36,16 @@ fn main() -> Result<()> {
 /// The median rate of several completions, after one that warms up.
 fn median(agent: &Agent) -> Result<(f64, String)> {
     let name = agent.get("/v1/models")?["data"][0]["id"].as_str().context("no model")?.to_owned();
-    let request = json!({ "model": name, "prompt": "To be, or not to be", "max_tokens": TOKENS, "temperature": 0 });
+    let request =
+        json!({ "model": name, "prompt": "To be, or not to be", "max_tokens": TOKENS, "temperature": 0 });
     let mut rates = Vec::new();
     let mut text = String::new();
     for repeat in 0..=REPEATS {
         let started = Instant::now();
         let answer = agent.post("/v1/completions", request.to_string().as_bytes())?.json()?;
         let seconds = started.elapsed().as_secs_f64();
-        text = answer["choices"][0]["text"].as_str().with_context(|| format!("no text in {answer}"))?.to_owned();
+        text =
+            answer["choices"][0]["text"].as_str().with_context(|| format!("no text in {answer}"))?.to_owned();
         #[expect(clippy::cast_precision_loss, reason = "for display")]
         let rate = TOKENS as f64 / seconds;
         if repeat > 0 {

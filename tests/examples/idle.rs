@@ -45,8 +45,10 @@ fn main() -> Result<()> {
 fn ticks(pid: u32) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name in parentheses may hold spaces; the fields after it are counted from 3.
-    let fields: Vec<&str> = stat.rsplit_once(')').context("an unreadable stat")?.1.split_whitespace().collect();
-    let field = |number: usize| -> Result<u64> { Ok(fields.get(number - 3).context("a short stat")?.parse()?) };
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').context("an unreadable stat")?.1.split_whitespace().collect();
+    let field =
+        |number: usize| -> Result<u64> { Ok(fields.get(number - 3).context("a short stat")?.parse()?) };
     Ok(field(14)? + field(15)?)
 }
 

@@ -7,4 +7,5 @@ pub mod http;
 mod machine;
 pub mod model;
 pub mod prng;
+pub mod rogue;
 pub mod sim;

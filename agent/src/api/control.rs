@@ -25,16 +25,20 @@ pub(super) async fn jobs(State(door): State<Door>) -> Result<Json<Vec<JobStatus>
     door.ask(Call::Jobs).await.map(Json)
 }
 
-pub(super) async fn job(State(door): State<Door>, Path(id): Path<String>) -> Result<Json<JobStatus>, Problem> {
+pub(super) async fn job(
+    State(door): State<Door>,
+    Path(id): Path<String>,
+) -> Result<Json<JobStatus>, Problem> {
     let id = parse_job(&id)?;
     let jobs = door.ask(Call::Jobs).await?;
     let job = jobs.into_iter().find(|job| job.id == id);
-    job.map(Json).ok_or_else(|| Problem::missing(format!("no job {} here", id.short())))
+    job.map(Json).ok_or_else(|| Problem::missing(format!("no job {} here\nhint: GET /api/jobs lists them", id.short())))
 }
 
 pub(super) async fn submit(State(door): State<Door>, body: Body) -> Result<Json<Value>, Problem> {
-    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|error| Problem::invalid(error.to_string()))?;
-    let spec: JobSpec = serde_json::from_slice(&bytes).map_err(|error| Problem::invalid(format!("not a job: {error}")))?;
+    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_long())?;
+    let spec: JobSpec =
+        serde_json::from_slice(&bytes).map_err(|error| Problem::invalid(format!("not a job: {error}\nhint: `skein run --example` shows what a job holds")))?;
     let id = door.ask(|answer| Call::Submit(spec, answer)).await?.map_err(Problem::invalid)?;
     Ok(Json(json!({ "id": id })))
 }
@@ -79,7 +83,9 @@ pub(super) async fn put_blob(State(door): State<Door>, body: Body) -> Result<Jso
             if total > BLOB_BYTES_MAX {
                 return Err(Problem::invalid(format!("a blob may have at most {BLOB_BYTES_MAX} bytes")));
             }
-            file.write_all(&chunk).await.map_err(|error| Problem::broken(format!("cannot store the blob: {error}")))?;
+            file.write_all(&chunk)
+                .await
+                .map_err(|error| Problem::broken(format!("cannot store the blob: {error}")))?;
         }
         file.flush().await.map_err(|error| Problem::broken(format!("cannot store the blob: {error}")))
     };
@@ -91,10 +97,16 @@ pub(super) async fn put_blob(State(door): State<Door>, body: Body) -> Result<Jso
     Ok(Json(json!({ "digest": digest, "bytes": total })))
 }
 
-pub(super) async fn get_blob(State(door): State<Door>, Path(digest): Path<String>) -> Result<Response, Problem> {
-    let digest: Digest = digest.parse().map_err(|error: skein_proto::ids::BadId| Problem::invalid(error.to_string()))?;
+pub(super) async fn get_blob(
+    State(door): State<Door>,
+    Path(digest): Path<String>,
+) -> Result<Response, Problem> {
+    let digest: Digest =
+        digest.parse().map_err(|error: skein_proto::ids::BadId| {
+            Problem::invalid(format!("{error}\nhint: POST /api/blobs answers with a blob's digest"))
+        })?;
     let file = smol::fs::File::open(door.store.path(&digest)).await;
-    let file = file.map_err(|_| Problem::missing(format!("blob {} is not held here", digest.short())))?;
+    let file = file.map_err(|_| Problem::missing(format!("blob {} is not held here\nhint: ask another agent, or put it here", digest.short())))?;
     let chunks = smol::stream::unfold(file, |mut file| async move {
         use smol::io::AsyncReadExt;
         let mut chunk = vec![0; 64 << 10];
@@ -111,5 +123,7 @@ pub(super) async fn get_blob(State(door): State<Door>, Path(digest): Path<String
 }
 
 fn parse_job(text: &str) -> Result<JobId, Problem> {
-    text.parse().map_err(|error: skein_proto::ids::BadId| Problem::invalid(error.to_string()))
+    text.parse().map_err(|error: skein_proto::ids::BadId| {
+        Problem::invalid(format!("{error}\nhint: GET /api/jobs lists the jobs with their ids"))
+    })
 }

@@ -66,6 +66,13 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
+    fn too_long() -> Self {
+        let message = format!(
+            "the request has more than {BODY_BYTES_MAX} bytes\nhint: what is larger goes to POST /api/blobs and is named by its digest"
+        );
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+    }
+
     fn missing(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found_error", message)
     }
@@ -81,7 +88,8 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({ "error": { "message": self.message, "type": self.kind, "param": null, "code": null } });
+        let body =
+            json!({ "error": { "message": self.message, "type": self.kind, "param": null, "code": null } });
         let mut response = (self.status, axum::Json(body)).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
@@ -121,7 +129,9 @@ pub(crate) async fn serve(
         .route("/v1/models", get(openai::models))
         .route("/v1/completions", post(openai::completions))
         .merge(orders)
-        .fallback(|| async { Problem::missing("no such path: see /v1/models, /v1/completions, /api/status, /api/jobs") })
+        .fallback(|| async {
+            Problem::missing("no such path: see /v1/models, /v1/completions, /api/status, /api/jobs")
+        })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(door.clone(), refuse_browsers))
         .with_state(door);
@@ -145,9 +155,10 @@ async fn accept(socket: smol::net::TcpListener, router: Router) {
         }
         let (router, open) = (router.clone(), Arc::clone(&open));
         smol::spawn(async move {
-            let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-                router.clone().call(request)
-            });
+            let service =
+                hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                    router.clone().call(request)
+                });
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(SmolTimer::new())
                 .header_read_timeout(API_HEADER_TIMEOUT)
@@ -187,7 +198,9 @@ async fn need_token(State(door): State<Door>, request: Request, next: Next) -> R
     let given = given.and_then(|value| value.strip_prefix("Bearer "));
     // The digest, so that the comparison's time tells nothing about the token.
     let expected = blake3::hash(door.token.as_bytes());
-    if given.is_none_or(|given| blake3::hash(given.as_bytes()) != expected) && request.method() != hyper::Method::GET {
+    if given.is_none_or(|given| blake3::hash(given.as_bytes()) != expected)
+        && request.method() != hyper::Method::GET
+    {
         let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
         return Problem::new(StatusCode::UNAUTHORIZED, "authentication_error", message).into_response();
     }

@@ -23,8 +23,8 @@ use smol::channel;
 use super::{Door, Problem};
 use crate::daemon::Call;
 use crate::daemon::pipeline::{Pipeline, Session};
-use crate::sample::Sampler;
 use crate::limits::{BODY_BYTES_MAX, COMPLETIONS_MAX, PLACEMENT_WAIT, REPLAYS_MAX};
+use crate::sample::Sampler;
 
 pub(super) async fn models(State(door): State<Door>) -> Result<Json<Value>, Problem> {
     let jobs = door.ask(Call::Jobs).await?;
@@ -50,11 +50,12 @@ struct CompletionRequest {
     #[serde(default)]
     stream: bool,
     stop: Option<Stop>,
+    n: Option<u32>,
 }
 
 /// OpenAI takes one prompt or several; this server takes one.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "prompt must be a string, a list of one string, or a list of bytes")]
 enum Prompt {
     Text(String),
     Bytes(Vec<u8>),
@@ -62,7 +63,7 @@ enum Prompt {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "stop must be a string or a list of strings")]
 enum Stop {
     One(String),
     Many(Vec<String>),
@@ -77,13 +78,17 @@ const fn one() -> f32 {
 }
 
 pub(super) async fn completions(State(door): State<Door>, body: Body) -> Result<Response, Problem> {
-    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|error| Problem::invalid(error.to_string()))?;
-    let request: CompletionRequest =
-        serde_json::from_slice(&bytes).map_err(|error| Problem::invalid(format!("not a completion request: {error}")))?;
+    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_long())?;
+    let request: CompletionRequest = serde_json::from_slice(&bytes)
+        .map_err(|error| Problem::invalid(format!("not a completion request: {error}\nhint: model and prompt are needed, as in OpenAI's API")))?;
     let place = Place::take(&door.completions)?;
     let stream = request.stream;
     let completion = Completion::prepare(door, request).await?;
-    if stream { Ok(completion.stream(place)) } else { completion.whole().await.map(Json).map(IntoResponse::into_response) }
+    if stream {
+        Ok(completion.stream(place))
+    } else {
+        completion.whole().await.map(Json).map(IntoResponse::into_response)
+    }
 }
 
 /// One of the places for completions under way.
@@ -134,7 +139,9 @@ impl Completion {
             Prompt::Bytes(bytes) => bytes,
             Prompt::Texts(texts) => match <[String; 1]>::try_from(texts) {
                 Ok([text]) => text.into_bytes(),
-                Err(texts) => return Err(Problem::invalid(format!("one prompt at a time, not {}", texts.len()))),
+                Err(texts) => {
+                    return Err(Problem::invalid(format!("one prompt at a time, not {}\nhint: send a request for each", texts.len())));
+                }
             },
         };
         let (job, pipeline) = serving(&door, &request.model).await?;
@@ -142,27 +149,38 @@ impl Completion {
         let context = usize::from(spec.shape.context);
         let max_tokens = request.max_tokens as usize;
         if text.is_empty() {
-            return Err(Problem::invalid("the prompt is empty"));
+            return Err(Problem::invalid("the prompt is empty\nhint: the model goes on from at least one byte"));
+        }
+        if let Some(n) = request.n.filter(|&n| n != 1) {
+            let message = format!("n = {n}: only one completion at a time\nhint: send the request as often as you want answers");
+            return Err(Problem::invalid(message));
         }
         if max_tokens == 0 || text.len() + max_tokens > context {
             return Err(Problem::invalid(format!(
-                "the prompt has {} tokens (bytes) and max_tokens is {max_tokens}: this model's context holds {context} in all, and at least one must be generated",
+                "the prompt has {} tokens (bytes) and max_tokens is {max_tokens}: this model's context holds {context} in all, and at least one must be generated\nhint: shorten the prompt or lower max_tokens",
                 text.len()
             )));
         }
         let mut number = [0; 16];
         getrandom::fill(&mut number).map_err(|error| Problem::broken(error.to_string()))?;
         let (id, chance) = number.split_at(8);
-        let seed = request.seed.unwrap_or_else(|| chance.iter().fold(0, |seed, &byte| (seed << 8) | u64::from(byte)));
+        let seed = request
+            .seed
+            .unwrap_or_else(|| chance.iter().fold(0, |seed, &byte| (seed << 8) | u64::from(byte)));
         let sampler = Sampler::new(request.temperature, request.top_p, seed)
-            .map_err(|error| Problem::invalid(error.to_string()))?;
+            .map_err(|error| {
+                let (temperature, top_p) = (request.temperature, request.top_p);
+                Problem::invalid(format!(
+                    "temperature = {temperature}, top_p = {top_p}: {error}\nhint: leave both out for 1"
+                ))
+            })?;
         let stops: Vec<String> = match request.stop {
             None => Vec::new(),
             Some(Stop::One(stop)) => vec![stop],
             Some(Stop::Many(stops)) => stops,
         };
         if stops.len() > 4 || stops.iter().any(String::is_empty) {
-            return Err(Problem::invalid("stop takes at most 4 strings, none of them empty"));
+            return Err(Problem::invalid("stop takes at most 4 strings, none of them empty\nhint: leave stop out to generate max_tokens"));
         }
         Ok(Self {
             door,
@@ -186,7 +204,8 @@ impl Completion {
         loop {
             let broken = match self.step().await {
                 Ok(logits) => {
-                    let token = self.sampler.choose(&logits).map_err(|error| Problem::broken(error.to_string()))?;
+                    let token =
+                        self.sampler.choose(&logits).map_err(|error| Problem::broken(error.to_string()))?;
                     self.text.push(token);
                     return Ok(());
                 }
@@ -236,10 +255,8 @@ impl Completion {
         let answer = &self.text[self.prompt_len..];
         let longest_stop = self.stops.iter().map(Vec::len).max().unwrap_or(0);
         let mut end = if all { answer.len() } else { (answer.len() + 1).saturating_sub(longest_stop.max(1)) };
-        if !all && let Err(error) = std::str::from_utf8(&answer[self.told.min(end)..end])
-            && error.error_len().is_none()
-        {
-            end = self.told + error.valid_up_to();
+        if !all {
+            end = self.told + whole_characters(answer.get(self.told..end).unwrap_or_default());
         }
         let fresh = String::from_utf8_lossy(answer.get(self.told..end).unwrap_or_default()).into_owned();
         self.told = self.told.max(end);
@@ -276,7 +293,9 @@ impl Completion {
             let _place = place;
             loop {
                 let (event, last) = match self.next().await {
-                    Err(problem) => (json!({ "error": { "message": problem.message, "type": problem.kind } }), true),
+                    Err(problem) => {
+                        (json!({ "error": { "message": problem.message, "type": problem.kind } }), true)
+                    }
                     Ok(()) => {
                         let finished = self.finished();
                         let text = self.fresh(finished.is_some());
@@ -302,7 +321,9 @@ impl Completion {
 async fn serving(door: &Door, model: &str) -> Result<(JobStatus, Pipeline), Problem> {
     let name = model.to_owned();
     let found = door.ask(|answer| Call::Serving { name, answer }).await?;
-    found.ok_or_else(|| Problem::missing(format!("no model `{model}` is being served\nhint: GET /v1/models lists them")))
+    found.ok_or_else(|| {
+        Problem::missing(format!("no model `{model}` is being served\nhint: GET /v1/models lists them"))
+    })
 }
 
 /// The pipeline of `model`, as soon as it is complete.
@@ -321,6 +342,40 @@ async fn ready_stages(door: &Door, model: &str) -> Result<Vec<skein_proto::messa
     }
 }
 
+/// How many of these bytes can be told without cutting a character whose end may still come.
+fn whole_characters(bytes: &[u8]) -> usize {
+    let mut whole = 0;
+    while let Err(error) = std::str::from_utf8(&bytes[whole..]) {
+        whole += error.valid_up_to();
+        // Bytes that no continuation makes a character are told at once, as what they are.
+        let Some(wrong) = error.error_len() else { return whole };
+        whole += wrong;
+    }
+    bytes.len()
+}
+
 fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
     text.windows(wanted.len()).position(|window| window == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn told_byte_by_byte_or_at_once_the_text_is_the_same() {
+        // Good characters, a broken one before a good one, one that never ends, and noise.
+        let texts: [&[u8]; 4] =
+            ["caf\u{e9} \u{20ac}".as_bytes(), b"\xe2\xe2\x82\xac", b"\xf0\x9f\x98", b"\xff\xe2\x82a\xc3\xa9"];
+        for text in texts {
+            let (mut told, mut at) = (String::new(), 0);
+            for end in 1..=text.len() {
+                let whole = at + whole_characters(&text[at..end]);
+                told.push_str(&String::from_utf8_lossy(&text[at..whole]));
+                at = whole;
+            }
+            told.push_str(&String::from_utf8_lossy(&text[at..]));
+            assert_eq!(told, String::from_utf8_lossy(text));
+        }
+    }
 }

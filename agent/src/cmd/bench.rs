@@ -32,7 +32,7 @@ pub(crate) fn run(data_dir: DataDir, device: Option<String>, json: bool) -> Resu
         eprintln!("{}; measuring...", chosen.reason);
     }
     let threads = u32::try_from(host.cores).unwrap_or(1);
-    let (worker, _) = Worker::new(Launch { executable, device: chosen.device.clone(), directory, threads });
+    let worker = Worker::new(Launch { executable, device: chosen.device.clone(), directory, threads });
     let note = |reply| {
         if let Reply::Progress { note, .. } = reply
             && !note.is_empty()

@@ -14,6 +14,10 @@ use crate::daemon::status::ClaimState;
 pub(crate) fn run(data_dir: DataDir, dry_run: bool, json: bool) -> Result<ExitCode> {
     let client = Client::find(data_dir)?;
     let state: ClaimState = client.post(&format!("/api/claim?dry_run={dry_run}"), &())?;
-    if json { print_json(&state)? } else { say(&state.message)? }
+    if json {
+        print_json(&state)?
+    } else {
+        say(&state.message)?
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -16,9 +16,13 @@ pub(crate) fn run(data_dir: DataDir, cancel: Option<String>, json: bool) -> Resu
     let client = Client::find(data_dir)?;
     let jobs: Vec<JobStatus> = client.get("/api/jobs")?;
     if let Some(prefix) = cancel {
-        let matching: Vec<&JobStatus> = jobs.iter().filter(|job| job.id.to_string().starts_with(&prefix)).collect();
+        let matching: Vec<&JobStatus> =
+            jobs.iter().filter(|job| job.id.to_string().starts_with(&prefix)).collect();
         let [job] = matching.as_slice() else {
-            bail!("{} jobs have an id that begins with `{prefix}`\nhint: `skein jobs` lists them", matching.len());
+            bail!(
+                "{} jobs have an id that begins with `{prefix}`\nhint: `skein jobs` lists them",
+                matching.len()
+            );
         };
         let _: serde_json::Value = client.post(&format!("/api/jobs/{}/cancel", job.id), &())?;
         say(&format!("ending {} ({})", job.name, job.id.short()))?;
@@ -38,7 +42,9 @@ pub(crate) fn run(data_dir: DataDir, cancel: Option<String>, json: bool) -> Resu
 fn line(job: &JobStatus) -> String {
     let (kind, progress) = match &job.work {
         Work::Train(train) => {
-            let loss = job.held_out_micronats.map_or_else(String::new, |loss| format!(", held-out loss {}", nats(loss)));
+            let loss = job
+                .held_out_micronats
+                .map_or_else(String::new, |loss| format!(", held-out loss {}", nats(loss)));
             ("train", format!("outer step {} of {}{loss}", job.round, train.rounds))
         }
         Work::Serve(_) => ("serve", format!("{} stages ready", job.stages.len())),

@@ -60,7 +60,12 @@ enum JobFile {
         seed: u64,
         shape: Shape,
     },
-    Serve { name: String, model: PathBuf, stages: u16, shape: Shape },
+    Serve {
+        name: String,
+        model: PathBuf,
+        stages: u16,
+        shape: Shape,
+    },
 }
 
 /// # Errors
@@ -76,9 +81,12 @@ pub(crate) fn run(
         say(EXAMPLE.trim_end())?;
         return Ok(ExitCode::SUCCESS);
     };
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read the job {}", path.display()))?;
-    let file: JobFile = toml::from_str(&text)
-        .with_context(|| format!("{} is not a job file\nhint: `skein run --example` prints one", path.display()))?;
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("cannot read the job {}\nhint: `skein run --example` prints one", path.display())
+    })?;
+    let file: JobFile = toml::from_str(&text).with_context(|| {
+        format!("{} is not a job file\nhint: `skein run --example` prints one", path.display())
+    })?;
     let client = Client::find(data_dir)?;
     let beside = path.parent().unwrap_or(Path::new("."));
     let (spec, wanted) = prepare(&client, file, beside)?;
@@ -97,7 +105,17 @@ fn prepare(client: &Client, file: JobFile, beside: &Path) -> Result<(JobSpec, Op
     let nonce = u64::from_le_bytes(nonce);
     Ok(match file {
         JobFile::Train {
-            name, data, output, rounds, inner_steps, batch, learning_rate, outer_rate, outer_momentum, seed, shape,
+            name,
+            data,
+            output,
+            rounds,
+            inner_steps,
+            batch,
+            learning_rate,
+            outer_rate,
+            outer_momentum,
+            seed,
+            shape,
         } => {
             let work = Work::Train(TrainSpec {
                 shape,
@@ -113,21 +131,27 @@ fn prepare(client: &Client, file: JobFile, beside: &Path) -> Result<(JobSpec, Op
             (JobSpec { name, nonce, work }, output.map(|output| beside.join(output)))
         }
         JobFile::Serve { name, model, stages, shape } => {
-            let work = Work::Serve(ServeSpec { model: put(client, &beside.join(model))?, shape, stages_max: stages });
+            let work = Work::Serve(ServeSpec {
+                model: put(client, &beside.join(model))?,
+                shape,
+                stages_max: stages,
+            });
             (JobSpec { name, nonce, work }, None)
         }
     })
 }
 
 fn put(client: &Client, path: &Path) -> Result<Digest> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file = File::open(path).with_context(|| {
+        format!("cannot read {}\nhint: paths in a job file are relative to that file", path.display())
+    })?;
     client.put_blob(file)
 }
 
 fn millionths(field: &str, value: f64) -> Result<u32> {
     let scaled = (value * 1e6).round();
     if !(0.0..=f64::from(u32::MAX)).contains(&scaled) {
-        bail!("{field} = {value} is out of range");
+        bail!("{field} = {value} is out of range\nhint: from 0 to {}", f64::from(u32::MAX) / 1e6);
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
     let scaled = scaled as u32;
@@ -171,7 +195,9 @@ pub(crate) fn show(bar: &ProgressBar, job: &JobStatus) {
                 job.round, train.rounds, job.agents
             ));
         }
-        Work::Serve(_) => bar.set_message(format!("{}: {} stages ready", phase_text(&job.phase), job.stages.len())),
+        Work::Serve(_) => {
+            bar.set_message(format!("{}: {} stages ready", phase_text(&job.phase), job.stages.len()))
+        }
     }
 }
 

@@ -14,7 +14,11 @@ use crate::daemon::status::Status;
 /// When no agent runs there.
 pub(crate) fn run(data_dir: DataDir, json: bool) -> Result<ExitCode> {
     let status: Status = Client::find(data_dir)?.get("/api/status")?;
-    if json { print_json(&status)? } else { say(describe(&status).trim_end())? }
+    if json {
+        print_json(&status)?
+    } else {
+        say(describe(&status).trim_end())?
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -63,6 +67,9 @@ fn describe(status: &Status) -> String {
     let ledger = &status.ledger;
     line("earned", format!("{} (block {}, epoch {})", ledger.balance, ledger.height, ledger.epoch));
     line("this epoch", format!("{} units accepted", ledger.accepted_units));
-    line("traffic", format!("{} sent, {} received", bytes_text(status.bytes_sent), bytes_text(status.bytes_received)));
+    line(
+        "traffic",
+        format!("{} sent, {} received", bytes_text(status.bytes_sent), bytes_text(status.bytes_received)),
+    );
     text
 }

@@ -14,7 +14,8 @@ use crate::daemon;
 /// # Errors
 /// What hinders the start, or a disk that no longer takes the log.
 pub(crate) fn run(args: UpArgs) -> Result<ExitCode> {
-    let filter = EnvFilter::try_from_env("SKEIN_LOG").unwrap_or_else(|_| EnvFilter::new("info,quinn=warn,sled=warn"));
+    let filter =
+        EnvFilter::try_from_env("SKEIN_LOG").unwrap_or_else(|_| EnvFilter::new("info,quinn=warn,sled=warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use skein_compute::protocol::{Reply, Task, TrainTask};
 use skein_mesh::{BlobStore, Mesh, fetch_blob};
@@ -19,7 +19,7 @@ use smol::channel;
 
 use super::pipeline::{Pipeline, stage_number};
 use super::worker::{CallFailed, Worker};
-use crate::limits::{BLOB_BYTES_MAX, TUNING_BEAT, TUNING_MAX, WORKER_STOP_WAIT};
+use crate::limits::{BLOB_BYTES_MAX, STAGE_SILENCE_MAX, TUNING_BEAT, TUNING_MAX, WORKER_STOP_WAIT};
 
 /// What the executor reports to the daemon's loop.
 #[derive(Debug)]
@@ -207,7 +207,11 @@ impl Executor {
         })
     }
 
-    async fn run_stage(&self, execution: Execution, stopped: channel::Receiver<()>) -> Result<Executed, String> {
+    async fn run_stage(
+        &self,
+        execution: Execution,
+        stopped: channel::Receiver<()>,
+    ) -> Result<Executed, String> {
         let Shard::Stage { model, shape, start, end, .. } = execution.shard else {
             return Err("not a stage".into());
         };
@@ -230,18 +234,22 @@ impl Executor {
         let ready = Pace { done: 1, of: 1, loss_micronats: None };
         let _ = self.shared.reports.send(Report::Progress(lease, ready)).await;
         let worker_died = async {
-            loop {
-                smol::Timer::after(TUNING_BEAT / 10).await;
-                if self.shared.worker.generation() != generation || self.shared.worker.state().pid.is_none() {
-                    return true;
-                }
-            }
+            self.shared.worker.gone(generation).await;
+            true
         };
         let released = async {
             let _ = stopped.recv().await;
             false
         };
-        let died = smol::future::or(released, worker_died).await;
+        let stuck = async {
+            loop {
+                smol::Timer::after(TUNING_BEAT).await;
+                if self.shared.worker.silent_for() >= self.silence_max() {
+                    self.shared.worker.kill("it does not answer");
+                }
+            }
+        };
+        let died = smol::future::or(smol::future::or(released, worker_died), stuck).await;
         self.shared.pipeline.stage_closed(lease);
         if died {
             return Err("the worker died while it held the stage".into());
@@ -263,24 +271,35 @@ impl Executor {
         Ok(())
     }
 
-    /// A GPU's first task tunes its kernels and is silent meanwhile: shows life for it, for a while.
+    /// A GPU's first task tunes its kernels and is silent meanwhile: shows life for it, for a while. A worker
+    /// that stays silent beyond any excuse is stuck, and goes.
     async fn kept_alive<T>(
         &self,
         lease: LeaseId,
         call: impl Future<Output = Result<T, CallFailed>>,
     ) -> Result<T, CallFailed> {
-        if !self.shared.on_gpu {
-            return call.await;
-        }
         let beats = async {
             let started = Instant::now();
-            while started.elapsed() < TUNING_MAX {
+            loop {
                 smol::Timer::after(TUNING_BEAT).await;
-                let _ = self.shared.reports.try_send(Report::Progress(lease, Pace::default()));
+                if self.shared.on_gpu && started.elapsed() < TUNING_MAX {
+                    let _ = self.shared.reports.try_send(Report::Progress(lease, Pace::default()));
+                }
+                // A task that reports no steps keeps its lease while the agent lives, so nobody else would
+                // notice that the worker hangs in it.
+                if self.shared.worker.silent_for() >= TUNING_MAX {
+                    self.shared.worker.kill("it does not answer");
+                }
             }
-            smol::future::pending().await
         };
         smol::future::or(call, beats).await
+    }
+
+    /// So long may a worker be silent while somebody waits for the stage that it holds. One that is also at
+    /// a shard with a result, or tunes its kernels, has better reasons to be silent than a hang.
+    fn silence_max(&self) -> Duration {
+        let finite = lock(&self.shared.running).values().any(|running| !running.standing);
+        if self.shared.on_gpu || finite { TUNING_MAX } else { STAGE_SILENCE_MAX }
     }
 
     /// Removes what no member can still need: pseudo-gradients and checkpoints of rounds long merged.

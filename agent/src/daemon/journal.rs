@@ -46,7 +46,9 @@ impl Journal {
             .write(true)
             .open(&path)
             .with_context(|| format!("cannot open the log {}", path.display()))?;
-        file.set_len(good_bytes as u64).and_then(|()| file.seek(SeekFrom::End(0))).context("cannot trim the log")?;
+        file.set_len(good_bytes as u64)
+            .and_then(|()| file.seek(SeekFrom::End(0)))
+            .context("cannot trim the log")?;
         let index = Index::open(&data_dir.join("index"), genesis, &log)?;
         let mut journal = Self { directory, file, good_bytes: good_bytes as u64, key, log, index };
         if good_bytes == 0 {
@@ -57,16 +59,22 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Appends one entry; on return it is durable, under a signed checkpoint.
+    /// Appends one entry; on return it is durable, under a signed checkpoint. An entry that the log's own
+    /// rules refuse (a coordinator's nonsense) is left out, with a line for the owner.
     ///
     /// # Errors
     /// When the disk is full or read-only. What was logged before is untouched.
-    pub(crate) fn append(&mut self, entry: Entry) -> Result<u64> {
-        let appended = self.log.append(vec![entry.clone()]).context("the entry does not fit into the log")?;
+    pub(crate) fn append(&mut self, entry: Entry) -> Result<()> {
+        let appended = match self.log.append(vec![entry.clone()]) {
+            Ok(appended) => appended,
+            Err(refused) => {
+                tracing::warn!("not logged: {refused}");
+                return Ok(());
+            }
+        };
         self.write(&appended.bytes)?;
         self.publish()?;
-        self.index.note(appended.first_index, &entry)?;
-        Ok(appended.first_index)
+        self.index.note(appended.first_index, &entry)
     }
 
     /// The log as it stands.
@@ -92,7 +100,8 @@ impl Journal {
 
     fn publish(&self) -> Result<()> {
         let path = self.directory.join("checkpoint");
-        write_private(&path, self.log.checkpoint(&self.key).as_bytes()).map_err(|error| disk_trouble(&path, &error))
+        write_private(&path, self.log.checkpoint(&self.key).as_bytes())
+            .map_err(|error| disk_trouble(&path, &error))
     }
 }
 
@@ -109,7 +118,10 @@ fn replay(
     let (log, tail) = log::replay(bytes, checkpoint, &network, &node)
         .with_context(|| format!("the log {} cannot be used; it was left as it is", path.display()))?;
     if tail.bytes_dropped > 0 {
-        tracing::warn!(bytes = tail.bytes_dropped, "dropped an entry that a crash had cut off; it had not been sent");
+        tracing::warn!(
+            bytes = tail.bytes_dropped,
+            "dropped an entry that a crash had cut off; it had not been sent"
+        );
     }
     Ok((log, tail.good_bytes))
 }
@@ -166,9 +178,11 @@ impl Index {
 
     fn open_store(directory: &Path, genesis: &Genesis) -> Result<(Self, u64)> {
         // No flusher thread: a lost index is rebuilt, and an idle agent should be idle.
-        let store = sled::Config::new().path(directory).cache_capacity(4 << 20).flush_every_ms(None).open()?;
+        let store =
+            sled::Config::new().path(directory).cache_capacity(4 << 20).flush_every_ms(None).open()?;
         let accepted = store.open_tree("accepted units by epoch")?;
-        let covered = accepted.get(COVERED)?.and_then(|value| value.as_ref().try_into().ok().map(u64::from_be_bytes));
+        let covered =
+            accepted.get(COVERED)?.and_then(|value| value.as_ref().try_into().ok().map(u64::from_be_bytes));
         let index = Self { accepted, genesis: genesis.clone() };
         Ok((index, covered.unwrap_or(0)))
     }

@@ -19,7 +19,7 @@ use anyhow::Result;
 use skein_ledger::entry::Entry;
 use skein_mesh::{BlobStore, Event as MeshEvent, Mesh, PeerAddress, StreamKind, serve_blob};
 use skein_proto::ids::{JobId, Millis, NodeId};
-use skein_proto::job::JobSpec;
+use skein_proto::job::{JobSpec, Work};
 use skein_proto::limits::BEAT_MS;
 use skein_proto::message::JobStatus;
 use skein_proto::node::{Execution, Input, Node, Output, Record};
@@ -70,9 +70,15 @@ pub(crate) enum Call {
     Jobs(channel::Sender<Vec<JobStatus>>),
     Submit(JobSpec, channel::Sender<Result<JobId, String>>),
     Cancel(JobId, channel::Sender<Result<(), String>>),
-    Claim { dry_run: bool, answer: channel::Sender<ClaimState> },
+    Claim {
+        dry_run: bool,
+        answer: channel::Sender<ClaimState>,
+    },
     /// The job that serves a model of this name (or any), and the pipeline to reach it.
-    Serving { name: String, answer: channel::Sender<Option<(JobStatus, Pipeline)>> },
+    Serving {
+        name: String,
+        answer: channel::Sender<Option<(JobStatus, Pipeline)>>,
+    },
     Down(channel::Sender<()>),
 }
 
@@ -89,7 +95,8 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since_1970 =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self { origin: Millis(u64::try_from(since_1970.as_millis()).unwrap_or(0)), started: Instant::now() }
     }
 
@@ -126,7 +133,11 @@ const LEAVE_WAIT: Duration = Duration::from_secs(3);
 
 impl Daemon {
     /// Applies events until the agent is told to leave.
-    async fn serve(&mut self, events: &channel::Receiver<Event>, feed: &channel::Sender<Event>) -> Result<()> {
+    async fn serve(
+        &mut self,
+        events: &channel::Receiver<Event>,
+        feed: &channel::Sender<Event>,
+    ) -> Result<()> {
         while let Ok(event) = events.recv().await {
             self.apply(event, feed)?;
             if let Some(leaving) = &self.leaving
@@ -233,11 +244,9 @@ impl Daemon {
                     self.mesh.hint(PeerAddress { node: Some(node), address });
                 }
             }
-            Output::Append(Record::Receipt(receipt)) => {
-                self.journal.append(Entry::Receipt(receipt))?;
-            }
+            Output::Append(Record::Receipt(receipt)) => self.journal.append(Entry::Receipt(receipt))?,
             Output::Append(Record::Acceptance(acceptance)) => {
-                self.journal.append(Entry::Acceptance(acceptance))?;
+                self.journal.append(Entry::Acceptance(acceptance))?
             }
             Output::Execute(execution) => {
                 self.leases_taken += 1;
@@ -351,8 +360,10 @@ impl Daemon {
             }
             Call::Serving { name, answer } => {
                 let jobs = self.node.jobs().values();
-                let serving = jobs.filter(|job| job.name == name && !job.phase.is_final());
-                let job = serving.filter(|job| matches!(job.work, skein_proto::job::Work::Serve(_))).last().cloned();
+                let named = jobs.filter(|job| job.name == name && !job.phase.is_final());
+                let serving = named.filter(|job| matches!(job.work, Work::Serve(_)));
+                // Of two that serve the same name, one that is ready.
+                let job = serving.max_by_key(|job| !job.stages.is_empty()).cloned();
                 let pipeline = self.worker.as_ref().map(|(_, _, pipeline)| pipeline.clone());
                 let _ = answer.try_send(job.zip(pipeline));
             }
@@ -363,7 +374,8 @@ impl Daemon {
 
     fn leave(&mut self, answer: Option<channel::Sender<()>>) -> Result<()> {
         tracing::info!("leaving");
-        let leaving = self.leaving.get_or_insert_with(|| Leaving { since: Instant::now(), answers: Vec::new() });
+        let leaving =
+            self.leaving.get_or_insert_with(|| Leaving { since: Instant::now(), answers: Vec::new() });
         leaving.answers.extend(answer);
         self.core(Input::Leave)
     }

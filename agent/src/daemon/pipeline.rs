@@ -19,7 +19,8 @@ use smol::channel;
 
 use super::worker::Worker;
 use crate::limits::{
-    LINK_FRAMES_QUEUED_MAX, SESSIONS_MAX, STAGE_FRAME_BYTES_MAX, STAGE_HEAD_BYTES_MAX, STEP_TIMEOUT, STAGES_MAX,
+    LINK_FRAMES_QUEUED_MAX, SESSIONS_MAX, STAGE_FRAME_BYTES_MAX, STAGE_HEAD_BYTES_MAX, STAGES_MAX,
+    STEP_TIMEOUT,
 };
 
 /// The first frame of a link.
@@ -82,11 +83,7 @@ pub(crate) struct Tally {
 impl Tally {
     /// Rolling digests of inputs and outputs, and tokens served.
     pub(crate) fn totals(&self) -> (Digest, Digest, u64) {
-        (
-            Digest(*self.inputs.finalize().as_bytes()),
-            Digest(*self.outputs.finalize().as_bytes()),
-            self.tokens,
-        )
+        (Digest(*self.inputs.finalize().as_bytes()), Digest(*self.outputs.finalize().as_bytes()), self.tokens)
     }
 }
 
@@ -201,7 +198,9 @@ impl Pipeline {
         let _passing = Passing::enter(&self.shared.passing);
         let (Some(tally), Some(_)) = (tally, &_passing) else {
             let reason = match _passing {
-                Some(_) => format!("agent {} no longer holds lease {}", self.shared.me.short(), lease.short()),
+                Some(_) => {
+                    format!("agent {} no longer holds lease {}", self.shared.me.short(), lease.short())
+                }
                 None => format!("agent {} serves {SESSIONS_MAX} sessions already", self.shared.me.short()),
             };
             downstream.send(&Frame::Failed { reason }).await?;
@@ -246,7 +245,8 @@ impl Pipeline {
                 return Err(broken(format!("agent {} no longer holds the lease", self.shared.me.short())));
             }
             let stage = stage_number(lease);
-            let reply = self.shared.worker.call(Task::StageForward { stage, session, position, input }, |_| {}).await;
+            let reply =
+                self.shared.worker.call(Task::StageForward { stage, session, position, input }, |_| {}).await;
             let frame = match reply.map_err(|error| broken(error.to_string()))? {
                 Reply::StageOutput(StageOutput::Hidden(values)) => Frame::Hidden { position, values },
                 Reply::StageOutput(StageOutput::Logits(values)) => Frame::Logits { values },

@@ -66,7 +66,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     })?;
     let node = Node::new(key, &config.genesis, config.bootstrap.is_empty());
     let token = new_token()?;
-    let running = Running { pid: std::process::id(), node: node.id(), listen: mesh.local_address(), api, token };
+    let running =
+        Running { pid: std::process::id(), node: node.id(), listen: mesh.local_address(), api, token };
     let running_file = RunningFile::write(&data_dir, &running)?;
     tracing::info!(node = %node.id(), listen = %running.listen, api = %api, "agent started");
 
@@ -75,7 +76,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     tick_for_ever(feed.clone());
     listen_for_signals(feed.clone())?;
     let scratch = scratch(&data_dir)?;
-    smol::spawn(crate::api::serve(api_socket, running, feed.clone(), store.clone(), scratch.clone())).detach();
+    smol::spawn(crate::api::serve(api_socket, running, feed.clone(), store.clone(), scratch.clone()))
+        .detach();
     let measuring = measure(config.clone(), clock, node.id(), mesh.clone(), store.clone(), scratch);
     let measured = feed.clone();
     smol::spawn(async move {
@@ -117,7 +119,8 @@ async fn measure(
     let executable = std::env::current_exe().context("cannot find this binary's own path")?;
     let requested = config.device.clone();
     let survey_from = executable.clone();
-    let (device, device_reason) = smol::unblock(move || choose_device(&survey_from, requested.as_deref())).await?;
+    let (device, device_reason) =
+        smol::unblock(move || choose_device(&survey_from, requested.as_deref())).await?;
     tracing::info!("{device_reason}");
     let directory = config.data_dir.join("worker");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
@@ -126,7 +129,7 @@ async fn measure(
         threads => threads,
     };
     let threads = u32::try_from(threads).unwrap_or(u32::MAX);
-    let (worker, _deaths) = Worker::new(Launch { executable, device: device.clone(), directory, threads });
+    let worker = Worker::new(Launch { executable, device: device.clone(), directory, threads });
     let note = |reply| {
         if let Reply::Progress { note, .. } = reply
             && !note.is_empty()
@@ -197,7 +200,9 @@ fn lock(data_dir: &Path) -> Result<File> {
              a second agent needs its own --data-dir",
             data_dir.display()
         ),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
     }
 }
 
@@ -213,7 +218,8 @@ fn bind_api(address: SocketAddr) -> Result<(smol::net::TcpListener, SocketAddr)>
 
 fn new_token() -> Result<String> {
     let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no randomness from the operating system: {error}"))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| anyhow::anyhow!("no randomness from the operating system: {error}"))?;
     Ok(hex::encode(bytes))
 }
 
@@ -254,7 +260,8 @@ fn own_address(unspecified: IpAddr) -> Option<IpAddr> {
 fn listen_for_signals(feed: channel::Sender<Event>) -> Result<()> {
     use async_signal::{Signal, Signals};
     use smol::stream::StreamExt;
-    let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup]).context("cannot listen for signals")?;
+    let mut signals =
+        Signals::new([Signal::Term, Signal::Int, Signal::Hup]).context("cannot listen for signals")?;
     smol::spawn(async move {
         while signals.next().await.is_some() {
             let _ = feed.send(Event::Signal).await;

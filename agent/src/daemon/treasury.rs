@@ -46,8 +46,9 @@ impl Treasury {
     pub(crate) fn open(data_dir: &Path, genesis: &Genesis, key: SigningKey) -> Result<Self> {
         let path = data_dir.join("chain");
         let bytes = read_or_empty(&path)?;
-        let (orderer, torn) = Orderer::open(genesis.clone(), key.clone(), &bytes)
-            .with_context(|| format!("the chain of blocks {} cannot be used; it was left as it is", path.display()))?;
+        let (orderer, torn) = Orderer::open(genesis.clone(), key.clone(), &bytes).with_context(|| {
+            format!("the chain of blocks {} cannot be used; it was left as it is", path.display())
+        })?;
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -148,7 +149,9 @@ impl Treasury {
                 None => format!("epoch {last} is settled: this agent had no part in it"),
             },
             (None, 0) => format!("nothing to claim: no work of this agent was accepted in epoch {last}"),
-            (None, _) if !open => format!("epoch {last} is closed for claims: a later one is settled already"),
+            (None, _) if !open => {
+                format!("epoch {last} is closed for claims: a later one is settled already")
+            }
             (None, _) if dry_run => format!("would claim {receipts} receipts of epoch {last}"),
             (None, _) => format!("claimed {receipts} receipts of epoch {last}"),
         };

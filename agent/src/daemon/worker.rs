@@ -56,7 +56,6 @@ struct Shared {
     process: smol::lock::Mutex<Option<Process>>,
     // Outside of `process`, so that a kill never waits for a call that is stuck in a full pipe.
     calls: Mutex<Calls>,
-    deaths: channel::Sender<u64>,
 }
 
 struct Process {
@@ -70,12 +69,15 @@ struct Calls {
     generation: u64,
     pid: Option<u32>,
     kill: Option<channel::Sender<()>>,
+    life: Option<channel::Receiver<()>>,
     killed: bool,
     waiting: BTreeMap<u64, channel::Sender<Reply>>,
     epitaph: String,
     failures: u32,
     not_before: Option<Instant>,
     used_at: Option<Instant>,
+    /// The last word of the worker, or when a call began to wait while no other did.
+    heard_at: Option<Instant>,
     restarts: u64,
 }
 
@@ -89,11 +91,10 @@ pub(crate) struct WorkerState {
 }
 
 impl Worker {
-    /// A worker that is started at the first call. The receiver hears the generation of each that dies.
-    pub(crate) fn new(launch: Launch) -> (Self, channel::Receiver<u64>) {
-        let (deaths, heard) = channel::unbounded();
-        let shared = Shared { launch, process: smol::lock::Mutex::new(None), calls: Mutex::default(), deaths };
-        (Self { shared: Arc::new(shared) }, heard)
+    /// A worker that is started at the first call.
+    pub(crate) fn new(launch: Launch) -> Self {
+        let shared = Shared { launch, process: smol::lock::Mutex::new(None), calls: Mutex::default() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// What became of the process so far.
@@ -107,11 +108,33 @@ impl Worker {
         self.calls().generation
     }
 
+    /// Waits until the process of `generation` has ended.
+    pub(crate) async fn gone(&self, generation: u64) {
+        let life = {
+            let calls = self.calls();
+            calls.life.clone().filter(|_| calls.generation == generation)
+        };
+        if let Some(life) = life {
+            // Nothing is ever sent: the channel closes when the process has ended.
+            let _ = life.recv().await;
+        }
+    }
+
+    /// How long calls have waited without a word from the process; nothing when none waits.
+    pub(crate) fn silent_for(&self) -> Duration {
+        let calls = self.calls();
+        calls.heard_at.filter(|_| !calls.waiting.is_empty()).map_or(Duration::ZERO, |heard_at| heard_at.elapsed())
+    }
+
     /// Runs one task to its end; `progress` hears of its steps.
     ///
     /// # Errors
     /// [`CallFailed`]; after [`CallFailed::Died`] the next call starts a new process.
-    pub(crate) async fn call(&self, task: Task, mut progress: impl FnMut(Reply)) -> Result<Reply, CallFailed> {
+    pub(crate) async fn call(
+        &self,
+        task: Task,
+        mut progress: impl FnMut(Reply),
+    ) -> Result<Reply, CallFailed> {
         let (id, replies) = self.send(task).await?;
         let mut call = Call { worker: self, id, done: false };
         while let Ok(reply) = replies.recv().await {
@@ -137,7 +160,10 @@ impl Worker {
 
     async fn send(&self, task: Task) -> Result<(u64, channel::Receiver<Reply>), CallFailed> {
         let mut process = self.shared.process.lock().await;
-        if process.as_ref().is_none_or(|process| process.generation != self.calls().generation || self.calls().pid.is_none()) {
+        if process
+            .as_ref()
+            .is_none_or(|process| process.generation != self.calls().generation || self.calls().pid.is_none())
+        {
             *process = Some(self.start().await?);
         }
         let (sender, replies) = channel::unbounded();
@@ -145,6 +171,9 @@ impl Worker {
             let mut calls = self.calls();
             calls.next += 1;
             let id = calls.next;
+            if calls.waiting.is_empty() {
+                calls.heard_at = Some(Instant::now());
+            }
             calls.waiting.insert(id, sender);
             calls.used_at = Some(Instant::now());
             id
@@ -223,20 +252,33 @@ impl Worker {
             return Err(CallFailed::NotStarted("it has no pipes".into()));
         };
         let (kill, killed) = channel::bounded(1);
+        let (alive, life) = channel::bounded(1);
         let generation = {
             let mut calls = self.calls();
             calls.generation += 1;
             calls.pid = Some(child.id());
             calls.kill = Some(kill);
+            calls.life = Some(life);
             calls.killed = false;
             calls.generation
         };
         tracing::debug!(pid = child.id(), generation, "worker started");
-        smol::spawn(self.clone().listen(child, stdout, generation, killed)).detach();
+        let listening = self.clone().listen(child, stdout, generation, killed);
+        smol::spawn(async move {
+            listening.await;
+            drop(alive);
+        })
+        .detach();
         Ok(Process { stdin, generation })
     }
 
-    async fn listen(self, mut child: Child, mut stdout: ChildStdout, generation: u64, killed: channel::Receiver<()>) {
+    async fn listen(
+        self,
+        mut child: Child,
+        mut stdout: ChildStdout,
+        generation: u64,
+        killed: channel::Receiver<()>,
+    ) {
         let started = Instant::now();
         let said = loop {
             let killed = async {
@@ -270,14 +312,13 @@ impl Worker {
             calls.not_before = Some(Instant::now() + wait);
             tracing::warn!(status = %calls.epitaph, "the worker died");
         }
-        drop(calls);
-        let _ = self.shared.deaths.try_send(generation);
     }
 
     fn deliver(&self, response: Response) {
         let last = !matches!(response.body, Reply::Progress { .. });
         let mut calls = self.calls();
         calls.used_at = Some(Instant::now());
+        calls.heard_at = calls.used_at;
         if let Some(waiting) = calls.waiting.get(&response.id) {
             let _ = waiting.try_send(response.body);
         }

@@ -22,13 +22,19 @@ impl Agent {
     ///
     /// # Errors
     /// When it ends or does not answer; its own words are in its log file.
-    pub(super) fn start(data_dir: PathBuf, genesis: &Path, threads: usize, first: Option<&Self>) -> Result<Self> {
+    pub(super) fn start(
+        data_dir: PathBuf,
+        genesis: &Path,
+        threads: usize,
+        first: Option<&Self>,
+    ) -> Result<Self> {
         fs::create_dir_all(&data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
         let story = data_dir.join("agent.log");
         let executable = std::env::current_exe().context("cannot find this binary's own path")?;
         let mut command = Command::new(executable);
         // The demo is the same whatever this machine's agent is told through its environment.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SKEIN_")) {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SKEIN_"))
+        {
             command.env_remove(name);
         }
         command

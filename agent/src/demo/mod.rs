@@ -35,7 +35,7 @@ const TEXT: &[u8] = include_bytes!("../../demo/shakespeare.txt");
 const PROMPT: &str = "HAMLET.\nTo be, or not to be";
 const COMPLETION_TOKENS: usize = 64;
 /// An hour of network time in the demo.
-const EPOCH_MS: u64 = 20_000;
+const EPOCH_MS: u64 = 30_000;
 /// The held-out loss that training must beat, in nats per byte.
 const LOSS_BAR: f64 = 2.6;
 
@@ -101,7 +101,11 @@ impl Demo {
         for failure in &report.failures {
             self.say(&format!("FAILED: {failure}"));
         }
-        self.say(&format!("{:.0} s; everything is in {} for you to look at", report.seconds, self.folder.display()));
+        self.say(&format!(
+            "{:.0} s; everything is in {} for you to look at",
+            report.seconds,
+            self.folder.display()
+        ));
         Ok(report)
     }
 
@@ -109,7 +113,8 @@ impl Demo {
         self.title(&format!("1 Meet: {} agents, each a process with its own key", self.agents));
         let genesis = self.folder.join("genesis.toml");
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
-        let text = format!("name = \"demo\"\npolicy = \"io\"\nstarted_at_ms = {now}\nepoch_ms = {EPOCH_MS}\n");
+        let text =
+            format!("name = \"demo\"\npolicy = \"io\"\nstarted_at_ms = {now}\nepoch_ms = {EPOCH_MS}\n");
         fs::write(&genesis, text).with_context(|| format!("cannot write {}", genesis.display()))?;
         let mut agents: Vec<Agent> = Vec::new();
         let spinner = self.spinner("starting");
@@ -176,7 +181,11 @@ impl Demo {
                 told = job.round;
                 let loss = job.held_out_micronats.map_or(f64::NAN, nats);
                 let state = job.state.map_or_else(String::new, |state| state.short());
-                bar.suspend(|| self.say(&format!("outer step {told}: held-out loss {loss:.3} nats per byte, checkpoint {state}")));
+                bar.suspend(|| {
+                    self.say(&format!(
+                        "outer step {told}: held-out loss {loss:.3} nats per byte, checkpoint {state}"
+                    ))
+                });
             }
             Ok(job.phase.is_final().then_some(job))
         })?;
@@ -197,8 +206,16 @@ impl Demo {
             digests_equal: job.digests_equal && holding.iter().all(|&holds| holds),
             seconds,
         };
-        require(failures, train.start_loss > 5.0, "the loss before training is not that of an untrained model");
-        require(failures, train.val_loss < LOSS_BAR, "the held-out loss did not fall below 2.6 nats per byte");
+        require(
+            failures,
+            train.start_loss > 5.0,
+            "the loss before training is not that of an untrained model",
+        );
+        require(
+            failures,
+            train.val_loss < LOSS_BAR,
+            "the held-out loss did not fall below 2.6 nats per byte",
+        );
         require(failures, train.digests_equal, "the agents do not all hold bit-identical weights");
         self.say(&format!(
             "held-out loss {:.3} -> {:.3} nats per byte; {:.0} tokens/s over {} agents; {} sent; all hold checkpoint {}",
@@ -285,7 +302,7 @@ impl Demo {
         fs::create_dir_all(&directory)?;
         let executable = std::env::current_exe().context("cannot find this binary's own path")?;
         let threads = u32::try_from(self.threads)?;
-        let (worker, _) = Worker::new(Launch { executable, device: DeviceChoice::Cpu, directory, threads });
+        let worker = Worker::new(Launch { executable, device: DeviceChoice::Cpu, directory, threads });
         let open = Task::StageOpen {
             stage: 1,
             checkpoint: checkpoint.display().to_string(),
@@ -306,7 +323,9 @@ impl Demo {
                     let position = u32::try_from(fresh)?;
                     fresh = text.len();
                     let forward = Task::StageForward { stage: 1, session, position, input };
-                    let Reply::StageOutput(StageOutput::Logits(logits)) = worker.call(forward, |_| {}).await? else {
+                    let Reply::StageOutput(StageOutput::Logits(logits)) =
+                        worker.call(forward, |_| {}).await?
+                    else {
                         bail!("the worker answered out of turn");
                     };
                     text.push(crate::sample::Sampler::new(0.0, 1.0, 0)?.choose(&logits)?);
@@ -317,13 +336,20 @@ impl Demo {
         })
     }
 
-    fn account(&self, agents: &[Agent], last_epoch: u64, failures: &mut Vec<String>) -> Result<(Settlement, u64)> {
+    fn account(
+        &self,
+        agents: &[Agent],
+        last_epoch: u64,
+        failures: &mut Vec<String>,
+    ) -> Result<(Settlement, u64)> {
         self.title(&format!("4 Account: an hour of network time lasts {} s here", EPOCH_MS / 1_000));
         let spinner = self.spinner("waiting for the epoch to close and to be settled");
         let patience = Duration::from_millis(4 * EPOCH_MS);
         let statuses = wait_for("the epoch to be settled", patience, || {
             let statuses = agents.iter().map(Agent::status).collect::<Result<Vec<_>>>()?;
-            let settled = |status: &Status| status.ledger.settlements.iter().any(|settled| settled.epoch.0 >= last_epoch);
+            let settled = |status: &Status| {
+                status.ledger.settlements.iter().any(|settled| settled.epoch.0 >= last_epoch)
+            };
             let agreed = statuses.windows(2).all(|pair| pair[0].ledger.state == pair[1].ledger.state);
             Ok((agreed && statuses.iter().all(settled)).then_some(statuses))
         })?;
@@ -335,7 +361,11 @@ impl Demo {
             self.tell_settlement(settled);
             let sum: u64 = settled.claims.iter().map(|payout| payout.amount.0).sum();
             let exact = settled.minted == settled.emission && sum == settled.minted.0;
-            require(failures, exact, &format!("epoch {} does not divide exactly its emission", settled.epoch));
+            require(
+                failures,
+                exact,
+                &format!("epoch {} does not divide exactly its emission", settled.epoch),
+            );
         }
         let earned: Vec<Payout> = statuses
             .iter()
@@ -359,9 +389,18 @@ impl Demo {
     }
 
     fn tell_settlement(&self, settled: &Settled) {
-        let shares: Vec<String> =
-            settled.claims.iter().map(|payout| format!("{} {}", payout.node.short(), payout.amount)).collect();
-        self.say(&format!("epoch {}: minted {} of {}: {}", settled.epoch, settled.minted, settled.emission, shares.join(", ")));
+        let shares: Vec<String> = settled
+            .claims
+            .iter()
+            .map(|payout| format!("{} {}", payout.node.short(), payout.amount))
+            .collect();
+        self.say(&format!(
+            "epoch {}: minted {} of {}: {}",
+            settled.epoch,
+            settled.minted,
+            settled.emission,
+            shares.join(", ")
+        ));
     }
 
     fn check(&self, agents: &mut [Agent], leases: u64, failures: &mut Vec<String>) -> Result<Log> {
@@ -413,7 +452,11 @@ impl Demo {
     }
 
     fn bar(&self) -> ProgressBar {
-        let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let bar = ProgressBar::with_draw_target(None, target);
         if let Ok(style) = ProgressStyle::with_template("  {bar:24} {msg}") {
             bar.set_style(style);
@@ -479,7 +522,8 @@ fn verify(log: &Path) -> Result<Value> {
     let executable = std::env::current_exe().context("cannot find this binary's own path")?;
     let output = Command::new(executable).args(["log", "verify", "--json"]).arg(log).output()?;
     let said = String::from_utf8_lossy(&output.stdout);
-    serde_json::from_str(&said).with_context(|| format!("`skein log verify` said: {}", String::from_utf8_lossy(&output.stderr)))
+    serde_json::from_str(&said)
+        .with_context(|| format!("`skein log verify` said: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 fn bytes_sent(agents: &[Agent]) -> Result<u64> {

@@ -130,12 +130,13 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_byte_with_a_fresh_checksum_names_its_entry() {
+    fn flipped_bytes_with_a_fresh_checksum_name_their_entry() {
         let (log, file, ends) = small();
         let checkpoint = log.checkpoint(&agent());
         for (index, end) in ends.iter().enumerate() {
             let start = if index == 0 { HEADER_BYTES } else { ends[index - 1] };
-            for position in start + record::FRAME_BYTES..*end {
+            // Every fifth is enough here: entry.rs flips each byte under its signatures.
+            for position in (start + record::FRAME_BYTES..*end).step_by(5) {
                 let mut payload = file[start + record::FRAME_BYTES..*end].to_vec();
                 payload[position - start - record::FRAME_BYTES] ^= 1 << (position % 8);
                 let forged = [&file[..start], &record::frame(&payload), &file[*end..]].concat();

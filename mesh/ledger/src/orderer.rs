@@ -150,7 +150,7 @@ pub enum OpenFault {
         /// The record, from 0.
         index: usize,
         /// Why.
-        fault: BlockFault,
+        fault: Box<BlockFault>,
     },
     /// A rollback to a height that is not below.
     #[error("record {index} of the ledger rolls back to {height} from {at}")]

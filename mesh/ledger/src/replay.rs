@@ -139,7 +139,8 @@ mod tests {
         let (log, file, ends) = written(entries(2));
         let (early, _, _) = written(entries(1));
         let checkpoint = early.checkpoint(&agent());
-        for cut in HEADER_BYTES..=file.len() {
+        // Every seventh cut is enough here: record.rs cuts everywhere.
+        for cut in (HEADER_BYTES..file.len()).step_by(7).chain(ends.clone()) {
             let whole = ends.iter().filter(|end| **end <= cut).count();
             let outcome = reread(&file[..cut], Some(&checkpoint));
             if whole < 2 {
@@ -156,11 +157,12 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_byte_is_found_behind_the_checkpoint_too() {
+    fn flipped_bytes_are_found_behind_the_checkpoint_too() {
         let (log, file, ends) = written(entries(2));
         let (early, _, _) = written(entries(1));
         let checkpoint = early.checkpoint(&agent());
-        for position in HEADER_BYTES..file.len() {
+        // Every seventh is enough here: record.rs flips each bit.
+        for position in (HEADER_BYTES..file.len()).step_by(7) {
             let mut bad = file.clone();
             bad[position] ^= 1 << (position % 8);
             let index = ends.iter().filter(|end| **end <= position).count();

@@ -61,5 +61,9 @@ pub const REDIAL_MS: u64 = 5_000;
 pub const REDIALS_MAX: u16 = 720;
 /// Tries to reach an agent of which others only told; more would turn hearsay into a flood.
 pub const INTRODUCTIONS_MAX: u16 = 3;
+/// After its last try an agent is not tried again for so long, whoever tells of it.
+pub const INTRODUCTION_REST_MS: u64 = 60_000;
+/// One member in turn is told of all others so often, since the first introduction may have failed.
+pub const INTRODUCE_MS: u64 = 5_000;
 /// A job's status is told to the members at most so often while nothing but its progress changes.
 pub const STATUS_MS: u64 = 400;

@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Millis, NodeId};
-use crate::limits::{INTRODUCTIONS_MAX, MEMBERS_MAX, REDIAL_MS, REDIALS_MAX, SILENCE_MS};
+use crate::limits::{
+    INTRODUCTION_REST_MS, INTRODUCTIONS_MAX, MEMBERS_MAX, REDIAL_MS, REDIALS_MAX, SILENCE_MS,
+};
 use crate::offer::Offer;
 use crate::signed::Signed;
 
@@ -78,7 +80,8 @@ impl Members {
         for (node, absent) in &mut self.absent {
             if now >= absent.dial_at && absent.tries_left > 0 {
                 absent.tries_left -= 1;
-                absent.dial_at = now.plus(REDIAL_MS);
+                absent.dial_at =
+                    now.plus(if absent.tries_left > 0 { REDIAL_MS } else { INTRODUCTION_REST_MS });
                 due.push((*node, absent.addresses.clone()));
             }
         }
@@ -138,6 +141,12 @@ impl Members {
     /// The offers of all present members, by node.
     pub fn offers(&self) -> impl Iterator<Item = &Signed<Offer>> {
         self.connected.values().filter_map(|member| member.offer.as_ref())
+    }
+
+    /// The present member after `last` in the order of ids, and round again.
+    pub fn after(&self, last: Option<NodeId>) -> Option<NodeId> {
+        let here = || self.offers().map(Signed::signer);
+        here().find(|node| Some(*node) > last).or_else(|| here().next())
     }
 
     /// The present members.

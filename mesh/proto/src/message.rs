@@ -18,7 +18,8 @@ use crate::signed::{Envelope, Signed};
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Message {
     /// Offers: the sender's own when a connection opens or its offer changes; those of others in answer to
-    /// a newcomer's first. So of two that meet a third at once, the later hears of the earlier.
+    /// a newcomer's first, so that of two that meet a third at once the later hears of the earlier; and now
+    /// and then again, in case they did not reach each other.
     Offers(Vec<Envelope<Offer>>),
     /// I am here, and this is the coordinator that I obey.
     Beat {

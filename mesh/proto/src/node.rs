@@ -118,6 +118,8 @@ pub struct Node {
     orders: Orders,
     loopback: VecDeque<Message>,
     beat_at: Millis,
+    introduced_at: Millis,
+    introduced: Option<NodeId>,
 }
 
 impl Node {
@@ -139,6 +141,8 @@ impl Node {
             orders: Orders::default(),
             loopback: VecDeque::new(),
             beat_at: Millis(0),
+            introduced_at: Millis(0),
+            introduced: None,
         }
     }
 
@@ -347,14 +351,19 @@ impl Node {
 
     fn welcome(&mut self, newcomer: NodeId, out: &mut Vec<Output>) {
         out.push(Output::Note(format!("agent {} is here", newcomer.short())));
-        let others = self.members.offers().filter(|offer| offer.signer() != newcomer);
+        self.introduce(newcomer, out);
+        if let Some(office) = &mut self.office {
+            office.newcomer();
+        }
+    }
+
+    /// Tells `node` of the other members.
+    fn introduce(&mut self, node: NodeId, out: &mut Vec<Output>) {
+        let others = self.members.offers().filter(|offer| offer.signer() != node);
         let others: Vec<_> =
             others.take(limits::OFFERS_SENT_MAX).map(|offer| offer.envelope().clone()).collect();
         if !others.is_empty() {
-            out.push(Output::Send(newcomer, Message::Offers(others)));
-        }
-        if let Some(office) = &mut self.office {
-            office.newcomer();
+            out.push(Output::Send(node, Message::Offers(others)));
         }
     }
 
@@ -522,6 +531,13 @@ impl Node {
             self.beat_at = now;
             let beat = Message::Beat { reign: self.election.reign() };
             out.extend(self.members.connected().map(|node| Output::Send(node, beat.clone())));
+        }
+        if now.since(self.introduced_at) >= limits::INTRODUCE_MS {
+            self.introduced_at = now;
+            self.introduced = self.members.after(self.introduced);
+            if let Some(node) = self.introduced {
+                self.introduce(node, out);
+            }
         }
         for lease in self.holdings.expired(now) {
             out.push(Output::Note(format!("lease {} expired", lease.short())));

@@ -77,7 +77,8 @@ fn every_difference_is_refused_and_changes_nothing() {
     let good = propose(&state, Epoch(3), &[(1, 10), (2, 20)]);
     let before = state.clone();
     let thief = node(&key(9));
-    let changes: Vec<Box<dyn FnOnce(&mut Block)>> = vec![
+    type Change = Box<dyn FnOnce(&mut Block)>;
+    let changes: Vec<Change> = vec![
         Box::new(|block| block.height += 1),
         Box::new(|block| block.height = 0),
         Box::new(|block| block.previous = Digest([0; 32])),

@@ -56,8 +56,9 @@ impl Held {
                     let named = &block.unverified().claims;
                     let claims: Option<Vec<_>> = named.iter().map(|claim| loose.remove(claim)).collect();
                     let claims = claims.ok_or(OpenFault::LostClaim { index })?;
-                    let (applied, _) =
-                        held.apply(&block, claims).map_err(|fault| OpenFault::Block { index, fault })?;
+                    let (applied, _) = held
+                        .apply(&block, claims)
+                        .map_err(|fault| OpenFault::Block { index, fault: Box::new(fault) })?;
                     done.push(applied);
                     loose.clear();
                 }
@@ -65,7 +66,8 @@ impl Held {
                     if height >= held.state.height {
                         return Err(OpenFault::Rollback { index, height, at: held.state.height });
                     }
-                    held.roll_back(height).map_err(|fault| OpenFault::Block { index, fault })?;
+                    held.roll_back(height)
+                        .map_err(|fault| OpenFault::Block { index, fault: Box::new(fault) })?;
                     done.truncate(held.blocks.len());
                 }
             }

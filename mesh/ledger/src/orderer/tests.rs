@@ -157,15 +157,16 @@ fn bad_and_late_claims_are_refused_with_a_reason() {
     let (mut orderer, _) = settled_alone(0, &[0]);
     let now = amid(Epoch(1)).plus(EPOCH_MS);
     step(&mut orderer, now, role(0, &[1]));
-    let refusal = |orderer: &mut Orderer, claim: Signed<Claim>| {
-        let out = step(orderer, now, says(1, &Message::Submit { claim: claim.into_envelope() }));
-        assert!(notes(&out) == 1, "{out:?}");
-        let refused = sent(&out).into_iter().find_map(|(to, message)| match message {
-            Message::Refused { why, .. } if to == node(&key(1)) => Some(why),
-            _ => None,
-        });
-        refused.unwrap()
-    };
+    let refusal =
+        |orderer: &mut Orderer, claim: Signed<Claim>| {
+            let out = step(orderer, now, says(1, &Message::Submit { claim: claim.into_envelope() }));
+            assert!(notes(&out) == 1, "{out:?}");
+            let to_claimant = sent(&out).into_iter().filter(|(to, _)| *to == node(&key(1)));
+            let mut reasons = to_claimant.filter_map(|(_, message)| {
+                if let Message::Refused { why, .. } = message { Some(why) } else { None }
+            });
+            reasons.next().unwrap()
+        };
     let late = refusal(&mut orderer, sound(&key(0), &key(1), 1, 10, EPOCH));
     assert!(late.contains("settled already, by block 1"), "{late}");
     let foreign = refusal(&mut orderer, sound(&key(0), &key(2), 1, 10, Epoch(1)));

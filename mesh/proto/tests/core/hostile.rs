@@ -2,6 +2,8 @@
 //!
 //! Must never send anything but through the front door, [`Node::handle`].
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one variant that it expects")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 

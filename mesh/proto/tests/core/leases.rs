@@ -2,6 +2,8 @@
 //!
 //! Must never sleep: time is a number.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one variant that it expects")]
+
 use skein_proto::election::Reign;
 use skein_proto::holdings::{Executed, Holdings, NotTaken};
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units};

@@ -1,8 +1,18 @@
 //! The tests of the pure core, in one program: a shared fixture, and one file per question.
+//!
+//! Must never hold a test itself. (`cfg(test)` tells clippy that the helpers are tests too.)
 
+#[cfg(test)]
 mod election;
+#[cfg(test)]
 mod fixture;
+#[cfg(test)]
 mod golden;
+#[cfg(test)]
 mod hostile;
+#[cfg(test)]
 mod leases;
+#[cfg(test)]
+mod orders;
+#[cfg(test)]
 mod plan;

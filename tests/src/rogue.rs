@@ -1,0 +1,148 @@
+//! A peer with a valid key that does not behave: it speaks the mesh's protocol and says what it likes.
+//!
+//! Built on the mesh crate, because its lies are told above the transport. Must never be believed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use ed25519_dalek::SigningKey;
+use skein_mesh::{Event, Mesh, MeshConfig};
+use skein_proto::election::Reign;
+use skein_proto::ids::{Millis, NetworkId, NodeId};
+use skein_proto::message::Message;
+use skein_proto::offer::Offer;
+use skein_proto::signed::{Signed, decode, encode};
+use smol::channel::Receiver;
+
+use crate::agents::{Agent, SOON};
+
+/// First byte of a frame: for the core.
+pub const CORE: u8 = 0;
+/// First byte of a frame: for the ledger.
+pub const LEDGER: u8 = 1;
+
+/// A connected stranger.
+#[derive(Debug)]
+pub struct Rogue {
+    /// Its key.
+    pub key: SigningKey,
+    /// The network whose handshake it passes.
+    pub network: NetworkId,
+    /// The agent it talks to.
+    pub victim: NodeId,
+    mesh: Mesh,
+    events: Receiver<Event>,
+    /// The reign that it says it obeys, twice a second, so that it is not taken for dead.
+    reign: Arc<Mutex<Option<Reign>>>,
+}
+
+impl Rogue {
+    /// Connects to an agent.
+    ///
+    /// # Errors
+    /// When the agent does not let it in.
+    pub fn join(agent: &Agent, secret: u8) -> Result<Self> {
+        let status = agent.status()?;
+        let network: NetworkId = status["network_id"].as_str().context("no network id")?.parse()?;
+        let key = SigningKey::from_bytes(&[secret; 32]);
+        let victim: NodeId = agent.node.parse()?;
+        let bootstrap = vec![format!("{}@{}", agent.node, agent.listen).parse()?];
+        let listen = "127.0.0.1:0".parse()?;
+        let (mesh, events) = Mesh::bind(MeshConfig { key: key.clone(), network, listen, bootstrap })?;
+        let reign: Arc<Mutex<Option<Reign>>> = Arc::default();
+        let (beating, said) = (mesh.clone(), Arc::clone(&reign));
+        smol::spawn(async move {
+            loop {
+                let reign = *said.lock().unwrap_or_else(PoisonError::into_inner);
+                let frame = [&[CORE], encode(&Message::Beat { reign }).as_slice()].concat();
+                for (peer, _) in beating.peers() {
+                    let _ = beating.send(peer, frame.clone());
+                }
+                smol::Timer::after(Duration::from_millis(500)).await;
+            }
+        })
+        .detach();
+        let rogue = Self { key, network, victim, mesh, events, reign };
+        rogue.connected()?;
+        Ok(rogue)
+    }
+
+    /// Its node id.
+    pub fn node(&self) -> NodeId {
+        self.mesh.node()
+    }
+
+    /// Says from now on that it obeys this coordinator.
+    pub fn obey(&self, reign: Option<Reign>) {
+        *self.reign.lock().unwrap_or_else(PoisonError::into_inner) = reign;
+    }
+
+    /// Waits until the connection to the victim is up (again).
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn connected(&self) -> Result<()> {
+        let started = Instant::now();
+        while !self.mesh.peers().iter().any(|(node, _)| *node == self.victim) {
+            self.next(started)?;
+        }
+        Ok(())
+    }
+
+    /// Sends any bytes as a control frame. What cannot be sent at the moment is lost.
+    pub fn frame(&self, bytes: Vec<u8>) {
+        let _ = self.mesh.send(self.victim, bytes);
+    }
+
+    /// Says something to the victim's core.
+    pub fn say(&self, message: &Message) {
+        self.frame([&[CORE], encode(message).as_slice()].concat());
+    }
+
+    /// Offers to work, as an honest newcomer would.
+    pub fn offer(&self, now: Millis) {
+        let offer = Offer {
+            device: "rogue".into(),
+            backend: "cpu".into(),
+            matrix_mflops: 100_000,
+            memory_mbps: 10_000,
+            transfer_mbps: 1_000,
+            memory_bytes: 1 << 30,
+            addresses: vec![self.mesh.local_address().to_string()],
+            issued_at: now,
+        };
+        let offer = Signed::new(offer, &self.network, &self.key).into_envelope();
+        self.say(&Message::Offers(vec![offer]));
+    }
+
+    /// Waits for a message of the victim in which `find` finds something.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    pub fn hears<T>(&self, what: &str, mut find: impl FnMut(Message) -> Option<T>) -> Result<T> {
+        let started = Instant::now();
+        loop {
+            let event = self.next(started).with_context(|| format!("waiting for {what}"))?;
+            if let Event::Control { from, frame } = event
+                && from == self.victim
+                && let Some((&CORE, bytes)) = frame.split_first()
+                && let Some(found) = decode(bytes).ok().and_then(&mut find)
+            {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn next(&self, since: Instant) -> Result<Event> {
+        let left = SOON.saturating_sub(since.elapsed());
+        let event = smol::block_on(smol::future::or(async { self.events.recv().await.ok() }, async {
+            smol::Timer::after(left).await;
+            None
+        }));
+        match event {
+            Some(event) => Ok(event),
+            None => bail!("nothing within {} s", SOON.as_secs()),
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! What people, disks and programs get wrong: each is told what failed, with which value, and what to do;
+//! nobody falls, and nothing that was acknowledged is lost.
+//!
+//! Peers that lie have a file of their own, `hostile.rs`. Must never accept a panic as an answer.
+
+use std::fs;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use skein_tests::agents::{
+    self, Agent, Network, SOON, Said, TEXT, explains, run, signal, skein, training, wait_for,
+};
+
+const LONG_EPOCH_MS: u64 = 600_000;
+
+/// Starts an agent that should not start, and returns what it said.
+fn refused(data_dir: &Path, more: &[&str]) -> Result<Said> {
+    let mut command = skein(&["up", "--headless", "--device", "cpu", "--data-dir"])?;
+    command.arg(data_dir);
+    for (flag, value) in [("--listen", "127.0.0.1:0"), ("--api", "127.0.0.1:0")] {
+        if !more.contains(&flag) && !data_dir.join("config.toml").exists() {
+            command.args([flag, value]);
+        }
+    }
+    let mut child = command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let ended = wait_for("the agent to refuse to start", SOON, || Ok(child.try_wait()?));
+    let _ = child.kill();
+    let said = Said::of(child.wait_with_output()?);
+    ended?;
+    let said = said?;
+    ensure!(said.code == 1, "it exits with {}: {said:?}", said.code);
+    Ok(said)
+}
+
+/// Copies a data directory's files, two levels deep.
+fn copy(from: &Path, to: PathBuf) -> Result<PathBuf> {
+    fs::create_dir_all(&to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(to)
+}
+
+fn flip(path: &Path, at: usize) -> Result<Vec<u8>> {
+    let mut bytes = fs::read(path)?;
+    *bytes.get_mut(at).with_context(|| format!("{} has only {at} bytes", path.display()))? ^= 1;
+    fs::write(path, &bytes)?;
+    Ok(bytes)
+}
+
+#[test]
+fn a_port_in_use_is_named() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let udp = UdpSocket::bind("127.0.0.1:0")?;
+    let address = udp.local_addr()?.to_string();
+    refused(folder.path(), &["--listen", &address])?.refuses(&[&address, "in use"])?;
+    let tcp = TcpListener::bind("127.0.0.1:0")?;
+    let address = tcp.local_addr()?.to_string();
+    refused(folder.path(), &["--api", &address])?.refuses(&[&address, "--api"])?;
+    // Neither left anything behind that hinders the next start.
+    ensure!(!folder.path().join("agent.json").exists(), "agent.json of an agent that never ran");
+    Ok(())
+}
+
+#[test]
+fn a_damaged_key_is_not_replaced() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let key = folder.path().join("identity.key");
+    for (text, word) in [
+        ("", "skein-secret-key-1"),
+        ("ssh-ed25519 AAAA\n", "skein-secret-key-1"),
+        ("skein-secret-key-1 abcd 00\n", "hexadecimal"),
+        (&format!("skein-secret-key-1 {} 01020304\n", "5a".repeat(32)), "checksum"),
+    ] {
+        fs::write(&key, text)?;
+        refused(folder.path(), &[])?.refuses(&["damaged", "identity.key", word, "backup"])?;
+        ensure!(fs::read_to_string(&key)? == text, "the damaged key was overwritten");
+    }
+    // Not even text.
+    fs::write(&key, [0xff, 0xfe, 0x00])?;
+    refused(folder.path(), &[])?.refuses(&["identity.key"])
+}
+
+#[test]
+fn a_bad_configuration_is_named_with_its_line() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("config.toml");
+    for (text, words) in [
+        ("listen = \n", &["config.toml", "line 1"][..]),
+        ("listen = \"127.0.0.1:0\"\ncolour = \"green\"\n", &["config.toml", "colour"]),
+        ("memory = \"much\"\n", &["config.toml", "memory"]),
+        ("listen = \"here\"\n", &["listen", "`here`", "127.0.0.1"][..2]),
+        ("api = \"localhost:80\"\n", &["api", "`localhost:80`"]),
+        ("bootstrap = [\"example.org\"]\n", &["bootstrap", "example.org"]),
+    ] {
+        fs::write(&config, text)?;
+        refused(folder.path(), &[])?.refuses(words).with_context(|| text.to_owned())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bad_genesis_is_named_with_its_field() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let genesis = folder.path().join("genesis.toml");
+    let path = genesis.display().to_string();
+    refused(folder.path(), &["--network", &path])?.refuses(&["genesis.toml", "cannot read"])?;
+    let good = "name = \"t\"\npolicy = \"io\"\nstarted_at_ms = 0\nepoch_ms = 5000\n";
+    for (from, to, word) in [
+        ("name = \"t\"", "name = ", "line 1"),
+        ("name = \"t\"\n", "", "name"),
+        ("epoch_ms = 5000", "epoch_ms = 10", "not 10"),
+        ("\"io\"", "\"gold\"", "`gold`"),
+        ("epoch_ms = 5000", "epoch_ms = 5000\nhalving = 4", "halving"),
+        ("started_at_ms = 0", "started_at_ms = -1", "started_at_ms"),
+    ] {
+        fs::write(&genesis, good.replace(from, to))?;
+        refused(folder.path(), &["--network", &path])?.refuses(&["genesis.toml", word])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_damaged_log_or_chain_is_named_and_left_as_it_is() -> Result<()> {
+    let mut network = Network::of(1, 2_000)?;
+    let agent = &network.agents[0];
+    let data = agent.put(&TEXT[..20_000])?;
+    let job = agent.submit("train", training(&data, 1, 2))?;
+    agent.job_done(&job)?;
+    wait_for("a settled epoch", SOON, || {
+        Ok((agent.status()?["ledger"]["height"].as_u64() > Some(0)).then_some(()))
+    })?;
+    network.agents[0].kill()?;
+    let agent = &network.agents[0];
+    let (folder, genesis) = (network.folder.path(), network.genesis().display().to_string());
+    let size = agent.log()?.size();
+    ensure!(size == 6, "three leases give six entries, not {size}");
+    let length = usize::try_from(fs::metadata(agent.data_dir.join("log/entries"))?.len())?;
+    let start = |copy: &Path| refused(copy, &["--network", &genesis]);
+
+    for (name, file, at, words) in [
+        ("header", "log/entries", 20, &["header", "left as it is"][..]),
+        ("first", "log/entries", 90, &["entry 0", "byte 78", "left as it is"]),
+        ("last", "log/entries", length - 1, &["entry 5", "left as it is"]),
+        ("signed", "log/checkpoint", 140, &["checkpoint", "left as it is"]),
+        ("chain", "chain", 30, &["chain", "left as it is"]),
+    ] {
+        let copy = copy(&agent.data_dir, folder.join(name))?;
+        let damaged = flip(&copy.join(file), at)?;
+        start(&copy)?.refuses(words).with_context(|| name.to_owned())?;
+        ensure!(fs::read(copy.join(file))? == damaged, "{name}: the damaged file was changed");
+    }
+    // A log that was cut is not a torn one: its checkpoint was shown to others.
+    let cut = copy(&agent.data_dir, folder.join("cut"))?;
+    let bytes = fs::read(cut.join("log/entries"))?;
+    fs::write(cut.join("log/entries"), &bytes[..length - 7])?;
+    start(&cut)?.refuses(&["entry 5", "left as it is"])?;
+    ensure!(fs::read(cut.join("log/entries"))?.len() == length - 7, "the cut log was changed");
+    // The log of another network.
+    let elsewhere = folder.join("elsewhere.toml");
+    fs::write(&elsewhere, fs::read_to_string(&genesis)?.replace("test", "rest"))?;
+    let moved = copy(&agent.data_dir, folder.join("moved"))?;
+    refused(&moved, &["--network", &elsewhere.display().to_string()])?.refuses(&["network"])?;
+
+    // What a crash cut off behind the checkpoint was never told to anyone: dropped, and said.
+    let torn = copy(&agent.data_dir, folder.join("torn"))?;
+    fs::write(torn.join("log/entries"), [&bytes[..], &[200, 3, 0, 0, 1, 2, 3, 4, 0]].concat())?;
+    let mut back = Agent::start(torn, network.genesis(), &[])?;
+    ensure!(back.story().contains("cut off"), "a torn entry was dropped in silence: {}", back.story());
+    ensure!(back.status()?["log"]["entries"] == size, "{}", back.status()?["log"]);
+    signal("TERM", back.pid()?)?;
+    ensure!(back.ended(SOON)?.success(), "it ended badly");
+    ensure!(back.log()?.size() == size, "entries that were acknowledged are gone");
+    network.agents.push(back);
+    network.finish()
+}
+
+#[test]
+fn two_agents_do_not_share_a_directory() -> Result<()> {
+    let network = Network::of(1, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    refused(&agent.data_dir, &[])?.refuses(&["another agent runs", &agent.dir(), "skein down"])?;
+    let status = run(&["status", "--json", "--data-dir", &agent.dir()])?;
+    ensure!(status.json()?["node"] == agent.node.as_str(), "the second start hurt the first: {status:?}");
+    network.finish()
+}
+
+#[test]
+fn a_directory_that_cannot_be_is_named() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("file");
+    fs::write(&file, "not a directory")?;
+    let below = file.join("data");
+    let words = [below.display().to_string()];
+    refused(&below, &[])?.refuses(&["data directory", &words[0], "--data-dir"])?;
+    // Parts of the directory taken by something else.
+    let taken = folder.path().join("taken");
+    for part in ["log", "blobs", "worker"] {
+        let _ = fs::remove_dir_all(&taken);
+        fs::create_dir_all(&taken)?;
+        fs::write(taken.join(part), "in the way")?;
+        if part == "worker" {
+            continue;
+        }
+        let said = refused(&taken, &[])?;
+        said.refuses(&[part]).with_context(|| part.to_owned())?;
+    }
+    Ok(())
+}
+
+/// A file system of its own, unmounted when dropped.
+struct Mount(PathBuf);
+
+impl Mount {
+    /// None, said loudly, where this process may not mount.
+    fn new(at: PathBuf, bytes: &str) -> Result<Option<Self>> {
+        fs::create_dir_all(&at)?;
+        let mount = |options: &str| {
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "skein-test"]).arg(&at).output()
+        };
+        match mount(&format!("size={bytes}")) {
+            Ok(output) if output.status.success() => Ok(Some(Self(at))),
+            other => {
+                eprintln!(
+                    "SKIPPED: cannot mount a small disk: {other:?}\nhint: run this test as root on Linux"
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    fn read_only(&self) -> Result<()> {
+        let done = Command::new("mount").args(["-o", "remount,ro"]).arg(&self.0).status()?;
+        ensure!(done.success(), "cannot make {} read-only", self.0.display());
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_ends_the_agent_with_a_reason_and_costs_nothing_acknowledged() -> Result<()> {
+    let mut network = Network::empty(LONG_EPOCH_MS)?;
+    let Some(disk) = Mount::new(network.folder.path().join("disk"), "24m")? else { return network.finish() };
+    let data_dir = disk.0.join("agent");
+    let agent = Agent::start(data_dir, network.genesis(), &[])?;
+    network.agents.push(agent);
+    network.met(1)?;
+    let agent = &network.agents[0];
+    let data = agent.put(&TEXT[..20_000])?;
+    let first = agent.submit("first", training(&data, 1, 2))?;
+    agent.job_done(&first)?;
+    wait_for("the acceptances", SOON, || Ok((agent.log()?.size() == 6).then_some(())))?;
+
+    let ballast = disk.0.join("ballast");
+    let full = fs::write(&ballast, vec![7; 64 << 20]);
+    ensure!(full.is_err(), "the disk is not full");
+    let blob = agent.post("/api/blobs", &TEXT[..200_000])?;
+    ensure!(blob.status == 502 && blob.message()?.contains("No space"), "{blob:?}");
+    agent.submit("second", training(&data, 1, 2))?;
+    // A receipt that cannot be made durable must not be sent: the agent ends, and says why.
+    let ended = network.agents[0].ended(SOON)?;
+    ensure!(ended.code() == Some(1), "it ended with {ended}");
+    let agent = &mut network.agents[0];
+    explains(&agent.story(), &["cannot write", "No space", "free some space"])?;
+    fs::remove_file(&ballast)?;
+    ensure!(agent.log()?.size() >= 6, "acknowledged entries are gone");
+    agent.restart()?;
+    network.met(1)?;
+    let again = network.agents[0].submit("third", training(&data, 1, 2))?;
+    network.agents[0].job_done(&again)?;
+
+    // The same disk, read-only.
+    signal("TERM", network.agents[0].pid()?)?;
+    network.agents[0].ended(SOON)?;
+    disk.read_only()?;
+    let genesis = network.genesis().display().to_string();
+    let said = refused(&network.agents[0].data_dir, &["--network", &genesis])?;
+    said.refuses(&["data directory", "Read-only"])?;
+    network.finish()
+}
+
+#[test]
+fn a_bad_job_file_is_named_with_its_field() -> Result<()> {
+    let network = Network::of(1, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    let folder = network.folder.path();
+    let path = folder.join("job.toml");
+    fs::write(folder.join("shakespeare.txt"), &TEXT[..5_000])?;
+    let good = run(&["run", "--example"])?.out;
+    let submit = || run(&["run", &path.display().to_string(), "--data-dir", &agent.dir()]);
+    submit()?.refuses(&["job.toml", "cannot read", "--example"])?;
+    for (from, to, words) in [
+        ("kind = \"train\"", "kind = \"mine\"", &["job.toml", "mine"][..]),
+        ("batch = 8", "batch = \"eight\"", &["job.toml", "batch"]),
+        ("batch = 8", "batch = 8\nprice = 1", &["job.toml", "price"]),
+        ("batch = 8", "", &["job.toml", "batch"]),
+        ("batch = 8", "batch = 0", &["batch = 0"]),
+        ("rounds = 6", "rounds = 1000000", &["rounds = 1000000"]),
+        ("heads = 4", "heads = 3", &["heads = 3", "divisor"]),
+        ("width = 128", "width = 4", &["width = 4"]),
+        ("learning_rate = 0.003", "learning_rate = -1.0", &["learning_rate", "-1"]),
+        ("learning_rate = 0.003", "learning_rate = 2.0", &["learning_rate = 2"]),
+        ("name = \"shakespeare\"", "name = \"../../etc\"", &["name = ../../etc"]),
+        ("shakespeare.txt", "hamlet.txt", &["hamlet.txt", "cannot read"]),
+    ] {
+        ensure!(good.contains(from), "the example no longer says {from}");
+        fs::write(&path, good.replace(from, to))?;
+        let said = submit()?;
+        said.refuses(words).with_context(|| to.to_owned())?;
+    }
+    ensure!(agent.get("/api/jobs")? == json!([]), "a bad job was taken");
+    // A text too short to train on, or no text at all, fails the job and says so.
+    let empty = agent.put(b"too short")?;
+    let job = agent.submit("short", training(&empty, 1, 1))?;
+    let failed = wait_for("the job to fail", agents::PATIENCE, || {
+        let job = agent.job(&job)?;
+        Ok((job["phase"] == "failed").then_some(job))
+    })?;
+    let reason = failed["reason"].as_str().context("no reason")?;
+    ensure!(reason.contains("text") || reason.contains("bytes"), "{reason}");
+    network.finish()
+}
