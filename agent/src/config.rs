@@ -143,7 +143,9 @@ pub(crate) fn genesis(path: Option<&Path>) -> Result<Genesis> {
     };
     if let Err(error) = genesis.validate() {
         let place = path.map_or("the built-in genesis".into(), |path| path.display().to_string());
-        bail!("{place}: {error}\nhint: fetch the file again from the network's founder; every agent needs the same");
+        bail!(
+            "{place}: {error}\nhint: fetch the file again from the network's founder; every agent needs the same"
+        );
     }
     Ok(genesis)
 }

@@ -280,9 +280,12 @@ fn the_coordinator_is_killed_and_the_job_goes_on_under_another() -> Result<()> {
         job["round"].as_u64().is_some_and(|round| (1..6).contains(&round))
     })?;
     network.agents[first].kill()?;
-    network.met(2)?;
-    let status = network.agents[owner].status()?;
-    ensure!(network.coordinator()? != first && number(&status["term"])? > term, "{status}");
+    let old = network.agents[first].node.clone();
+    let status = wait_for("another coordinator", SOON, || {
+        let status = network.agents[owner].status()?;
+        Ok((status["visible"] == true && status["coordinator"] != old.as_str()).then_some(status))
+    })?;
+    ensure!(number(&status["term"])? > term, "{status}");
     let done = network.agents[owner].job_done(&job)?;
     ensure!(number(&done["round"])? == 8 && done["digests_equal"] == true, "{done}");
     // It went on from the last outer step: it did not begin again.

@@ -1,5 +1,5 @@
 //! Owns the model: a pre-norm decoder over bytes, written once in Burn for every device. The feed-forward layer squares
-//! a ReLU, which learned as well as GELU here and cost a fifth less time per step on a processor.
+//! a ReLU, which cost a fifth less time per step on a processor than GELU.
 //! Must never know where weights come from, what trains them, or who asks: tensors in, tensors out.
 //!
 //! Activations are `[rows, width]`, a row being one token of one sequence. A [`Gpt`] holds a contiguous range of the

@@ -32,13 +32,16 @@ pub(super) async fn job(
     let id = parse_job(&id)?;
     let jobs = door.ask(Call::Jobs).await?;
     let job = jobs.into_iter().find(|job| job.id == id);
-    job.map(Json).ok_or_else(|| Problem::missing(format!("no job {} here\nhint: GET /api/jobs lists them", id.short())))
+    job.map(Json).ok_or_else(|| {
+        Problem::missing(format!("no job {} here\nhint: GET /api/jobs lists them", id.short()))
+    })
 }
 
 pub(super) async fn submit(State(door): State<Door>, body: Body) -> Result<Json<Value>, Problem> {
     let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_long())?;
-    let spec: JobSpec =
-        serde_json::from_slice(&bytes).map_err(|error| Problem::invalid(format!("not a job: {error}\nhint: `skein run --example` shows what a job holds")))?;
+    let spec: JobSpec = serde_json::from_slice(&bytes).map_err(|error| {
+        Problem::invalid(format!("not a job: {error}\nhint: `skein run --example` shows what a job holds"))
+    })?;
     let id = door.ask(|answer| Call::Submit(spec, answer)).await?.map_err(Problem::invalid)?;
     Ok(Json(json!({ "id": id })))
 }
@@ -101,12 +104,16 @@ pub(super) async fn get_blob(
     State(door): State<Door>,
     Path(digest): Path<String>,
 ) -> Result<Response, Problem> {
-    let digest: Digest =
-        digest.parse().map_err(|error: skein_proto::ids::BadId| {
-            Problem::invalid(format!("{error}\nhint: POST /api/blobs answers with a blob's digest"))
-        })?;
+    let digest: Digest = digest.parse().map_err(|error: skein_proto::ids::BadId| {
+        Problem::invalid(format!("{error}\nhint: POST /api/blobs answers with a blob's digest"))
+    })?;
     let file = smol::fs::File::open(door.store.path(&digest)).await;
-    let file = file.map_err(|_| Problem::missing(format!("blob {} is not held here\nhint: ask another agent, or put it here", digest.short())))?;
+    let file = file.map_err(|_| {
+        Problem::missing(format!(
+            "blob {} is not held here\nhint: ask another agent, or put it here",
+            digest.short()
+        ))
+    })?;
     let chunks = smol::stream::unfold(file, |mut file| async move {
         use smol::io::AsyncReadExt;
         let mut chunk = vec![0; 64 << 10];

@@ -79,8 +79,11 @@ const fn one() -> f32 {
 
 pub(super) async fn completions(State(door): State<Door>, body: Body) -> Result<Response, Problem> {
     let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_long())?;
-    let request: CompletionRequest = serde_json::from_slice(&bytes)
-        .map_err(|error| Problem::invalid(format!("not a completion request: {error}\nhint: model and prompt are needed, as in OpenAI's API")))?;
+    let request: CompletionRequest = serde_json::from_slice(&bytes).map_err(|error| {
+        Problem::invalid(format!(
+            "not a completion request: {error}\nhint: model and prompt are needed, as in OpenAI's API"
+        ))
+    })?;
     let place = Place::take(&door.completions)?;
     let stream = request.stream;
     let completion = Completion::prepare(door, request).await?;
@@ -140,7 +143,10 @@ impl Completion {
             Prompt::Texts(texts) => match <[String; 1]>::try_from(texts) {
                 Ok([text]) => text.into_bytes(),
                 Err(texts) => {
-                    return Err(Problem::invalid(format!("one prompt at a time, not {}\nhint: send a request for each", texts.len())));
+                    return Err(Problem::invalid(format!(
+                        "one prompt at a time, not {}\nhint: send a request for each",
+                        texts.len()
+                    )));
                 }
             },
         };
@@ -149,10 +155,14 @@ impl Completion {
         let context = usize::from(spec.shape.context);
         let max_tokens = request.max_tokens as usize;
         if text.is_empty() {
-            return Err(Problem::invalid("the prompt is empty\nhint: the model goes on from at least one byte"));
+            return Err(Problem::invalid(
+                "the prompt is empty\nhint: the model goes on from at least one byte",
+            ));
         }
         if let Some(n) = request.n.filter(|&n| n != 1) {
-            let message = format!("n = {n}: only one completion at a time\nhint: send the request as often as you want answers");
+            let message = format!(
+                "n = {n}: only one completion at a time\nhint: send the request as often as you want answers"
+            );
             return Err(Problem::invalid(message));
         }
         if max_tokens == 0 || text.len() + max_tokens > context {
@@ -167,20 +177,21 @@ impl Completion {
         let seed = request
             .seed
             .unwrap_or_else(|| chance.iter().fold(0, |seed, &byte| (seed << 8) | u64::from(byte)));
-        let sampler = Sampler::new(request.temperature, request.top_p, seed)
-            .map_err(|error| {
-                let (temperature, top_p) = (request.temperature, request.top_p);
-                Problem::invalid(format!(
-                    "temperature = {temperature}, top_p = {top_p}: {error}\nhint: leave both out for 1"
-                ))
-            })?;
+        let sampler = Sampler::new(request.temperature, request.top_p, seed).map_err(|error| {
+            let (temperature, top_p) = (request.temperature, request.top_p);
+            Problem::invalid(format!(
+                "temperature = {temperature}, top_p = {top_p}: {error}\nhint: leave both out for 1"
+            ))
+        })?;
         let stops: Vec<String> = match request.stop {
             None => Vec::new(),
             Some(Stop::One(stop)) => vec![stop],
             Some(Stop::Many(stops)) => stops,
         };
         if stops.len() > 4 || stops.iter().any(String::is_empty) {
-            return Err(Problem::invalid("stop takes at most 4 strings, none of them empty\nhint: leave stop out to generate max_tokens"));
+            return Err(Problem::invalid(
+                "stop takes at most 4 strings, none of them empty\nhint: leave stop out to generate max_tokens",
+            ));
         }
         Ok(Self {
             door,
@@ -236,7 +247,16 @@ impl Completion {
                 return Err(error.to_string());
             }
         };
-        session.step(0, &self.text).await.map_err(|error| error.to_string())
+        // The prompt in one pass, then byte by byte as it was first generated: passes of another length may
+        // round differently, and the text after a failover must be the text without one.
+        let mut logits =
+            session.step(0, &self.text[..self.prompt_len]).await.map_err(|error| error.to_string())?;
+        for place in self.prompt_len..self.text.len() {
+            let position = u32::try_from(place).map_err(|error| error.to_string())?;
+            let step = session.step(position, &self.text[place..=place]).await;
+            logits = step.map_err(|error| error.to_string())?;
+        }
+        Ok(logits)
     }
 
     /// Why the answer ends here, if it does; cuts the text before a stop string.

@@ -41,9 +41,8 @@ pub(crate) fn run(data_dir: DataDir, device: Option<String>, json: bool) -> Resu
             eprintln!("{note}");
         }
     };
-    let bench = match smol::block_on(worker.call(Task::Bench, note))? {
-        Reply::Benched(bench) => bench,
-        other => bail!("the worker answered out of turn: {other:?}"),
+    let Reply::Benched(bench) = smol::block_on(worker.call(Task::Bench, note))? else {
+        bail!("the worker answered out of turn");
     };
     if json {
         print_json(&json!({

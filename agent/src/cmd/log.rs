@@ -23,7 +23,10 @@ pub(crate) fn verify(data_dir: DataDir, log: Option<PathBuf>, json: bool) -> Res
     };
     let entries = if path.is_dir() { path.join("entries") } else { path };
     let bytes = fs::read(&entries).with_context(|| {
-        format!("cannot read the log {}\nhint: name an agent's log directory, DATA_DIR/log", entries.display())
+        format!(
+            "cannot read the log {}\nhint: name an agent's log directory, DATA_DIR/log",
+            entries.display()
+        )
     })?;
     let checkpoint = entries.with_file_name("checkpoint");
     let checkpoint = fs::read_to_string(&checkpoint).with_context(|| {

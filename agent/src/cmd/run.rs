@@ -22,12 +22,12 @@ kind = "train"
 name = "shakespeare"            # also the model's name when it is served
 data = "shakespeare.txt"        # any text; the last tenth is held out
 output = "shakespeare.safetensors"
-rounds = 6                      # outer steps (DiLoCo)
-inner_steps = 20                # steps of each agent per outer step
-batch = 8                       # sequences per step
-learning_rate = 0.003           # AdamW, inside
+rounds = 8                      # outer steps (DiLoCo)
+inner_steps = 50                # steps of each agent per outer step
+batch = 4                       # sequences per step
+learning_rate = 0.003           # AdamW, inside; falls to a fifth over the rounds
 outer_rate = 0.7                # Nesterov, outside
-outer_momentum = 0.9
+outer_momentum = 0.7
 seed = 1
 [shape]                         # a byte-level GPT
 layers = 6

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use skein_compute::protocol::{Reply, Task, TrainTask};
 use skein_mesh::{BlobStore, Mesh, fetch_blob};
 use skein_proto::holdings::Executed;
 use skein_proto::ids::{Digest, JobId, LeaseId, NodeId};
-use skein_proto::job::{Shape, Shard};
+use skein_proto::job::{Shape, Shard, TrainSpec};
 use skein_proto::lease::Pace;
 use skein_proto::node::Execution;
 use smol::channel;
@@ -20,6 +21,12 @@ use smol::channel;
 use super::pipeline::{Pipeline, stage_number};
 use super::worker::{CallFailed, Worker};
 use crate::limits::{BLOB_BYTES_MAX, STAGE_SILENCE_MAX, TUNING_BEAT, TUNING_MAX, WORKER_STOP_WAIT};
+
+/// The learning rate rises over at most so many of the first steps.
+const WARMUP_STEPS_MAX: u32 = 30;
+
+/// A worker of another version, or a bug in this one.
+const OUT_OF_TURN: &str = "the worker answered out of turn";
 
 /// What the executor reports to the daemon's loop.
 #[derive(Debug)]
@@ -111,26 +118,29 @@ impl Executor {
         if let Shard::Stage { .. } = execution.shard {
             return self.run_stage(execution, stopped).await;
         }
+        let at_work = AtomicBool::new(false);
         let work = async {
             let _turn = self.shared.turn.lock().await;
             self.fetch_inputs(&execution).await?;
+            at_work.store(true, Ordering::Relaxed);
             self.run_finite(&execution).await
         };
         let stop = async {
             let _ = stopped.recv().await;
             Err("stopped".to_owned())
         };
-        // Dropping the work cancels its call; a worker that does not obey is stuck, and goes.
-        let generation = self.shared.worker.generation();
+        // Dropping the work cancels its call; a worker that does not obey is stuck, and goes. One that had
+        // not come to this work is busy with another's.
         let result = smol::future::or(work, stop).await;
-        if result.as_ref().is_err_and(|reason| reason == "stopped") {
-            self.unstick(generation).await;
+        if at_work.load(Ordering::Relaxed) && result.as_ref().is_err_and(|reason| reason == "stopped") {
+            self.unstick().await;
         }
         result
     }
 
     /// Kills the worker unless it shows life soon.
-    async fn unstick(&self, generation: u64) {
+    async fn unstick(&self) {
+        let generation = self.shared.worker.generation();
         let alive = async { self.shared.worker.call(Task::Describe, |_| {}).await.is_ok() };
         let late = async {
             smol::Timer::after(WORKER_STOP_WAIT).await;
@@ -152,11 +162,15 @@ impl Executor {
             }
         };
         let call = self.kept_alive(lease, self.shared.worker.call(task, progress)).await;
-        let (loss_micronats, tokens) = match call.map_err(|error| error.to_string())? {
-            Reply::Initialised { .. } => (Some(self.held_out_loss(execution, &out).await?), 0),
-            Reply::Trained { loss_micronats, tokens, .. } => (Some(loss_micronats), tokens),
-            Reply::Merged { held_out_micronats, .. } => (held_out_micronats, 0),
-            other => return Err(format!("the worker answered out of turn: {other:?}")),
+        let reply = call.map_err(|error| error.to_string())?;
+        let (loss_micronats, tokens) = if let Reply::Initialised { .. } = reply {
+            (Some(self.held_out_loss(execution, &out).await?), 0)
+        } else if let Reply::Trained { loss_micronats, tokens, .. } = reply {
+            (Some(loss_micronats), tokens)
+        } else if let Reply::Merged { held_out_micronats, .. } = reply {
+            (held_out_micronats, 0)
+        } else {
+            return Err(OUT_OF_TURN.into());
         };
         let digest = self.shared.store.adopt(&out).await.map_err(|error| error.to_string())?;
         self.keep_only_recent(execution, digest).await;
@@ -169,10 +183,9 @@ impl Executor {
         let Shard::Init { data, .. } = &execution.shard else { return Err("not an init shard".into()) };
         let data = self.shared.store.path(data).to_string_lossy().into_owned();
         let task = Task::Evaluate { state: checkpoint.to_string_lossy().into_owned(), data };
-        match self.shared.worker.call(task, |_| {}).await.map_err(|error| error.to_string())? {
-            Reply::Evaluated { loss_micronats, .. } => Ok(loss_micronats),
-            other => Err(format!("the worker answered out of turn: {other:?}")),
-        }
+        let reply = self.shared.worker.call(task, |_| {}).await.map_err(|error| error.to_string())?;
+        let Reply::Evaluated { loss_micronats, .. } = reply else { return Err(OUT_OF_TURN.into()) };
+        Ok(loss_micronats)
     }
 
     fn task(&self, execution: &Execution, out: &str) -> Result<Task, String> {
@@ -186,9 +199,8 @@ impl Executor {
                 data: path(&spec.data),
                 inner_steps: spec.inner_steps,
                 batch: spec.batch,
-                learning_rate_millionths: spec.learning_rate_millionths,
-                // The learning rate rises over the first round.
-                warmup_steps: spec.inner_steps,
+                learning_rate_millionths: decayed(spec, *round),
+                warmup_steps: spec.inner_steps.min(WARMUP_STEPS_MAX),
                 round: *round,
                 index: u32::from(*index),
                 of: u32::from(*of),
@@ -333,6 +345,19 @@ impl Executor {
             }
         }
     }
+}
+
+/// The learning rate of a round: falls by a cosine from the job's own to a fifth of it over its rounds.
+fn decayed(spec: &TrainSpec, round: u32) -> u32 {
+    let part = f64::from(round) / f64::from(spec.rounds.max(1));
+    let factor = 0.2 + 0.4 * (1.0 + (std::f64::consts::PI * part).cos());
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the factor is from 0.2 to 1"
+    )]
+    let rate = (f64::from(spec.learning_rate_millionths) * factor).round() as u32;
+    rate.max(1)
 }
 
 fn model_shape(shape: Shape) -> Result<skein_compute::shape::ModelShape, String> {

@@ -406,7 +406,7 @@ impl Daemon {
             peers: peers.collect(),
             coordinator: reign.map(|reign| reign.coordinator),
             term: reign.map(|reign| reign.term.0),
-            visible: own.is_some() && reign.is_some(),
+            visible: own.is_some() && reign.is_some_and(|reign| self.reaches(reign.coordinator)),
             working: !held.is_empty(),
             reasons: self.reasons(),
             offer: own.map(|offer| offer.statement().clone()),
@@ -435,6 +435,11 @@ impl Daemon {
             bytes_received: self.mesh.bytes_received(),
             host: self.host.clone(),
         }
+    }
+
+    /// Whether `node` is this agent or connected to it.
+    fn reaches(&self, node: NodeId) -> bool {
+        node == self.node.id() || self.mesh.peers().iter().any(|(peer, _)| *peer == node)
     }
 
     fn reasons(&self) -> Vec<String> {

@@ -247,10 +247,12 @@ impl Pipeline {
             let stage = stage_number(lease);
             let reply =
                 self.shared.worker.call(Task::StageForward { stage, session, position, input }, |_| {}).await;
-            let frame = match reply.map_err(|error| broken(error.to_string()))? {
-                Reply::StageOutput(StageOutput::Hidden(values)) => Frame::Hidden { position, values },
-                Reply::StageOutput(StageOutput::Logits(values)) => Frame::Logits { values },
-                other => return Err(broken(format!("the worker answered out of turn: {other:?}"))),
+            let Reply::StageOutput(output) = reply.map_err(|error| broken(error.to_string()))? else {
+                return Err(broken("the worker answered out of turn".to_owned()));
+            };
+            let frame = match output {
+                StageOutput::Hidden(values) => Frame::Hidden { position, values },
+                StageOutput::Logits(values) => Frame::Logits { values },
             };
             let sent = encode(&frame);
             {

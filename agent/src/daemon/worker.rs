@@ -123,7 +123,10 @@ impl Worker {
     /// How long calls have waited without a word from the process; nothing when none waits.
     pub(crate) fn silent_for(&self) -> Duration {
         let calls = self.calls();
-        calls.heard_at.filter(|_| !calls.waiting.is_empty()).map_or(Duration::ZERO, |heard_at| heard_at.elapsed())
+        calls
+            .heard_at
+            .filter(|_| !calls.waiting.is_empty())
+            .map_or(Duration::ZERO, |heard_at| heard_at.elapsed())
     }
 
     /// Runs one task to its end; `progress` hears of its steps.
@@ -138,21 +141,18 @@ impl Worker {
         let (id, replies) = self.send(task).await?;
         let mut call = Call { worker: self, id, done: false };
         while let Ok(reply) = replies.recv().await {
-            match reply {
-                Reply::Failed { message } => {
-                    call.done = true;
-                    return Err(CallFailed::Task(message));
-                }
-                Reply::Cancelled => {
-                    call.done = true;
-                    return Err(CallFailed::Task("cancelled".into()));
-                }
-                step @ Reply::Progress { .. } => progress(step),
-                last => {
-                    call.done = true;
-                    return Ok(last);
-                }
+            if let Reply::Progress { .. } = reply {
+                progress(reply);
+                continue;
             }
+            call.done = true;
+            if let Reply::Failed { message } = reply {
+                return Err(CallFailed::Task(message));
+            }
+            if reply == Reply::Cancelled {
+                return Err(CallFailed::Task("cancelled".into()));
+            }
+            return Ok(reply);
         }
         call.done = true;
         Err(CallFailed::Died(self.calls().epitaph.clone()))

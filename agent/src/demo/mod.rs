@@ -41,6 +41,8 @@ const LOSS_BAR: f64 = 2.6;
 
 const SHAPE: Shape = Shape { layers: 6, width: 128, heads: 4, context: 128 };
 const ROUNDS: u32 = 8;
+/// Inner steps of one round over all agents, so that the demo takes as long with eight as with one.
+const STEPS_PER_ROUND: u32 = 150;
 
 /// Runs the demo.
 ///
@@ -163,12 +165,12 @@ impl Demo {
             shape: SHAPE,
             data,
             rounds: ROUNDS,
-            inner_steps: 20,
-            batch: 8,
+            inner_steps: (STEPS_PER_ROUND / u32::from(self.agents)).clamp(20, 75),
+            batch: 4,
             learning_rate_millionths: 3_000,
             outer_rate_millionths: 700_000,
-            outer_momentum_millionths: 900_000,
-            seed: 1,
+            outer_momentum_millionths: 700_000,
+            seed: 7,
         });
         let id = customer.submit(&JobSpec { name: "shakespeare".into(), nonce: 1, work })?;
         let bar = self.bar();

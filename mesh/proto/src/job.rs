@@ -229,14 +229,14 @@ impl Shard {
             Self::Train { spec, round, index, of, .. } => {
                 spec.validate()?;
                 check(*round < spec.rounds, "round", round, "below the job's rounds")?;
-                check((1..=limits::SLICES_MAX).contains(&usize::from(*of)), "of", of, "1 to 1025 slices")?;
+                check((1..=limits::SLICES_MAX).contains(&usize::from(*of)), "of", of, "1 to 513 slices")?;
                 check(index < of, "index", index, "below the number of slices")
             }
             Self::Merge { deltas, spec, round, .. } => {
                 spec.validate()?;
                 check(*round < spec.rounds, "round", round, "below the job's rounds")?;
                 let count = deltas.len();
-                check((1..=limits::SLICES_MAX).contains(&count), "deltas", count, "1 to 1025 slices")
+                check((1..=limits::SLICES_MAX).contains(&count), "deltas", count, "1 to 513 slices")
             }
             Self::Stage { shape, start, end, index, of, .. } => {
                 shape.validate()?;

@@ -9,7 +9,7 @@ pub const ROUNDS_MAX: u32 = 100_000;
 /// Largest control frame between agents, in bytes.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Members that one agent keeps track of.
-pub const MEMBERS_MAX: usize = 1_024;
+pub const MEMBERS_MAX: usize = 512;
 /// Offers passed on to a newcomer in one message.
 pub const OFFERS_SENT_MAX: usize = 64;
 /// Jobs that an agent keeps at once, finished ones included.
