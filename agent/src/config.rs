@@ -61,7 +61,11 @@ impl Config {
                 )
             })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => File::default(),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!("cannot read {}\nhint: mend it, or choose another data directory by --data-dir", path.display())
+                });
+            }
         };
         let bootstrap = if args.bootstrap.is_empty() {
             let listed = file.bootstrap.unwrap_or_default();

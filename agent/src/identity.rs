@@ -15,16 +15,20 @@ const HEADER: &str = "skein-secret-key-1 ";
 /// When the file is damaged (it is left as it is) or cannot be read or written.
 pub(crate) fn load_or_create(data_dir: &Path) -> Result<SigningKey> {
     let path = data_dir.join("identity.key");
+    let damaged = || {
+        format!(
+            "the key in {} is damaged\nhint: restore the file from a backup; or move it away to start \
+             under a new identity, which cannot claim what the old one earned",
+            path.display()
+        )
+    };
     match fs::read_to_string(&path) {
-        Ok(text) => parse(&text).with_context(|| {
-            format!(
-                "the key in {} is damaged\nhint: restore the file from a backup; or move it away to start \
-                 under a new identity, which cannot claim what the old one earned",
-                path.display()
-            )
-        }),
+        Ok(text) => parse(&text).with_context(damaged),
         Err(error) if error.kind() == io::ErrorKind::NotFound => create(&path),
-        Err(error) => Err(error).with_context(|| format!("cannot read the key {}", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(error).with_context(damaged),
+        Err(error) => Err(error).with_context(|| {
+            format!("cannot read the key {}\nhint: the agent's user must be able to read it", path.display())
+        }),
     }
 }
 

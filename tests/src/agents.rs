@@ -540,6 +540,24 @@ impl Drop for Agent {
     }
 }
 
+/// A TOML text whose `key` has another value; the key must be there, outside comments.
+///
+/// # Errors
+/// When it is not.
+pub fn set(text: &str, key: &str, value: &str) -> Result<String> {
+    let mut found = false;
+    let lines = text.lines().map(|line| match line.split_once(" = ") {
+        Some((name, _)) if name == key => {
+            found = true;
+            format!("{key} = {value}\n")
+        }
+        _ => format!("{line}\n"),
+    });
+    let text = lines.collect();
+    ensure!(found, "no key {key} in the example");
+    Ok(text)
+}
+
 /// The work of a small training job over a text that `data` names.
 pub fn training(data: &str, rounds: u32, inner_steps: u32) -> Value {
     json!({

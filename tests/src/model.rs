@@ -61,7 +61,7 @@ impl Model {
             }
             Output::Append(Record::Acceptance(acceptance)) => {
                 let digest = acceptance.unverified().receipt;
-                let earlier = log.iter().any(|record| match record {
+                let earlier = log.iter().rev().any(|record| match record {
                     Record::Receipt(receipt) => receipt.digest() == digest,
                     Record::Acceptance(_) => false,
                 });
@@ -92,7 +92,7 @@ impl Model {
                 })
             }
             Message::Receipt(receipt) => check(
-                log.iter().any(|record| match record {
+                log.iter().rev().any(|record| match record {
                     Record::Receipt(logged) => logged == receipt,
                     Record::Acceptance(_) => false,
                 }),

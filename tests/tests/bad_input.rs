@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use skein_tests::agents::{
-    self, Agent, Network, SOON, Said, TEXT, explains, run, signal, skein, training, wait_for,
+    self, Agent, Network, SOON, Said, TEXT, explains, run, set, signal, skein, training, wait_for,
 };
 
 const LONG_EPOCH_MS: u64 = 600_000;
@@ -303,25 +303,27 @@ fn a_bad_job_file_is_named_with_its_field() -> Result<()> {
     let good = run(&["run", "--example"])?.out;
     let submit = || run(&["run", &path.display().to_string(), "--data-dir", &agent.dir()]);
     submit()?.refuses(&["job.toml", "cannot read", "--example"])?;
-    for (from, to, words) in [
-        ("kind = \"train\"", "kind = \"mine\"", &["job.toml", "mine"][..]),
-        ("batch = 8", "batch = \"eight\"", &["job.toml", "batch"]),
-        ("batch = 8", "batch = 8\nprice = 1", &["job.toml", "price"]),
-        ("batch = 8", "", &["job.toml", "batch"]),
-        ("batch = 8", "batch = 0", &["batch = 0"]),
-        ("rounds = 6", "rounds = 1000000", &["rounds = 1000000"]),
-        ("heads = 4", "heads = 3", &["heads = 3", "divisor"]),
-        ("width = 128", "width = 4", &["width = 4"]),
-        ("learning_rate = 0.003", "learning_rate = -1.0", &["learning_rate", "-1"]),
-        ("learning_rate = 0.003", "learning_rate = 2.0", &["learning_rate = 2"]),
-        ("name = \"shakespeare\"", "name = \"../../etc\"", &["name = ../../etc"]),
-        ("shakespeare.txt", "hamlet.txt", &["hamlet.txt", "cannot read"]),
+    for (key, value, words) in [
+        ("kind", "\"mine\"", &["job.toml", "mine"][..]),
+        ("batch", "\"eight\"", &["job.toml", "batch"]),
+        ("batch", "8\nprice = 1", &["job.toml", "price"]),
+        ("batch", "8\nbatch = 8", &["job.toml", "batch"]),
+        ("batch", "", &["job.toml", "batch"]),
+        ("batch", "0", &["batch = 0"]),
+        ("rounds", "1000000", &["rounds = 1000000"]),
+        ("heads", "3", &["heads = 3", "divisor"]),
+        ("width", "4", &["width = 4"]),
+        ("learning_rate", "-1.0", &["learning_rate", "-1"]),
+        ("learning_rate", "2.0", &["learning_rate = 2"]),
+        ("name", "\"../../etc\"", &["name = ../../etc"]),
+        ("data", "\"hamlet.txt\"", &["hamlet.txt", "cannot read"]),
     ] {
-        ensure!(good.contains(from), "the example no longer says {from}");
-        fs::write(&path, good.replace(from, to))?;
-        let said = submit()?;
-        said.refuses(words).with_context(|| to.to_owned())?;
+        fs::write(&path, set(&good, key, value)?)?;
+        submit()?.refuses(words).with_context(|| format!("{key} = {value}"))?;
     }
+    // A field that is missing.
+    fs::write(&path, set(&good, "batch", "8")?.replace("batch = 8\n", ""))?;
+    submit()?.refuses(&["job.toml", "missing", "batch"])?;
     ensure!(agent.get("/api/jobs")? == json!([]), "a bad job was taken");
     // A text too short to train on, or no text at all, fails the job and says so.
     let empty = agent.put(b"too short")?;

@@ -1,5 +1,7 @@
 //! `/api/*`: status, jobs, blobs, claim, down.
 
+use std::io::Write;
+
 use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Query, State};
@@ -9,7 +11,6 @@ use serde_json::{Value, json};
 use skein_proto::ids::{Digest, JobId};
 use skein_proto::job::JobSpec;
 use skein_proto::message::JobStatus;
-use smol::io::AsyncWriteExt;
 use smol::stream::StreamExt;
 
 use super::{Door, Problem};
@@ -75,8 +76,12 @@ pub(super) async fn put_blob(State(door): State<Door>, body: Body) -> Result<Jso
     let mut name = [0; 16];
     getrandom::fill(&mut name).map_err(|error| Problem::broken(error.to_string()))?;
     let path = door.uploads.join(hex::encode(name));
-    let created = smol::fs::File::create(&path).await;
-    let mut file = created.map_err(|error| Problem::broken(format!("cannot store the blob: {error}")))?;
+    let unstored = |error: std::io::Error| {
+        Problem::broken(format!("cannot store the blob: {error}\nhint: free some space on the agent's disk"))
+    };
+    // Not smol's own files: they report a full disk as zero bytes written.
+    let created = path.clone();
+    let mut file = smol::unblock(move || std::fs::File::create(created)).await.map_err(unstored)?;
     let mut chunks = body.into_data_stream();
     let mut total = 0u64;
     let received = async {
@@ -84,13 +89,13 @@ pub(super) async fn put_blob(State(door): State<Door>, body: Body) -> Result<Jso
             let chunk = chunk.map_err(|error| Problem::invalid(format!("the upload broke off: {error}")))?;
             total += chunk.len() as u64;
             if total > BLOB_BYTES_MAX {
-                return Err(Problem::invalid(format!("a blob may have at most {BLOB_BYTES_MAX} bytes")));
+                let message = format!("a blob may have at most {BLOB_BYTES_MAX} bytes\nhint: split it");
+                return Err(Problem::invalid(message));
             }
-            file.write_all(&chunk)
-                .await
-                .map_err(|error| Problem::broken(format!("cannot store the blob: {error}")))?;
+            let written = smol::unblock(move || file.write_all(&chunk).map(|()| file)).await;
+            file = written.map_err(unstored)?;
         }
-        file.flush().await.map_err(|error| Problem::broken(format!("cannot store the blob: {error}")))
+        Ok(())
     };
     if let Err(problem) = received.await {
         let _ = smol::fs::remove_file(&path).await;

@@ -34,7 +34,7 @@ impl Journal {
     pub(crate) fn open(data_dir: &Path, genesis: &Genesis, key: SigningKey) -> Result<Self> {
         let (network, node) = (genesis.network_id(), NodeId(key.verifying_key().to_bytes()));
         let directory = data_dir.join("log");
-        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        fs::create_dir_all(&directory).map_err(|error| disk_trouble(&directory, &error))?;
         let path = directory.join("entries");
         let bytes = read_or_empty(&path)?;
         let checkpoint = String::from_utf8_lossy(&read_or_empty(&directory.join("checkpoint"))?).into_owned();
@@ -45,7 +45,7 @@ impl Journal {
             .truncate(false)
             .write(true)
             .open(&path)
-            .with_context(|| format!("cannot open the log {}", path.display()))?;
+            .map_err(|error| disk_trouble(&path, &error))?;
         file.set_len(good_bytes as u64)
             .and_then(|()| file.seek(SeekFrom::End(0)))
             .context("cannot trim the log")?;

@@ -56,7 +56,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let clock = Clock::new();
     let journal = Journal::open(&data_dir, &config.genesis, key.clone())?;
     let treasury = Treasury::open(&data_dir, &config.genesis, key.clone())?;
-    let store = BlobStore::open(data_dir.join("blobs")).context("cannot open the blob store")?;
+    let store = BlobStore::open(data_dir.join("blobs"))
+        .context("cannot open the blob store\nhint: `blobs` in the data directory must be a directory that can be written")?;
     let (api_socket, api) = bind_api(config.api)?;
     let (mesh, mesh_events) = Mesh::bind(MeshConfig {
         key: key.clone(),
@@ -123,7 +124,7 @@ async fn measure(
         smol::unblock(move || choose_device(&survey_from, requested.as_deref())).await?;
     tracing::info!("{device_reason}");
     let directory = config.data_dir.join("worker");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    fs::create_dir_all(&directory).map_err(|error| super::journal::disk_trouble(&directory, &error))?;
     let threads = match config.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         threads => threads,
@@ -181,7 +182,7 @@ fn scratch(data_dir: &Path) -> Result<PathBuf> {
     let scratch = data_dir.join("scratch");
     // What a killed agent left half-written is of no use.
     let _ = fs::remove_dir_all(&scratch);
-    fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
+    fs::create_dir_all(&scratch).map_err(|error| super::journal::disk_trouble(&scratch, &error))?;
     Ok(scratch)
 }
 

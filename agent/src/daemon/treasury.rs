@@ -47,14 +47,18 @@ impl Treasury {
         let path = data_dir.join("chain");
         let bytes = read_or_empty(&path)?;
         let (orderer, torn) = Orderer::open(genesis.clone(), key.clone(), &bytes).with_context(|| {
-            format!("the chain of blocks {} cannot be used; it was left as it is", path.display())
+            format!(
+                "the chain of blocks {} cannot be used; it was left as it is\nhint: restore it from a copy, or \
+                 move it away: the other agents of the network hold it too",
+                path.display()
+            )
         })?;
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&path)
-            .with_context(|| format!("cannot open {}", path.display()))?;
+            .map_err(|error| disk_trouble(&path, &error))?;
         let good = (bytes.len() as u64).saturating_sub(torn);
         file.set_len(good).and_then(|()| file.seek(SeekFrom::End(0))).context("cannot trim the chain")?;
         let me = NodeId(key.verifying_key().to_bytes());

@@ -58,7 +58,10 @@ pub(super) struct Serve {
     pub(super) unsharded_tokens_per_s: f64,
     pub(super) matches_unsharded: bool,
     pub(super) streamed_matches: bool,
+    /// Greedy.
     pub(super) text: String,
+    /// At temperature 0.7.
+    pub(super) sampled: String,
 }
 
 /// All agents' logs together.

@@ -68,10 +68,15 @@ impl Members {
     /// A member told of `offer`'s signer. It is dialled at the next tick, unless it is here or known.
     pub fn told_of(&mut self, now: Millis, offer: &Signed<Offer>) {
         let node = offer.signer();
-        if !self.connected.contains_key(&node) && !self.absent.contains_key(&node) {
+        if !self.knows(node) {
             let addresses = offer.statement().addresses.clone();
             self.remember(node, Absent { addresses, dial_at: now, tries_left: INTRODUCTIONS_MAX });
         }
+    }
+
+    /// Whether `node` is connected, or absent and not forgotten.
+    pub fn knows(&self, node: NodeId) -> bool {
+        self.connected.contains_key(&node) || self.absent.contains_key(&node)
     }
 
     /// Absent agents to be dialled now.

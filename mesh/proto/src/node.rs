@@ -331,13 +331,17 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         for envelope in offers.into_iter().take(limits::OFFERS_SENT_MAX) {
+            let signer = envelope.signer();
+            // What would change nothing is not worth the check of its signature.
+            if signer == self.id || (signer != from && self.members.knows(signer)) {
+                continue;
+            }
             let Ok(offer) = envelope.open(&self.network) else {
                 return self.disconnect(now, from, "an offer's signature does not verify".into(), out);
             };
-            if !offer.statement().is_bounded() || offer.signer() == self.id {
+            if !offer.statement().is_bounded() {
                 continue;
             }
-            let signer = offer.signer();
             if signer == from {
                 match self.members.offered(offer) {
                     News::Arrived => self.welcome(from, out),

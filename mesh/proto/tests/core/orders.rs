@@ -2,6 +2,8 @@
 //!
 //! Must never wait: time is a number.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one variant that it expects")]
+
 use skein_proto::ids::{Digest, JobId, Millis, NodeId};
 use skein_proto::job::JobSpec;
 use skein_proto::limits::{
