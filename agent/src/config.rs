@@ -63,7 +63,10 @@ impl Config {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => File::default(),
             Err(error) => {
                 return Err(error).with_context(|| {
-                    format!("cannot read {}\nhint: mend it, or choose another data directory by --data-dir", path.display())
+                    format!(
+                        "cannot read {}\nhint: mend it, or choose another data directory by --data-dir",
+                        path.display()
+                    )
                 });
             }
         };

@@ -29,6 +29,8 @@ pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
 pub(crate) const API_CONNECTIONS_MAX: usize = 128;
 /// A client that has not sent its request by then is cut off.
 pub(crate) const API_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that has not sent the body of its request by then is told so; a blob may pause so long.
+pub(crate) const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Events queued for the daemon's loop.
 pub(crate) const EVENTS_QUEUED_MAX: usize = 4_096;
 

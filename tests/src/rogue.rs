@@ -35,6 +35,8 @@ pub struct Rogue {
     events: Receiver<Event>,
     /// The reign that it says it obeys, twice a second, so that it is not taken for dead.
     reign: Arc<Mutex<Option<Reign>>>,
+    /// Ends with this value, and with it the connection.
+    _beating: smol::Task<()>,
 }
 
 impl Rogue {
@@ -52,7 +54,7 @@ impl Rogue {
         let (mesh, events) = Mesh::bind(MeshConfig { key: key.clone(), network, listen, bootstrap })?;
         let reign: Arc<Mutex<Option<Reign>>> = Arc::default();
         let (beating, said) = (mesh.clone(), Arc::clone(&reign));
-        smol::spawn(async move {
+        let beats = smol::spawn(async move {
             loop {
                 let reign = *said.lock().unwrap_or_else(PoisonError::into_inner);
                 let frame = [&[CORE], encode(&Message::Beat { reign }).as_slice()].concat();
@@ -61,9 +63,8 @@ impl Rogue {
                 }
                 smol::Timer::after(Duration::from_millis(500)).await;
             }
-        })
-        .detach();
-        let rogue = Self { key, network, victim, mesh, events, reign };
+        });
+        let rogue = Self { key, network, victim, mesh, events, reign, _beating: beats };
         rogue.connected()?;
         Ok(rogue)
     }

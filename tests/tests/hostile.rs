@@ -192,17 +192,18 @@ fn half_open_connections_do_not_keep_others_out() -> Result<()> {
         let part: &[u8] = match number % 3 {
             0 => b"",
             1 => b"GET /api/sta",
-            _ => b"POST /api/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{",
+            _ => b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{",
         };
         stream.write_all(part)?;
         held.push(stream);
     }
     let status = agent.status()?;
     ensure!(status["visible"] == true, "{status}");
-    // As many again as it serves at once: the first are cut off in time, and then it answers again.
+    // More than it serves at once: all are cut off in time, and then it answers again.
     for _ in 0..60 {
         held.push(TcpStream::connect(agent.api)?);
     }
+    ensure!(agent.status().is_err(), "there is room for all of them: the test proves nothing");
     wait_for("a place at the API", SOON, || Ok(agent.status().ok()))?;
     drop(held);
     wait_for("a place at the API", SOON, || Ok(agent.status().ok()))?;

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use axum::Json;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -13,10 +13,10 @@ use skein_proto::job::JobSpec;
 use skein_proto::message::JobStatus;
 use smol::stream::StreamExt;
 
-use super::{Door, Problem};
+use super::{Door, Problem, whole_body};
 use crate::daemon::Call;
 use crate::daemon::status::{ClaimState, Status};
-use crate::limits::{BLOB_BYTES_MAX, BODY_BYTES_MAX};
+use crate::limits::{API_BODY_TIMEOUT, BLOB_BYTES_MAX};
 
 pub(super) async fn status(State(door): State<Door>) -> Result<Json<Status>, Problem> {
     door.ask(Call::Status).await.map(|status| Json(*status))
@@ -39,7 +39,7 @@ pub(super) async fn job(
 }
 
 pub(super) async fn submit(State(door): State<Door>, body: Body) -> Result<Json<Value>, Problem> {
-    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_long())?;
+    let bytes = whole_body(body).await?;
     let spec: JobSpec = serde_json::from_slice(&bytes).map_err(|error| {
         Problem::invalid(format!("not a job: {error}\nhint: `skein run --example` shows what a job holds"))
     })?;
@@ -85,7 +85,12 @@ pub(super) async fn put_blob(State(door): State<Door>, body: Body) -> Result<Jso
     let mut chunks = body.into_data_stream();
     let mut total = 0u64;
     let received = async {
-        while let Some(chunk) = chunks.next().await {
+        loop {
+            let late = async {
+                smol::Timer::after(API_BODY_TIMEOUT).await;
+                Err(Problem::too_slow())
+            };
+            let Some(chunk) = smol::future::or(async { Ok(chunks.next().await) }, late).await? else { break };
             let chunk = chunk.map_err(|error| Problem::invalid(format!("the upload broke off: {error}")))?;
             total += chunk.len() as u64;
             if total > BLOB_BYTES_MAX {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -25,7 +26,7 @@ use smol_hyper::rt::{FuturesIo, SmolTimer};
 use tower_service::Service;
 
 use crate::daemon::{Call, Event, Running};
-use crate::limits::{API_CONNECTIONS_MAX, API_HEADER_TIMEOUT, BODY_BYTES_MAX};
+use crate::limits::{API_BODY_TIMEOUT, API_CONNECTIONS_MAX, API_HEADER_TIMEOUT, BODY_BYTES_MAX};
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -73,6 +74,14 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
     }
 
+    fn too_slow() -> Self {
+        let message = format!(
+            "the request's body did not come within {} s\nhint: send as many bytes as content-length says",
+            API_BODY_TIMEOUT.as_secs()
+        );
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message)
+    }
+
     fn missing(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found_error", message)
     }
@@ -84,6 +93,16 @@ impl Problem {
     fn leaving() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the agent is leaving")
     }
+}
+
+/// The whole body of a request that is not a blob; a client that stalls does not keep its connection.
+async fn whole_body(body: Body) -> Result<Bytes, Problem> {
+    let read = async { to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_long()) };
+    let late = async {
+        smol::Timer::after(API_BODY_TIMEOUT).await;
+        Err(Problem::too_slow())
+    };
+    smol::future::or(read, late).await
 }
 
 impl IntoResponse for Problem {

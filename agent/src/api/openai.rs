@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -20,10 +20,10 @@ use skein_proto::job::Work;
 use skein_proto::message::JobStatus;
 use smol::channel;
 
-use super::{Door, Problem};
+use super::{Door, Problem, whole_body};
 use crate::daemon::Call;
 use crate::daemon::pipeline::{Pipeline, Session};
-use crate::limits::{BODY_BYTES_MAX, COMPLETIONS_MAX, PLACEMENT_WAIT, REPLAYS_MAX};
+use crate::limits::{COMPLETIONS_MAX, PLACEMENT_WAIT, REPLAYS_MAX};
 use crate::sample::Sampler;
 
 pub(super) async fn models(State(door): State<Door>) -> Result<Json<Value>, Problem> {
@@ -78,7 +78,7 @@ const fn one() -> f32 {
 }
 
 pub(super) async fn completions(State(door): State<Door>, body: Body) -> Result<Response, Problem> {
-    let bytes = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_long())?;
+    let bytes = whole_body(body).await?;
     let request: CompletionRequest = serde_json::from_slice(&bytes).map_err(|error| {
         Problem::invalid(format!(
             "not a completion request: {error}\nhint: model and prompt are needed, as in OpenAI's API"

@@ -44,28 +44,61 @@ context = 128
 "#;
 
 /// A job file.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 enum JobFile {
-    Train {
-        name: String,
-        data: PathBuf,
-        output: Option<PathBuf>,
-        rounds: u32,
-        inner_steps: u32,
-        batch: u32,
-        learning_rate: f64,
-        outer_rate: f64,
-        outer_momentum: f64,
-        seed: u64,
-        shape: Shape,
-    },
-    Serve {
-        name: String,
-        model: PathBuf,
-        stages: u16,
-        shape: Shape,
-    },
+    Train(TrainFile),
+    Serve(ServeFile),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Train,
+    Serve,
+}
+
+/// What is read first. The rest is read by its kind and from the text, not by a tagged enum, whose errors
+/// name neither line nor field.
+#[derive(Deserialize)]
+struct Head {
+    kind: Kind,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrainFile {
+    #[serde(rename = "kind")]
+    _kind: Kind,
+    name: String,
+    data: PathBuf,
+    output: Option<PathBuf>,
+    rounds: u32,
+    inner_steps: u32,
+    batch: u32,
+    learning_rate: f64,
+    outer_rate: f64,
+    outer_momentum: f64,
+    seed: u64,
+    shape: Shape,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServeFile {
+    #[serde(rename = "kind")]
+    _kind: Kind,
+    name: String,
+    model: PathBuf,
+    stages: u16,
+    shape: Shape,
+}
+
+impl JobFile {
+    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        match toml::from_str::<Head>(text)?.kind {
+            Kind::Train => toml::from_str(text).map(Self::Train),
+            Kind::Serve => toml::from_str(text).map(Self::Serve),
+        }
+    }
 }
 
 /// # Errors
@@ -84,7 +117,7 @@ pub(crate) fn run(
     let text = std::fs::read_to_string(&path).with_context(|| {
         format!("cannot read the job {}\nhint: `skein run --example` prints one", path.display())
     })?;
-    let file: JobFile = toml::from_str(&text).with_context(|| {
+    let file = JobFile::parse(&text).with_context(|| {
         format!("{} is not a job file\nhint: `skein run --example` prints one", path.display())
     })?;
     let client = Client::find(data_dir)?;
@@ -104,39 +137,27 @@ fn prepare(client: &Client, file: JobFile, beside: &Path) -> Result<(JobSpec, Op
     getrandom::fill(&mut nonce).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
     let nonce = u64::from_le_bytes(nonce);
     Ok(match file {
-        JobFile::Train {
-            name,
-            data,
-            output,
-            rounds,
-            inner_steps,
-            batch,
-            learning_rate,
-            outer_rate,
-            outer_momentum,
-            seed,
-            shape,
-        } => {
+        JobFile::Train(file) => {
             let work = Work::Train(TrainSpec {
-                shape,
-                data: put(client, &beside.join(data))?,
-                rounds,
-                inner_steps,
-                batch,
-                learning_rate_millionths: millionths("learning_rate", learning_rate)?,
-                outer_rate_millionths: millionths("outer_rate", outer_rate)?,
-                outer_momentum_millionths: millionths("outer_momentum", outer_momentum)?,
-                seed,
+                shape: file.shape,
+                data: put(client, &beside.join(file.data))?,
+                rounds: file.rounds,
+                inner_steps: file.inner_steps,
+                batch: file.batch,
+                learning_rate_millionths: millionths("learning_rate", file.learning_rate)?,
+                outer_rate_millionths: millionths("outer_rate", file.outer_rate)?,
+                outer_momentum_millionths: millionths("outer_momentum", file.outer_momentum)?,
+                seed: file.seed,
             });
-            (JobSpec { name, nonce, work }, output.map(|output| beside.join(output)))
+            (JobSpec { name: file.name, nonce, work }, file.output.map(|output| beside.join(output)))
         }
-        JobFile::Serve { name, model, stages, shape } => {
+        JobFile::Serve(file) => {
             let work = Work::Serve(ServeSpec {
-                model: put(client, &beside.join(model))?,
-                shape,
-                stages_max: stages,
+                model: put(client, &beside.join(file.model))?,
+                shape: file.shape,
+                stages_max: file.stages,
             });
-            (JobSpec { name, nonce, work }, None)
+            (JobSpec { name: file.name, nonce, work }, None)
         }
     })
 }

@@ -128,7 +128,7 @@ struct Leaving {
     answers: Vec<channel::Sender<()>>,
 }
 
-/// A leaving agent waits so long for its workers to let go.
+/// A leaving agent waits so long for its workers to let go and its receipts to be answered.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
 
 impl Daemon {
@@ -141,7 +141,7 @@ impl Daemon {
         while let Ok(event) = events.recv().await {
             self.apply(event, feed)?;
             if let Some(leaving) = &self.leaving
-                && (self.node.held().is_empty() || leaving.since.elapsed() > LEAVE_WAIT)
+                && (self.node.may_leave() || leaving.since.elapsed() > LEAVE_WAIT)
             {
                 break;
             }

@@ -49,6 +49,13 @@ struct Held {
     stopping: Option<End>,
 }
 
+impl Held {
+    /// To stop serving is how serving ends well; any other shard is lost half-way.
+    fn end_when_stopped(&self) -> End {
+        if self.lease.statement().shard.is_standing() { End::Completed } else { End::Cancelled }
+    }
+}
+
 /// All leases of one agent.
 #[derive(Debug, Default)]
 pub struct Holdings {
@@ -170,8 +177,8 @@ impl Holdings {
     /// The coordinator releases a lease: a stage has served well, any other shard is cancelled. Returns
     /// whether it is to be stopped now.
     pub fn released(&mut self, id: LeaseId, from: NodeId) -> bool {
-        let standing = self.held.get(&id).is_some_and(|held| held.lease.statement().shard.is_standing());
-        self.end(id, from, if standing { End::Completed } else { End::Cancelled })
+        let end = self.held.get(&id).map_or(End::Cancelled, Held::end_when_stopped);
+        self.end(id, from, end)
     }
 
     /// The coordinator does not know a lease any more. Returns whether it is to be stopped now.
@@ -207,11 +214,16 @@ impl Holdings {
         let mut out = Vec::new();
         for (id, held) in &mut self.held {
             if held.stopping.is_none() {
-                held.stopping = Some(End::Cancelled);
+                held.stopping = Some(held.end_when_stopped());
                 out.push(*id);
             }
         }
         out
+    }
+
+    /// Whether every receipt was answered.
+    pub fn all_answered(&self) -> bool {
+        self.pending.is_empty()
     }
 
     /// Execution ended, one way or another: the lease becomes a receipt.

@@ -110,6 +110,7 @@ pub struct Node {
     network: NetworkId,
     started_at: Option<Millis>,
     bootstrapped: bool,
+    leaving: bool,
     offer: Option<Signed<Offer>>,
     members: Members,
     election: Election,
@@ -133,6 +134,7 @@ impl Node {
             network,
             started_at: None,
             bootstrapped: alone,
+            leaving: false,
             offer: None,
             members: Members::default(),
             election: Election::new(id, network),
@@ -169,6 +171,11 @@ impl Node {
     /// Leases held.
     pub fn held(&self) -> Vec<HeldLease> {
         self.holdings.list()
+    }
+
+    /// Whether nothing holds this agent any more: no lease in hand, no receipt without an answer.
+    pub fn may_leave(&self) -> bool {
+        self.holdings.list().is_empty() && self.holdings.all_answered()
     }
 
     /// Jobs that this agent has heard of.
@@ -212,6 +219,7 @@ impl Node {
             }
             Input::Finished(lease, result) => self.finished(now, lease, result, out),
             Input::Leave => {
+                self.leaving = true;
                 let stopped = self.holdings.give_up();
                 out.extend(stopped.into_iter().map(Output::Stop));
             }
@@ -425,6 +433,11 @@ impl Node {
         let office = self.election.reign().filter(|reign| reign.coordinator == from);
         let id = lease.unverified().id();
         let taken = match (office, lease.open(&self.network)) {
+            (Some(_), Ok(_)) if self.leaving => {
+                let reason = "this agent is leaving".to_owned();
+                self.send(from, Message::Failed { lease: id, reason: reason.clone() }, out);
+                Err(reason)
+            }
             (Some(reign), Ok(lease)) if lease.signer() == from => {
                 let (job, shard) = (lease.statement().job, lease.statement().shard.clone());
                 self.holdings
@@ -564,7 +577,8 @@ impl Node {
     }
 
     fn run_office(&mut self, now: Millis, out: &mut Vec<Output>) {
-        let Some(office) = &mut self.office else { return };
+        // Who leaves answers receipts to the last, and grants nothing more: the next coordinator will.
+        let Some(office) = self.office.as_mut().filter(|_| !self.leaving) else { return };
         let own = self.offer.iter();
         let hands: Vec<Hand> = own
             .chain(self.members.offers())

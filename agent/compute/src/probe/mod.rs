@@ -117,7 +117,9 @@ pub struct Chosen {
 #[derive(Debug, thiserror::Error)]
 pub enum ChooseError {
     /// Nothing has this name.
-    #[error("no device matches `{wanted}`; there is: {found}\nhint: pass `cpu` or part of one of these names")]
+    #[error(
+        "no device matches `{wanted}`; there is: {found}\nhint: pass `cpu` or part of one of these names"
+    )]
     NoMatch {
         /// What was asked for.
         wanted: String,
