@@ -3,6 +3,7 @@
 //! Must never be part of the product.
 
 pub mod agents;
+pub mod command;
 pub mod http;
 mod machine;
 pub mod model;

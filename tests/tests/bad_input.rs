@@ -10,9 +10,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use skein_tests::agents::{
-    self, Agent, Network, SOON, Said, TEXT, explains, run, set, signal, skein, training, wait_for,
-};
+use skein_tests::agents::{self, Agent, Network, SOON, TEXT, training, wait_for};
+use skein_tests::command::{Said, explains, run, set, signal, skein};
 
 const LONG_EPOCH_MS: u64 = 600_000;
 
@@ -293,6 +292,8 @@ fn a_full_disk_ends_the_agent_with_a_reason_and_costs_nothing_acknowledged() -> 
     let genesis = network.genesis().display().to_string();
     let said = refused(&network.agents[0].data_dir, &["--network", &genesis])?;
     said.refuses(&["data directory", "Read-only"])?;
+    // Unmounted before the directory around it is removed.
+    drop(disk);
     network.finish()
 }
 

@@ -7,7 +7,8 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use skein_tests::agents::{self, Network, TEXT, explains, run, set, training};
+use skein_tests::agents::{self, Network, TEXT, training};
+use skein_tests::command::{explains, run, set};
 
 const LONG_EPOCH_MS: u64 = 600_000;
 /// What clap exits with when the command line makes no sense.

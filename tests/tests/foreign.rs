@@ -9,7 +9,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use skein_tests::agents::{self, Network, Said, TEXT, training, wait_for};
+use skein_tests::agents::{self, Network, TEXT, training, wait_for};
+use skein_tests::command::{Said, explains, run};
 
 const LONG_EPOCH_MS: u64 = 600_000;
 /// What `openai_client.py` says when the package is not installed.
@@ -60,7 +61,7 @@ fn a_verifier_that_shares_no_code_with_us_comes_to_our_verdict() -> Result<()> {
     let Some(theirs) = python("verify_log.py", &[&text(&log)])? else { return network.finish() };
     ensure!(theirs.code == 0, "{theirs:?}");
     let theirs = theirs.json()?;
-    let ours = agents::run(&["log", "verify", "--json", &text(&log)])?.json()?;
+    let ours = run(&["log", "verify", "--json", &text(&log)])?.json()?;
     for key in ["ok", "node", "entries", "receipts", "acceptances", "root"] {
         ensure!(theirs[key] == ours[key] && !ours[key].is_null(), "{key}: {theirs} is not {ours}");
     }
@@ -78,7 +79,7 @@ fn a_verifier_that_shares_no_code_with_us_comes_to_our_verdict() -> Result<()> {
     ];
     for copy in &copies {
         let theirs = python("verify_log.py", &[&text(copy)])?.context("it was there just now")?;
-        let ours = agents::run(&["log", "verify", "--json", &text(copy)])?;
+        let ours = run(&["log", "verify", "--json", &text(copy)])?;
         ensure!(theirs.code == 1 && theirs.json()?["ok"] == false, "{}: {theirs:?}", copy.display());
         ensure!(ours.code == 1 && ours.json()?["ok"] == false, "{}: {ours:?}", copy.display());
     }
@@ -107,7 +108,7 @@ fn the_openai_client_of_everybody_is_served() -> Result<()> {
         [("model", "nobody"), ("temperature", "3"), ("max_tokens", "100000"), ("prompt", "empty"), ("n", "2")]
     {
         let message = said["errors"][about].as_str().context("no message")?;
-        agents::explains(message, &[word])?;
+        explains(message, &[word])?;
     }
     network.finish()
 }

@@ -4,7 +4,7 @@
 //! Frames that break the transport's own rules are tested beside it, in the mesh crate. Must never send
 //! anything beyond loopback.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::thread;
 
@@ -16,7 +16,8 @@ use skein_proto::job::{JobSpec, Shape, Shard, TrainSpec, Work};
 use skein_proto::lease::{Acceptance, End, Fence, Lease, Receipt};
 use skein_proto::message::{JobStatus, Message, Phase};
 use skein_proto::signed::{Envelope, Signed};
-use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, explains, training, wait_for};
+use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, training, wait_for};
+use skein_tests::command::explains;
 use skein_tests::http::{Answer, request, send};
 use skein_tests::prng::Prng;
 use skein_tests::rogue::{CORE, LEDGER, Rogue};
@@ -205,6 +206,12 @@ fn half_open_connections_do_not_keep_others_out() -> Result<()> {
     }
     ensure!(agent.status().is_err(), "there is room for all of them: the test proves nothing");
     wait_for("a place at the API", SOON, || Ok(agent.status().ok()))?;
+    // Who stopped in the middle of a body is told.
+    let mut answer = String::new();
+    held[2].set_read_timeout(Some(SOON))?;
+    held[2].read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    explains(&answer, &["did not come", "content-length"])?;
     drop(held);
     wait_for("a place at the API", SOON, || Ok(agent.status().ok()))?;
     network.finish()
@@ -304,9 +311,8 @@ fn a_peer_that_lies_is_not_believed_and_harms_nobody() -> Result<()> {
         // A receipt for a lease that was never granted is answered, not paid.
         let made_up = receipt(rogue, invented(rogue, rogue.node(), reign.term.0));
         rogue.say(&Message::Receipt(made_up));
-        let reason = rogue.hears("the refusal", |message| match message {
-            Message::Refused { reason, .. } => Some(reason),
-            _ => None,
+        let reason = rogue.hears("the refusal", |message| {
+            if let Message::Refused { reason, .. } = message { Some(reason) } else { None }
         })?;
         ensure!(reason.contains("not in force") || reason.contains("not the coordinator"), "{reason}");
     }
@@ -324,7 +330,7 @@ fn a_peer_that_lies_is_not_believed_and_harms_nobody() -> Result<()> {
         rogue.frame(vec![CORE; 1 << 20]);
         rogue.frame(vec![LEDGER; 1 << 20]);
     }
-    // From now on they are silent about work: what they were granted goes to others.
+    // They leave: what they were granted goes to others.
     drop(rogues);
     let done = network.agents[0].job_done(&job)?;
     ensure!(done["digests_equal"] == true && done["round"] == 8, "{done}");
@@ -363,16 +369,14 @@ fn a_lease_that_expired_is_not_paid_however_late_its_receipt_comes() -> Result<(
     let data = agent.put(&TEXT[..20_000])?;
     let job = agent.submit("train", training(&data, 1, 2))?;
     // A real grant to a member like others, which then does nothing with it.
-    let lease = rogue.hears("a grant", |message| match message {
-        Message::Grant { lease, .. } => Some(lease),
-        _ => None,
+    let lease = rogue.hears("a grant", |message| {
+        if let Message::Grant { lease, .. } = message { Some(lease) } else { None }
     })?;
     agent.job_until(&job, "the lease to expire", PATIENCE, |job| job["regrants"].as_u64() > Some(0))?;
     let id = lease.unverified().id();
     rogue.say(&Message::Receipt(receipt(&rogue, lease)));
-    let reason = rogue.hears("the refusal", |message| match message {
-        Message::Refused { lease, reason } if lease == id => Some(reason),
-        _ => None,
+    let reason = rogue.hears("the refusal", |message| {
+        if let Message::Refused { lease, reason } = message { (lease == id).then_some(reason) } else { None }
     })?;
     ensure!(reason.contains("expired"), "{reason}");
     drop(rogue);

@@ -13,7 +13,8 @@ use skein_ledger::entry::Entry;
 use skein_proto::ids::Digest;
 use skein_proto::job::Shard;
 use skein_proto::lease::End;
-use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, signal, training, wait_for};
+use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, training, wait_for};
+use skein_tests::command::{run, signal};
 use skein_tests::http;
 
 /// No epoch closes in tests that are not about money.
@@ -368,7 +369,7 @@ fn epochs_are_settled_exactly_and_all_agree_also_after_a_restart() -> Result<()>
             "{} has {balance}: {earned:?}",
             agent.node
         );
-        let claim = agents::run(&["claim", "--dry-run", "--json", "--data-dir", &agent.dir()])?.json()?;
+        let claim = run(&["claim", "--dry-run", "--json", "--data-dir", &agent.dir()])?.json()?;
         ensure!(claim["sent"] == false, "a dry run sends nothing: {claim}");
     }
 
@@ -411,7 +412,7 @@ fn an_agent_that_is_told_to_leave_ends_its_leases_and_exits_well() -> Result<()>
         if by_signal {
             signal("TERM", agent.pid()?)?;
         } else {
-            let said = agents::run(&["down", "--data-dir", &agent.dir()])?;
+            let said = run(&["down", "--data-dir", &agent.dir()])?;
             ensure!(said.code == 0 && said.out.contains("left"), "{said:?}");
         }
         let ended = agent.ended(Duration::from_secs(5))?;
