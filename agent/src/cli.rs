@@ -97,6 +97,8 @@ pub(crate) enum Verb {
     },
     /// Show everything on this machine: meet, train, serve, account, check
     Demo {
+        #[command(flatten)]
+        data_dir: DemoDir,
         /// Agents to start
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=8))]
         agents: u16,
@@ -135,6 +137,15 @@ pub(crate) enum LogVerb {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Where the demo leaves its folder. Not read from the environment: it must never be an agent's own directory
+/// by mistake.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DemoDir {
+    /// Directory in which the demo makes its folder [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
 }
 
 /// What `skein up` takes; each flag has its key in `config.toml` of the data directory.

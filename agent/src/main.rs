@@ -42,7 +42,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Jobs { data_dir, cancel, json } => cmd::jobs::run(data_dir, cancel, json),
         Verb::Log { verb: LogVerb::Verify { data_dir, log, json } } => cmd::log::verify(data_dir, log, json),
         Verb::Claim { data_dir, dry_run, json } => cmd::claim::run(data_dir, dry_run, json),
-        Verb::Demo { agents, json } => demo::run(agents, json),
+        Verb::Demo { data_dir, agents, json } => demo::run(data_dir.data_dir, agents, json),
         Verb::Worker { device } => cmd::worker::run(&device),
         Verb::Probe { adapter, .. } => cmd::worker::probe(adapter),
     }

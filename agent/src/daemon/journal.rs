@@ -3,6 +3,7 @@
 //! `log/entries` grows by records and is flushed; then `log/checkpoint` is replaced whole; only then may
 //! what was logged be sent. The index beside it (sled) can be lost at any time and is rebuilt.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,9 @@ use skein_ledger::entry::Entry;
 use skein_ledger::log::{self, Log};
 use skein_proto::genesis::Genesis;
 use skein_proto::ids::{Epoch, NetworkId, NodeId, Units};
+use skein_proto::lease::{End, Receipt};
+use skein_proto::limits::RECEIPTS_PENDING_MAX;
+use skein_proto::signed::Envelope;
 
 use crate::identity::write_private;
 
@@ -80,6 +84,27 @@ impl Journal {
     /// The log as it stands.
     pub(crate) fn log(&self) -> &Log {
         &self.log
+    }
+
+    /// The latest receipts of finished work without an acceptance: their answers may have been lost in a crash.
+    pub(crate) fn unanswered(&self) -> Vec<Envelope<Receipt>> {
+        let mut waiting = VecDeque::new();
+        for entry in self.log.entries() {
+            match entry {
+                Entry::Receipt(receipt) if receipt.unverified().end == End::Completed => {
+                    if waiting.len() >= RECEIPTS_PENDING_MAX {
+                        waiting.pop_front();
+                    }
+                    waiting.push_back(receipt.clone());
+                }
+                Entry::Receipt(_) => {}
+                Entry::Acceptance(acceptance) => {
+                    let answered = acceptance.unverified().receipt;
+                    waiting.retain(|receipt| receipt.digest() != answered);
+                }
+            }
+        }
+        waiting.into()
     }
 
     /// Accepted work of one epoch.

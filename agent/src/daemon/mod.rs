@@ -132,6 +132,11 @@ struct Leaving {
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
 
 impl Daemon {
+    /// Gives the core back what only the log remembers.
+    fn recall(&mut self) -> Result<()> {
+        self.core(Input::Unanswered(self.journal.unanswered()))
+    }
+
     /// Applies events until the agent is told to leave.
     async fn serve(
         &mut self,

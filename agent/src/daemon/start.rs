@@ -103,6 +103,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         leases_taken: 0,
         leaving: None,
     };
+    daemon.recall()?;
     let ended = daemon.serve(&events, &feed).await;
     drop(running_file);
     ended

@@ -221,6 +221,8 @@ impl Worker {
 
     /// Ends a process that has had nothing to do for a while, unless `keep`.
     pub(crate) async fn retire_if_idle(&self, keep: bool) {
+        // Held to the end, so that no call starts another process in between.
+        let mut process = self.shared.process.lock().await;
         let idle = {
             let calls = self.calls();
             let since = calls.used_at.map(|at| at.elapsed());
@@ -228,8 +230,8 @@ impl Worker {
         };
         if idle && !keep {
             // At the end of its input the worker exits.
-            self.shared.process.lock().await.take();
             self.calls().killed = true;
+            process.take();
         }
     }
 

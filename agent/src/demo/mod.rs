@@ -48,8 +48,8 @@ const STEPS_PER_ROUND: u32 = 150;
 ///
 /// # Errors
 /// When something could not even be tried; what was tried and failed is in the report.
-pub(crate) fn run(agents: u16, json: bool) -> Result<ExitCode> {
-    let demo = Demo::begin(agents, json)?;
+pub(crate) fn run(parent: Option<PathBuf>, agents: u16, json: bool) -> Result<ExitCode> {
+    let demo = Demo::begin(parent, agents, json)?;
     let report = demo.play()?;
     if json {
         crate::cmd::print_json(&report)?;
@@ -66,10 +66,11 @@ struct Demo {
 }
 
 impl Demo {
-    fn begin(agents: u16, json: bool) -> Result<Self> {
+    fn begin(parent: Option<PathBuf>, agents: u16, json: bool) -> Result<Self> {
         let mut name = [0; 4];
         getrandom::fill(&mut name).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
-        let folder = std::env::temp_dir().join(format!("skein-demo-{}", hex::encode(name)));
+        let folder =
+            parent.unwrap_or_else(std::env::temp_dir).join(format!("skein-demo-{}", hex::encode(name)));
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         // The agents share this machine: together they use each core once.

@@ -14,7 +14,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Millis, NetworkId, NodeId, Term};
-use crate::limits::{SUCCESSION_MS, TERM_JUMP_MAX, VACANCY_MS};
+use crate::limits::{NEWCOMER_MS, SUCCESSION_MS, TERM_JUMP_MAX, VACANCY_MS};
 
 /// One coordinator's time in office.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -80,9 +80,16 @@ impl Election {
             self.vacant_since = None;
             return false;
         }
+        let Some(place) = self.place_in_line(present) else {
+            // Who may not hold office counts no vacancy.
+            self.vacant_since = None;
+            return self.reign.take().is_some();
+        };
         let since = *self.vacant_since.get_or_insert(now);
-        let Some(place) = self.place_in_line(present) else { return self.reign.take().is_some() };
-        if now.since(since) < VACANCY_MS + SUCCESSION_MS * place {
+        // Others obey somebody from whom this agent has yet to hear: a newcomer gives him time to speak.
+        let newcomer = self.obeyed_term == Term(0) && self.highest_term > Term(0);
+        let patience = VACANCY_MS + SUCCESSION_MS * place + if newcomer { NEWCOMER_MS } else { 0 };
+        if now.since(since) < patience {
             return false;
         }
         self.highest_term = Term(self.highest_term.0.saturating_add(1));

@@ -221,11 +221,6 @@ impl Holdings {
         out
     }
 
-    /// Whether every receipt was answered.
-    pub fn all_answered(&self) -> bool {
-        self.pending.is_empty()
-    }
-
     /// Execution ended, one way or another: the lease becomes a receipt.
     pub fn finish(&mut self, now: Millis, id: LeaseId, result: Result<Executed, String>) -> Option<Receipt> {
         let held = self.held.remove(&id)?;

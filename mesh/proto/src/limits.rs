@@ -45,6 +45,8 @@ pub const SILENCE_MS: u64 = 2_000;
 pub const VACANCY_MS: u64 = 500;
 /// Each further in line waits so much longer, in case those before do not see the vacancy.
 pub const SUCCESSION_MS: u64 = 1_500;
+/// A newcomer to whom others name a coordinator waits so much longer, to hear from him himself.
+pub const NEWCOMER_MS: u64 = 3_000;
 /// An agent that was told of others waits so long for the first of them before it elects itself.
 pub const LONELY_MS: u64 = 5_000;
 /// A lease expires so long after its grant or last renewal.

@@ -52,6 +52,8 @@ pub enum Input {
     Finished(LeaseId, Result<Executed, String>),
     /// The agent is about to end: its leases are to be stopped.
     Leave,
+    /// The log holds these own receipts and no acceptance of them: their answers may have been lost in a crash.
+    Unanswered(Vec<Envelope<Receipt>>),
     /// Time passed.
     Tick,
 }
@@ -173,9 +175,12 @@ impl Node {
         self.holdings.list()
     }
 
-    /// Whether nothing holds this agent any more: no lease in hand, no receipt without an answer.
+    /// Whether nothing holds this agent any more: no lease in hand, no receipt that its
+    /// coordinator has yet to answer.
     pub fn may_leave(&self) -> bool {
-        self.holdings.list().is_empty() && self.holdings.all_answered()
+        let coordinator = self.election.reign().map(|reign| reign.coordinator);
+        let answered = coordinator.is_none_or(|node| self.holdings.unanswered(node).is_empty());
+        self.holdings.list().is_empty() && answered
     }
 
     /// Jobs that this agent has heard of.
@@ -222,6 +227,12 @@ impl Node {
                 self.leaving = true;
                 let stopped = self.holdings.give_up();
                 out.extend(stopped.into_iter().map(Output::Stop));
+            }
+            Input::Unanswered(receipts) => {
+                for receipt in receipts {
+                    let lease = receipt.unverified().lease.unverified().id();
+                    self.holdings.await_answer(lease, receipt);
+                }
             }
             Input::Tick => self.tick(now, out),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use skein_proto::election::{Election, Reign};
 use skein_proto::ids::{Millis, NetworkId, NodeId, Term};
-use skein_proto::limits::{SUCCESSION_MS, TERM_JUMP_MAX, VACANCY_MS};
+use skein_proto::limits::{NEWCOMER_MS, SUCCESSION_MS, TERM_JUMP_MAX, VACANCY_MS};
 
 const NETWORK: NetworkId = NetworkId([7; 32]);
 
@@ -107,7 +107,20 @@ fn hearsay_is_no_claim_but_raises_the_next_term() {
     assert_eq!(election.reign(), None);
     election.tick(Millis(0), &present(&[first]));
     election.tick(Millis(VACANCY_MS), &present(&[first]));
+    assert_eq!(election.reign(), None, "a newcomer does not take office from somebody it has yet to hear");
+    election.tick(Millis(VACANCY_MS + NEWCOMER_MS), &present(&[first]));
     assert_eq!(election.reign(), Some(reign(10, first)));
+}
+
+#[test]
+fn no_vacancy_is_counted_before_one_may_hold_office() {
+    let [first, second, ..] = line();
+    let mut election = Election::new(first, NETWORK);
+    election.tick(Millis(0), &present(&[second]));
+    election.tick(Millis(10 * VACANCY_MS), &present(&[first, second]));
+    assert_eq!(election.reign(), None, "the time before it had an offer does not count");
+    election.tick(Millis(11 * VACANCY_MS), &present(&[first, second]));
+    assert_eq!(election.reign(), Some(reign(1, first)));
 }
 
 #[test]
@@ -141,7 +154,7 @@ fn terms_end_without_a_panic() {
     let [first, second, ..] = line();
     let mut election = Election::new(first, NETWORK);
     election.heard(second, Some(reign(u64::MAX, second)));
-    election.tick(Millis(u64::MAX - 1_000), &present(&[first]));
+    election.tick(Millis(u64::MAX - 10_000), &present(&[first]));
     election.tick(Millis(u64::MAX), &present(&[first]));
     assert!(election.in_office());
 }

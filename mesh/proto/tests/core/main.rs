@@ -13,6 +13,8 @@ mod hostile;
 #[cfg(test)]
 mod leases;
 #[cfg(test)]
+mod leaving;
+#[cfg(test)]
 mod orders;
 #[cfg(test)]
 mod plan;

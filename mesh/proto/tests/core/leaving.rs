@@ -1,0 +1,87 @@
+//! How an agent leaves, and what it says again after it was cut off.
+
+use skein_proto::holdings::Executed;
+use skein_proto::ids::{Digest, LeaseId, Millis};
+use skein_proto::lease::{End, Pace, Receipt};
+use skein_proto::limits::BEAT_MS;
+use skein_proto::message::Message;
+use skein_proto::node::{Input, Node, Output, Record};
+use skein_proto::signed::Envelope;
+
+use crate::fixture;
+
+const START: u64 = 1_700_000_100_000;
+
+/// A lone agent in office that holds the one stage of a service.
+fn serving() -> (Node, u64, LeaseId) {
+    let mut node = Node::new(fixture::key(1), &fixture::genesis(), true);
+    let mut out = Vec::new();
+    node.handle(Millis(START), Input::Offer(fixture::offer()), &mut out);
+    let job = node.sign_job(fixture::serve_job(1));
+    node.handle(Millis(START), Input::Submit(job), &mut out);
+    for tick in 1..20 {
+        let now = START + tick * BEAT_MS;
+        node.handle(Millis(now), Input::Tick, &mut out);
+        let lease = out.iter().find_map(|output| {
+            if let Output::Execute(execution) = output { Some(execution.lease) } else { None }
+        });
+        if let Some(lease) = lease {
+            let ready = Pace { done: 1, of: 1, loss_micronats: None };
+            node.handle(Millis(now), Input::Progress(lease, ready), &mut out);
+            return (node, now, lease);
+        }
+    }
+    panic!("the lone agent never got its own stage");
+}
+
+fn served() -> Result<Executed, String> {
+    let digest = Digest::of(b"rolling");
+    Ok(Executed { inputs: vec![digest], outputs: vec![digest], tokens: 7, loss_micronats: None })
+}
+
+fn receipts(out: &[Output]) -> impl Iterator<Item = &Envelope<Receipt>> {
+    out.iter().filter_map(|output| {
+        if let Output::Append(Record::Receipt(receipt)) = output { Some(receipt) } else { None }
+    })
+}
+
+#[test]
+fn who_leaves_is_paid_for_what_it_served_and_takes_nothing_new() {
+    let (mut node, now, lease) = serving();
+    let mut out = Vec::new();
+    node.handle(Millis(now), Input::Leave, &mut out);
+    assert!(out.iter().any(|output| matches!(output, Output::Stop(stopped) if *stopped == lease)));
+    assert!(!node.may_leave(), "a lease is still in hand");
+    out.clear();
+    node.handle(Millis(now), Input::Finished(lease, served()), &mut out);
+    node.handle(Millis(now + BEAT_MS), Input::Tick, &mut out);
+    let ends: Vec<End> = receipts(&out).map(|receipt| receipt.unverified().end).collect();
+    assert_eq!(ends, [End::Completed]);
+    let paid = out.iter().any(|output| {
+        matches!(output, Output::Append(Record::Acceptance(acceptance)) if acceptance.unverified().units.0 > 0)
+    });
+    assert!(paid, "what was served before leaving is accepted");
+    assert!(!out.iter().any(|output| matches!(output, Output::Execute(_))), "nothing new is taken");
+    assert!(node.may_leave());
+}
+
+#[test]
+fn a_receipt_whose_answer_was_lost_in_a_crash_is_said_again() {
+    let (mut node, now, lease) = serving();
+    let mut out = Vec::new();
+    node.handle(Millis(now), Input::Leave, &mut out);
+    node.handle(Millis(now), Input::Finished(lease, served()), &mut out);
+    let receipt = receipts(&out).next().expect("the lease ended in a receipt").clone();
+    // The same agent, started anew: only its log remembers the receipt. It obeys itself again.
+    let mut again = Node::new(fixture::key(1), &fixture::genesis(), true);
+    let mut out = Vec::new();
+    again.handle(Millis(now), Input::Unanswered(vec![receipt]), &mut out);
+    again.handle(Millis(now), Input::Offer(fixture::offer()), &mut out);
+    for tick in 1..5 {
+        again.handle(Millis(now + tick * BEAT_MS), Input::Tick, &mut out);
+    }
+    let noted = out.iter().any(|output| matches!(output, Output::Note(text) if text.contains("not paid")));
+    assert!(noted, "it was sent, and the coordinator that remembers nothing refused it: {out:?}");
+    assert!(!out.iter().any(|output| matches!(output, Output::Send(_, Message::Receipt(_)))));
+    assert!(again.may_leave());
+}
