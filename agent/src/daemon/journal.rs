@@ -44,15 +44,7 @@ impl Journal {
         let checkpoint = String::from_utf8_lossy(&read_or_empty(&directory.join("checkpoint"))?).into_owned();
         let checkpoint = (!checkpoint.is_empty()).then_some(checkpoint);
         let (log, good_bytes) = replay(&path, &bytes, checkpoint.as_deref(), network, node)?;
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|error| disk_trouble(&path, &error))?;
-        file.set_len(good_bytes as u64)
-            .and_then(|()| file.seek(SeekFrom::End(0)))
-            .context("cannot trim the log")?;
+        let file = open_cut(&path, good_bytes as u64)?;
         let index = Index::open(&data_dir.join("index"), genesis, &log)?;
         let mut journal = Self { directory, file, good_bytes: good_bytes as u64, key, log, index };
         if good_bytes == 0 {
@@ -161,6 +153,20 @@ pub(crate) fn read_or_empty(path: &Path) -> Result<Vec<u8>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// Opens a file to append to, cut to its first `good_bytes`.
+///
+/// # Errors
+/// As the file system says, with what to do.
+pub(crate) fn open_cut(path: &Path, good_bytes: u64) -> Result<File> {
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let cut = opened.and_then(|mut file| {
+        file.set_len(good_bytes)?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(file)
+    });
+    cut.map_err(|error| disk_trouble(path, &error))
 }
 
 /// What to tell a person whose disk does not take what must not be lost.

@@ -3,8 +3,8 @@
 //! Blocks are durable before anything that rests on them is sent. Decides nothing about money.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -16,7 +16,7 @@ use skein_ledger::orderer::{self, Input, Orderer, Settlement};
 use skein_proto::genesis::Genesis;
 use skein_proto::ids::{Epoch, Millis, NodeId};
 
-use super::journal::{Journal, disk_trouble, read_or_empty};
+use super::journal::{Journal, disk_trouble, open_cut, read_or_empty};
 use super::status::{ClaimState, LedgerState, Payout, Settled};
 
 /// What the treasury wants done.
@@ -53,14 +53,7 @@ impl Treasury {
                 path.display()
             )
         })?;
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|error| disk_trouble(&path, &error))?;
-        let good = (bytes.len() as u64).saturating_sub(torn);
-        file.set_len(good).and_then(|()| file.seek(SeekFrom::End(0))).context("cannot trim the chain")?;
+        let file = open_cut(&path, (bytes.len() as u64).saturating_sub(torn))?;
         let me = NodeId(key.verifying_key().to_bytes());
         Ok(Self { path, file, genesis: genesis.clone(), key, me, orderer, role: (None, BTreeSet::new()) })
     }
