@@ -1,5 +1,5 @@
 //! Owns the model: a pre-norm decoder over bytes, written once in Burn for every device. The feed-forward layer squares
-//! a ReLU, which cost a fifth less time per step on a processor than GELU.
+//! a ReLU, which is cheaper than GELU on a processor.
 //! Must never know where weights come from, what trains them, or who asks: tensors in, tensors out.
 //!
 //! Activations are `[rows, width]`, a row being one token of one sequence. A [`Gpt`] holds a contiguous range of the
@@ -226,7 +226,7 @@ fn norm(rows: Tensor<2>, gain: &Tensor<2>) -> Tensor<2> {
 
 /// What is added to the scores, `[1, heads, tokens, position + tokens]`: far below zero where a token would look into
 /// its future, elsewhere less the further back it looks, at a slope of each head's own (ALiBi). With it a model finds
-/// its near past at once, where learned positions alone take hundreds of steps.
+/// its near past sooner than by learned positions alone.
 fn mask(heads: usize, position: usize, tokens: usize, device: &Device) -> Tensor<4> {
     let columns = position + tokens;
     let mut values = Vec::with_capacity(heads * tokens * columns);

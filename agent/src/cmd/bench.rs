@@ -8,7 +8,7 @@ use skein_compute::device::DeviceChoice;
 use skein_compute::probe::{self, Survey};
 use skein_compute::protocol::{Reply, Task};
 
-use super::{bytes_text, print_json, say};
+use super::{bytes_text, print_json, say, thousandth};
 use crate::cli::DataDir;
 use crate::daemon::worker::{Launch, Worker};
 use crate::host::Host;
@@ -76,9 +76,4 @@ fn describe(survey: &Survey) {
         let adapter = &report.adapter;
         eprintln!("  {} ({}, {}): {}", adapter.name, adapter.backend, adapter.driver, report.verdict);
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for display")]
-fn thousandth(value: u64) -> f64 {
-    value as f64 / 1e3
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use skein_proto::job::Work;
 use skein_proto::message::{JobStatus, Phase};
 
-use super::{print_json, say};
+use super::{nats, print_json, say};
 use crate::cli::DataDir;
 use crate::client::Client;
 
@@ -44,7 +44,7 @@ fn line(job: &JobStatus) -> String {
         Work::Train(train) => {
             let loss = job
                 .held_out_micronats
-                .map_or_else(String::new, |loss| format!(", held-out loss {}", nats(loss)));
+                .map_or_else(String::new, |loss| format!(", held-out loss {}", nats_text(loss)));
             ("train", format!("outer step {} of {}{loss}", job.round, train.rounds))
         }
         Work::Serve(_) => ("serve", format!("{} stages ready", job.stages.len())),
@@ -63,9 +63,7 @@ pub(crate) fn phase_text(phase: &Phase) -> String {
     }
 }
 
-/// A loss in nats per byte.
-pub(crate) fn nats(micronats: i64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "for display")]
-    let nats = micronats as f64 / 1e6;
-    format!("{nats:.3}")
+/// A loss in nats per byte, as text.
+pub(crate) fn nats_text(micronats: i64) -> String {
+    format!("{:.3}", nats(micronats))
 }

@@ -33,6 +33,18 @@ pub(crate) fn say(text: &str) -> Result<()> {
     Ok(())
 }
 
+/// A rate in thousands.
+#[expect(clippy::cast_precision_loss, reason = "for display")]
+pub(crate) fn thousandth(value: u64) -> f64 {
+    value as f64 / 1e3
+}
+
+/// A loss in nats per byte.
+#[expect(clippy::cast_precision_loss, reason = "for display")]
+pub(crate) fn nats(micronats: i64) -> f64 {
+    micronats as f64 / 1e6
+}
+
 /// Bytes for people.
 pub(crate) fn bytes_text(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()

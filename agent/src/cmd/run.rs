@@ -12,7 +12,7 @@ use skein_proto::ids::{Digest, JobId};
 use skein_proto::job::{JobSpec, ServeSpec, Shape, TrainSpec, Work};
 use skein_proto::message::{JobStatus, Phase};
 
-use super::jobs::{nats, phase_text};
+use super::jobs::{nats_text, phase_text};
 use super::say;
 use crate::cli::DataDir;
 use crate::client::Client;
@@ -209,8 +209,8 @@ pub(crate) fn show(bar: &ProgressBar, job: &JobStatus) {
             let within = u64::from(job.step) * 1_000 / u64::from(job.steps.max(1));
             bar.set_length(u64::from(train.rounds) * 1_000);
             bar.set_position(u64::from(job.round) * 1_000 + within);
-            let loss = job.loss_micronats.map_or_else(|| "-".into(), nats);
-            let held_out = job.held_out_micronats.map_or_else(|| "-".into(), nats);
+            let loss = job.loss_micronats.map_or_else(|| "-".into(), nats_text);
+            let held_out = job.held_out_micronats.map_or_else(|| "-".into(), nats_text);
             bar.set_message(format!(
                 "outer step {}/{}, {} agents, loss {loss}, held out {held_out} nats per byte",
                 job.round, train.rounds, job.agents
@@ -235,7 +235,7 @@ fn finish(client: &Client, job: &JobStatus, output: Option<PathBuf>) -> Result<E
     }
     match (&job.phase, job.state) {
         (Phase::Done, Some(state)) => {
-            let loss = job.held_out_micronats.map_or_else(|| "unknown".into(), nats);
+            let loss = job.held_out_micronats.map_or_else(|| "unknown".into(), nats_text);
             say(&format!("done: held-out loss {loss} nats per byte, checkpoint {state}"))?;
             if let Some(path) = output {
                 let bytes = client.get_blob(state, &path)?;

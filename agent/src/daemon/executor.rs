@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use skein_compute::protocol::{Reply, Task, TrainTask};
@@ -18,6 +18,7 @@ use skein_proto::lease::Pace;
 use skein_proto::node::Execution;
 use smol::channel;
 
+use super::lock;
 use super::pipeline::{Pipeline, stage_number};
 use super::worker::{CallFailed, Worker};
 use crate::limits::{BLOB_BYTES_MAX, STAGE_SILENCE_MAX, TUNING_BEAT, TUNING_MAX, WORKER_STOP_WAIT};
@@ -363,8 +364,4 @@ fn decayed(spec: &TrainSpec, round: u32) -> u32 {
 fn model_shape(shape: Shape) -> Result<skein_compute::shape::ModelShape, String> {
     skein_compute::shape::ModelShape::new(shape.layers, shape.width, shape.heads, shape.context)
         .map_err(|error| error.to_string())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

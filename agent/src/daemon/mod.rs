@@ -13,6 +13,7 @@ pub(crate) mod worker;
 mod start;
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -469,6 +470,11 @@ impl Daemon {
         }
         reasons
     }
+}
+
+/// Locks what is never left half-changed, so that a panic elsewhere does not matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Feeds everything from one channel into the loop's.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use skein_compute::protocol::{Reply, Task};
@@ -17,6 +17,7 @@ use skein_proto::message::StageAt;
 use skein_proto::signed::{decode, encode};
 use smol::channel;
 
+use super::lock;
 use super::worker::Worker;
 use crate::limits::{
     LINK_FRAMES_QUEUED_MAX, SESSIONS_MAX, STAGE_FRAME_BYTES_MAX, STAGE_HEAD_BYTES_MAX, STAGES_MAX,
@@ -412,8 +413,4 @@ async fn in_time<T>(future: impl Future<Output = Result<T, SessionError>>) -> Re
         Err(SessionError::Silent)
     })
     .await
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -25,9 +25,9 @@ use skein_proto::message::{JobStatus, Phase};
 
 use self::agents::{Agent, wait_for};
 use self::report::{Device, Log, Report, Serve, Settlement, Train};
-use crate::cmd::bytes_text;
 use crate::cmd::jobs::phase_text;
 use crate::cmd::run::show;
+use crate::cmd::{bytes_text, nats, thousandth};
 use crate::daemon::status::{Payout, Settled, Status};
 use crate::daemon::worker::{Launch, Worker};
 
@@ -546,16 +546,6 @@ fn require(failures: &mut Vec<String>, holds: bool, otherwise: &str) {
     if !holds {
         failures.push(otherwise.to_owned());
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for display")]
-fn nats(micronats: i64) -> f64 {
-    micronats as f64 / 1e6
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for display")]
-fn thousandth(value: u64) -> f64 {
-    value as f64 / 1e3
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for display")]
