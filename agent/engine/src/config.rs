@@ -25,6 +25,21 @@ pub enum Architecture {
     Skein,
 }
 
+impl Architecture {
+    /// The name by which files call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3",
+            Self::Skein => "skein",
+        }
+    }
+}
+
 /// Which elements of a head are rotated together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum RopeStyle {
@@ -204,4 +219,15 @@ impl ModelConfig {
     pub fn cache_bytes_per_token_and_layer(&self) -> u64 {
         2 * 2 * u64::from(self.kv_heads) * u64::from(self.head_width)
     }
+}
+
+/// The `window_pattern` by which exactly these layers slide; `None` if they follow none.
+#[must_use]
+pub fn window_pattern(slides: &[bool]) -> Option<u32> {
+    let layers = u32::try_from(slides.len()).ok().filter(|layers| *layers <= LAYERS_MAX)?;
+    let fits = |pattern: &u32| {
+        let slides_by_it = |layer: u32| *pattern == 0 || !(layer + 1).is_multiple_of(*pattern);
+        (0..layers).zip(slides).all(|(layer, slides)| *slides == slides_by_it(layer))
+    };
+    (0..=layers).find(fits)
 }

@@ -9,10 +9,27 @@
 //! layer, and kernels add in one fixed order per row. So a stream that moves to another machine's CPU goes on with the
 //! same tokens, a batch answers as a single session does, and a checker can re-run what was claimed.
 
+pub mod cache;
+pub mod chat;
 pub mod config;
+pub mod cpu;
+pub mod draft;
 pub mod dtype;
+pub mod evaluate;
 pub mod gguf;
+#[cfg(feature = "gpu")]
+pub mod gpu;
+pub mod graph;
+pub mod hf;
+pub mod import;
 pub mod limits;
 pub mod manifest;
+pub mod open;
+pub mod rows;
+pub mod sample;
 pub mod source;
+pub mod stage;
 pub mod step;
+pub mod tensors;
+pub mod tokenizer;
+pub mod toploc;

@@ -31,6 +31,17 @@ pub enum Input {
     Rows(Vec<u8>),
 }
 
+impl Input {
+    /// How many rows these are at this width; a broken last one counts.
+    #[must_use]
+    pub fn rows(&self, width: usize) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Rows(bytes) => bytes.len().div_ceil(row_bytes(width)),
+        }
+    }
+}
+
 /// What the last stage is to answer; others pass it on.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
 pub enum Want {
