@@ -3,20 +3,17 @@
 //! ```text
 //! fetcher: digest (32 bytes)                  holder: status (1), length (8, little-endian), content
 //! ```
-//! Must never trust a holder: what does not hash to the digest is dropped and the next one asked; and
-//! never hold more than a few chunks in memory.
+//! Must never trust a holder: what does not hash to the digest is dropped; and never hold more than a few
+//! chunks in memory. Whom to ask for what is `fetch.rs`'s to decide.
 
 use std::fmt;
 use std::io::Read;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use skein_proto::ids::{Digest, NodeId};
 
 use crate::error::OpenError;
-use crate::limits::{
-    BLOB_CHUNK_BYTES, BLOB_HOLDERS_MAX, BLOB_RATE_BYTES_MIN, BLOB_RATE_WINDOW, BLOB_STALL_TIMEOUT,
-};
+use crate::limits::{BLOB_CHUNK_BYTES, BLOB_RATE_BYTES_MIN, BLOB_RATE_WINDOW, BLOB_STALL_TIMEOUT};
 use crate::mesh::{Mesh, within};
 use crate::store::{BlobStore, Incoming, StoreError};
 use crate::stream::{BulkStream, StreamError, StreamKind};
@@ -196,76 +193,8 @@ fn answer(status: u8, bytes: u64) -> [u8; ANSWER_BYTES] {
     answer
 }
 
-/// Fetches a blob of at most `bytes_max` from the first holder that gives it, verified and durable;
-/// returns where it is. A blob that is held already is not fetched. The order of asking depends on
-/// who asks for what, so that load spreads over the holders; at most [`BLOB_HOLDERS_MAX`] are asked.
-pub async fn fetch_blob(
-    mesh: &Mesh,
-    store: &BlobStore,
-    digest: Digest,
-    holders: &[NodeId],
-    bytes_max: u64,
-) -> Result<PathBuf, FetchError> {
-    fetch_patiently(mesh, store, digest, holders, bytes_max, BLOB_STALL_TIMEOUT).await
-}
-
-/// `fetch_blob` with the time that a holder may be silent.
-pub(crate) async fn fetch_patiently(
-    mesh: &Mesh,
-    store: &BlobStore,
-    digest: Digest,
-    holders: &[NodeId],
-    bytes_max: u64,
-    stall_timeout: Duration,
-) -> Result<PathBuf, FetchError> {
-    if store.has(&digest) {
-        return Ok(store.path(&digest));
-    }
-    let mut failures = Vec::new();
-    for holder in order(mesh.node(), digest, holders) {
-        let stream = match mesh.open(holder, StreamKind::Blob).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                failures.push((holder, error.into()));
-                continue;
-            }
-        };
-        match fetch_from(stream, store, digest, bytes_max, stall_timeout).await {
-            Ok(()) => return Ok(store.path(&digest)),
-            Err(Failure::Holder(failure)) => {
-                tracing::debug!(%digest, holder = %holder.short(), %failure, "a holder failed");
-                failures.push((holder, failure));
-            }
-            Err(Failure::Store(StoreError::Mismatch { actual, .. })) => {
-                tracing::warn!(%digest, holder = %holder.short(), "a holder sent other content");
-                failures.push((holder, HolderFailure::Lied { actual }));
-            }
-            Err(Failure::Store(error)) => return Err(error.into()),
-        }
-    }
-    if failures.is_empty() {
-        return Err(FetchError::NoHolders { digest });
-    }
-    Err(FetchError::Holders { digest, failures })
-}
-
-/// The holders to ask, rotated to a start that differs by who asks for what.
-fn order(own: NodeId, digest: Digest, holders: &[NodeId]) -> Vec<NodeId> {
-    let mut order: Vec<NodeId> = Vec::new();
-    for holder in holders {
-        if *holder != own && !order.contains(holder) && order.len() < BLOB_HOLDERS_MAX {
-            order.push(*holder);
-        }
-    }
-    if !order.is_empty() {
-        let seed = usize::from(own.0[0] ^ digest.0[0]) | usize::from(own.0[1] ^ digest.0[1]) << 8;
-        let start = seed % order.len();
-        order.rotate_left(start);
-    }
-    order
-}
-
-enum Failure {
+/// What a holder's failure is, or the own store's.
+pub(crate) enum Failure {
     Holder(HolderFailure),
     Store(StoreError),
 }
@@ -282,13 +211,17 @@ impl From<StreamError> for Failure {
     }
 }
 
-async fn fetch_from(
-    stream: BulkStream,
+/// Fetches one blob from one holder, verified and durable; its length.
+pub(crate) async fn fetch_from(
+    mesh: &Mesh,
+    holder: NodeId,
     store: &BlobStore,
     digest: Digest,
     bytes_max: u64,
     stall_timeout: Duration,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
+    let opened = mesh.open(holder, StreamKind::Blob).await;
+    let stream = opened.map_err(|error| Failure::Holder(error.into()))?;
     let (mut asking, mut answering) = stream.split();
     asking.write_all(&digest.0).await?;
     asking.finish()?;
@@ -335,27 +268,9 @@ async fn fetch_from(
         writing = smol::unblock(move || incoming.write(&chunk).map(|()| incoming));
     }
     let incoming = writing.await?;
-    smol::unblock(move || incoming.commit(Some(digest))).await?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_holder_is_asked_once_and_starts_differ() {
-        let holders: Vec<NodeId> = (1..=4).map(|id| NodeId([id; 32])).collect();
-        let doubled = [&holders[..], &holders[..]].concat();
-        let mut starts = std::collections::BTreeSet::new();
-        for byte in 0..16 {
-            let order = order(NodeId([1; 32]), Digest([byte; 32]), &doubled);
-            let mut sorted = order.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, holders[1..], "all but oneself");
-            starts.insert(order[0]);
-        }
-        assert_eq!(starts.len(), 3);
-        assert!(order(NodeId([1; 32]), Digest([0; 32]), &[]).is_empty());
+    match smol::unblock(move || incoming.commit(Some(digest))).await {
+        Ok(_) => Ok(length),
+        Err(StoreError::Mismatch { actual, .. }) => Err(Failure::Holder(HolderFailure::Lied { actual })),
+        Err(error) => Err(error.into()),
     }
 }

@@ -11,7 +11,7 @@ use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use skein_proto::ids::{Digest, NetworkId, NodeId};
 use smol::channel::Receiver;
 
-use crate::blob::fetch_patiently;
+use crate::fetch::fetch_patiently;
 use crate::identity::{Identity, server_name};
 use crate::mesh::within;
 use crate::wire::{self, CloseCode, GREETING_BYTES, StreamCode};
@@ -269,7 +269,8 @@ fn a_holder_that_stalls_is_given_up() {
         let digest = Digest::of(b"wanted");
         let holders = [scene.victim.node()];
         let silence = Duration::from_millis(300);
-        let fetching = fetch_patiently(&scene.good, &store, digest, &holders, 1000, silence);
+        let wanted = [(digest, 1000)];
+        let fetching = fetch_patiently(&scene.good, &store, &wanted, &holders, silence, |_| {});
         let (_stream, result) = smol::future::zip(holding, fetching).await;
         match result.unwrap_err() {
             FetchError::Holders { failures, .. } => {

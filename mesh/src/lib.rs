@@ -13,12 +13,15 @@
 mod address;
 mod blob;
 mod error;
+mod fetch;
 mod greeting;
 mod identity;
 mod keeper;
 pub mod limits;
 mod link;
 mod mesh;
+mod pulse;
+mod retention;
 mod socket;
 mod store;
 mod stream;
@@ -29,8 +32,10 @@ mod wire;
 mod hostile_tests;
 
 pub use address::{BadPeerAddress, PeerAddress};
-pub use blob::{FetchError, HolderFailure, ServeError, Served, fetch_blob, serve_blob};
+pub use blob::{FetchError, HolderFailure, ServeError, Served, serve_blob};
 pub use error::{BindError, OpenError, SendError};
+pub use fetch::{Fetched, fetch_blob, fetch_blobs};
 pub use mesh::{Event, Mesh, MeshConfig};
+pub use retention::{Held, Trimmed};
 pub use store::{BlobStore, StoreError};
 pub use stream::{BulkReceiver, BulkSender, BulkStream, StreamError, StreamKind};

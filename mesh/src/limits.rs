@@ -58,6 +58,13 @@ pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 pub const IDLE_TIMEOUT_MS: u32 = 30_000;
 /// The dialler sends a packet after this much silence, so that NAT mappings live.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How often a link is looked at for silence.
+pub const PULSE_LOOK: Duration = Duration::from_millis(150);
+/// After this much silence the peer's machine is asked whether anybody listens there. Longer than the pause
+/// between two heartbeats, so that peers in good health are not asked.
+pub const PULSE_QUIET: Duration = Duration::from_millis(600);
+/// Time for its answer.
+pub const PULSE_ANSWER_TIMEOUT: Duration = Duration::from_millis(200);
 /// Time that `close` gives to queued control frames.
 pub const CLOSE_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time that `close` gives to the close packets.
@@ -75,3 +82,13 @@ pub const BLOB_RATE_WINDOW: Duration = Duration::from_secs(30);
 pub const BLOB_RATE_BYTES_MIN: u64 = 30 * (16 << 10);
 /// Holders that one fetch asks.
 pub const BLOB_HOLDERS_MAX: usize = 16;
+/// Blobs that one fetch asks for at the same time.
+pub const BLOB_FETCHES_MAX: usize = 8;
+/// A holder that had none of so many blobs in a row is asked after the others.
+pub const BLOB_MISSES_MAX: u32 = 3;
+/// A blob that takes so many times as long as those before is asked of a second holder.
+pub const BLOB_LATE_FACTOR: u32 = 4;
+/// And at least so long.
+pub const BLOB_LATE_MIN: Duration = Duration::from_millis(500);
+/// Larger blobs are not asked of a second holder while the first still sends.
+pub const BLOB_TWICE_BYTES_MAX: u64 = 8 << 20;

@@ -18,6 +18,7 @@ use smol::future::{FutureExt as _, pending};
 use crate::error::SendError;
 use crate::limits::{FRAME_BYTES_MAX, OUTGOING_BYTES_MAX, OUTGOING_FRAMES_MAX, STREAM_OPEN_TIMEOUT};
 use crate::mesh::{Event, Shared, within};
+use crate::pulse;
 use crate::stream::{BulkStream, StreamKind};
 use crate::table::Facts;
 use crate::wire::{self, CloseCode, FrameError, StreamCode};
@@ -136,10 +137,12 @@ impl LinkTask {
         tracing::debug!(node = %node.short(), address = %link.address(), dialled = link.facts.dialled, "peer is up");
         shared.report(Event::Up { node, address: link.address(), dialled: link.facts.dialled }).await;
 
-        // Only the reader ends the link: it delivers what had arrived before it sees the end.
+        // The reader ends the link: it delivers what had arrived before it sees the end. Except when there is
+        // nobody any more of whom it could see anything.
         let end = read_control(&shared, &link, receiver)
             .or(write_control(&shared, &link, queue, sender, flushed))
             .or(accept_streams(&shared, &link))
+            .or(notice_end(&link))
             .await;
         if let End::Here(code, reason) = &end {
             link.close(*code, reason);
@@ -220,6 +223,11 @@ async fn write_control(
     }
     drop(flushed);
     pending().await
+}
+
+async fn notice_end(link: &Link) -> End {
+    pulse::ended(link).await;
+    End::Here(CloseCode::Gone, "nobody listens at its address any more: the agent was killed".to_owned())
 }
 
 async fn accept_streams(shared: &Arc<Shared>, link: &Arc<Link>) -> End {

@@ -200,6 +200,12 @@ impl Mesh {
         self.link(node).map(|link| link.connection.rtt())
     }
 
+    /// The smoothed round-trip times to all nodes that are up, in microseconds, ordered by node id.
+    pub fn round_trips(&self) -> Vec<(NodeId, u32)> {
+        let micros = |link: &Link| u32::try_from(link.connection.rtt().as_micros()).unwrap_or(u32::MAX);
+        self.shared().table().links().map(|(node, link)| (node, micros(link))).collect()
+    }
+
     /// Opens a bulk stream. The peer learns of it with the first packet, so at once.
     pub async fn open(&self, to: NodeId, kind: StreamKind) -> Result<BulkStream, OpenError> {
         let link = self.link(to).ok_or(OpenError::NotConnected { node: to })?;

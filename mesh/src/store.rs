@@ -8,10 +8,12 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use skein_proto::ids::Digest;
 
 use crate::limits::BLOB_CHUNK_BYTES;
+use crate::retention::Holds;
 
 /// Unfinished files begin with this, which no digest does.
 const UNFINISHED_PREFIX: &str = "incoming-";
@@ -51,6 +53,22 @@ pub enum StoreError {
         /// The address of what came.
         actual: Digest,
     },
+    /// A name for pins that could be taken for something else.
+    #[error(
+        "`{name}` cannot name pinned blobs\nhint: 1 to 128 letters, digits, `-`, `_` or `.`, not `.` first"
+    )]
+    BadName {
+        /// The name, shortened.
+        name: String,
+    },
+    /// A list of pinned blobs cannot be read. Nothing is removed while that is so.
+    #[error(
+        "{} is no list of blobs\nhint: remove that file, and add again what it named", path.display()
+    )]
+    BadPins {
+        /// The list.
+        path: PathBuf,
+    },
     /// The blob exceeds the caller's bound.
     #[error("blob {digest} has {bytes} bytes, more than the {bytes_max} allowed")]
     TooLarge {
@@ -83,9 +101,12 @@ fn hint(error: &io::Error) -> &'static str {
 }
 
 /// A directory of blobs. Clones share it. One process at a time may have it open.
+///
+/// A blob is *pinned* by name (`retention.rs`), or it is a cached one that [`BlobStore::trim`] may remove.
 #[derive(Clone, Debug)]
 pub struct BlobStore {
-    directory: Arc<Path>,
+    pub(crate) directory: Arc<Path>,
+    pub(crate) holds: Arc<Holds>,
 }
 
 impl BlobStore {
@@ -103,7 +124,12 @@ impl BlobStore {
                 fs::remove_file(entry.path()).map_err(failed("remove an unfinished blob from"))?;
             }
         }
-        Ok(Self { directory: directory.into() })
+        Ok(Self { directory: directory.into(), holds: Arc::default() })
+    }
+
+    /// Where all blobs are, each a file named by its digest.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Where the blob is, or would be.
@@ -125,6 +151,19 @@ impl BlobStore {
             incoming.commit(None)
         })
         .await
+    }
+
+    /// Stores bytes under their digest; what is here already is not written again. Durable once a pin names
+    /// it, so that a model of ten thousand pieces does not wait for the disk's directory ten thousand times.
+    /// Blocks.
+    pub fn import(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::of(bytes);
+        if self.touch(&digest) == Some(bytes.len() as u64) {
+            return Ok(digest);
+        }
+        let mut incoming = Incoming::begin(self)?;
+        incoming.write(bytes)?;
+        incoming.rename(Some(digest))
     }
 
     /// Moves a finished file into the store, by renaming where the file system allows it. Nobody may
@@ -149,6 +188,17 @@ impl BlobStore {
             Err(source) => Err(StoreError::Io { action: "remove", path, source }),
         })
         .await
+    }
+
+    /// The length of a blob that is held, which counts as used now. Blocks.
+    pub(crate) fn touch(&self, digest: &Digest) -> Option<u64> {
+        let path = self.path(digest);
+        let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+        // A file that cannot be touched only looks older than it is.
+        if let Ok(file) = OpenOptions::new().append(true).open(&path) {
+            let _ = file.set_modified(SystemTime::now());
+        }
+        Some(metadata.len())
     }
 
     /// The blobs that are held and their lengths in bytes, ordered by digest.
@@ -181,7 +231,7 @@ impl BlobStore {
     }
 
     /// Makes the renames before it durable.
-    fn sync_directory(&self) -> io::Result<()> {
+    pub(crate) fn sync_directory(&self) -> io::Result<()> {
         // Windows has no such call; NTFS journals the rename.
         if cfg!(unix) { File::open(&self.directory)?.sync_all() } else { Ok(()) }
     }
@@ -285,7 +335,16 @@ impl Incoming {
     }
 
     /// Makes the blob durable and gives it its name, if it is what was expected.
-    pub(crate) fn commit(mut self, expected: Option<Digest>) -> Result<Digest, StoreError> {
+    pub(crate) fn commit(self, expected: Option<Digest>) -> Result<Digest, StoreError> {
+        let (store, path) = (self.store.clone(), self.path.clone());
+        let digest = self.rename(expected)?;
+        let failed = |source| StoreError::Io { action: "flush the directory of", path, source };
+        store.sync_directory().map_err(failed)?;
+        Ok(digest)
+    }
+
+    /// Makes the content durable and gives it its name, which a crash of the machine may still take away.
+    fn rename(mut self, expected: Option<Digest>) -> Result<Digest, StoreError> {
         let digest = Digest(*self.hasher.finalize().as_bytes());
         if let Some(expected) = expected
             && expected != digest
@@ -295,7 +354,6 @@ impl Incoming {
         self.file.sync_all().map_err(|source| self.failed("flush", source))?;
         fs::rename(&self.path, self.store.path(&digest)).map_err(|source| self.failed("rename", source))?;
         self.committed = true;
-        self.store.sync_directory().map_err(|source| self.failed("flush the directory of", source))?;
         Ok(digest)
     }
 

@@ -192,8 +192,13 @@ impl BulkSender {
     pub async fn send_frame(&mut self, frame: &[u8]) -> Result<(), StreamError> {
         let length = u32::try_from(frame.len())
             .map_err(|_| StreamError::TooLarge { bytes: frame.len(), bytes_max: u32::MAX as usize })?;
-        self.stream.write_all(&length.to_le_bytes()).await?;
-        self.write_all(frame).await
+        // In one piece, so that a small frame leaves in one packet.
+        let mut bytes = Vec::with_capacity(4 + frame.len());
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(frame);
+        self.stream.write_chunk(bytes.into()).await?;
+        self.traffic.add_sent(frame.len());
+        Ok(())
     }
 
     /// Sends raw bytes, without a length before them.

@@ -30,6 +30,8 @@ pub(crate) enum CloseCode {
     Silent = 6,
     /// The agent reached itself.
     Oneself = 7,
+    /// Nobody listens at the peer's address any more.
+    Gone = 8,
 }
 
 impl CloseCode {

@@ -56,15 +56,83 @@ pub struct TrainSpec {
     pub seed: u64,
 }
 
-/// Keep a model loaded, split by layers, and answer prompts.
+/// What a language model asks of the agents that serve it, as its owner counts it from the model's manifest.
+///
+/// It decides where stages go and what a token is worth. A stage reads the manifest itself before it loads
+/// anything, so what is overstated or understated here makes a worse placement and harms nobody else's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSize {
+    /// Decoder layers.
+    pub layers: u16,
+    /// Width of the residual stream.
+    pub width: u32,
+    /// Weights of the largest layer: each costs a multiplication and an addition per token.
+    pub layer_weights: u64,
+    /// Weights of the head, counted in the same way.
+    pub head_weights: u64,
+    /// Bytes of the largest layer, as it lies in memory.
+    pub layer_bytes: u64,
+    /// Bytes of the embedding, which the first stage holds.
+    pub embedding_bytes: u64,
+    /// Bytes of the head, which the last stage holds.
+    pub head_bytes: u64,
+    /// Whether the head is the embedding, so that who holds both holds it once.
+    pub tied: bool,
+    /// Bytes of cache that one layer keeps for one token.
+    pub cache_bytes_per_token: u32,
+}
+
+/// Keep a language model loaded, split by layers, and answer prompts.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 pub struct ServeSpec {
-    /// The checkpoint, as a blob that some member holds.
+    /// The model's manifest, as a blob that some member holds; the manifest names the pieces of its weights.
     pub model: Digest,
-    /// Its shape.
-    pub shape: Shape,
-    /// At most so many stages; fewer when fewer agents are present.
-    pub stages_max: u16,
+    /// What it asks of an agent.
+    pub size: ModelSize,
+    /// Tokens of each session for which there is to be room in memory.
+    pub context: u32,
+    /// Sessions at once for which there is to be room in memory.
+    pub sessions: u16,
+    /// Exactly so many stages, where there are so many agents; otherwise as few as possible.
+    pub stages: Option<u16>,
+}
+
+impl ServeSpec {
+    /// Memory that a stage of layers `start..end` needs: its weights, the cache of all sessions, and a tenth
+    /// more for what a step computes.
+    pub fn memory_bytes(&self, start: u16, end: u16) -> u64 {
+        let layers = u64::from(end.saturating_sub(start));
+        let ends = self.ends_bytes(start == 0, end == self.size.layers);
+        let bytes = self.layer_and_cache_bytes().saturating_mul(layers).saturating_add(ends);
+        bytes.saturating_add(bytes / 10)
+    }
+
+    /// Layers that fit into `memory_bytes`, beside the embedding of the first stage and the head of the last.
+    pub(crate) fn layers_within(&self, memory_bytes: u64, first: bool, last: bool) -> u16 {
+        // The greatest number of bytes that with its tenth is at most the memory.
+        let bytes = memory_bytes / 11 * 10 + (memory_bytes % 11).min(9);
+        let left = bytes.saturating_sub(self.ends_bytes(first, last));
+        let layers = left / self.layer_and_cache_bytes().max(1);
+        u16::try_from(layers).unwrap_or(u16::MAX).min(self.size.layers)
+    }
+
+    fn layer_and_cache_bytes(&self) -> u64 {
+        let tokens = u64::from(self.context).saturating_mul(u64::from(self.sessions));
+        let cache = u64::from(self.size.cache_bytes_per_token).saturating_mul(tokens);
+        self.size.layer_bytes.saturating_add(cache)
+    }
+
+    fn ends_bytes(&self, first: bool, last: bool) -> u64 {
+        let ModelSize { embedding_bytes, head_bytes, tied, .. } = self.size;
+        match (first, last) {
+            (true, true) if tied => embedding_bytes.max(head_bytes),
+            (true, true) => embedding_bytes.saturating_add(head_bytes),
+            (true, false) => embedding_bytes,
+            (false, true) => head_bytes,
+            (false, false) => 0,
+        }
+    }
 }
 
 /// What a job does.
@@ -139,8 +207,42 @@ impl TrainSpec {
 
 impl ServeSpec {
     fn validate(&self) -> Result<(), BadJob> {
-        self.shape.validate()?;
-        check(self.stages_max >= 1, "stages_max", self.stages_max, "at least 1")
+        self.size.validate()?;
+        check(
+            (1..=limits::CONTEXT_MAX).contains(&self.context),
+            "context",
+            self.context,
+            "1 to 1048576 tokens",
+        )?;
+        let sessions = self.sessions;
+        check((1..=limits::SESSIONS_MAX).contains(&sessions), "sessions", sessions, "1 to 256")?;
+        let stages = self.stages.unwrap_or(1);
+        let stages_max = self.size.layers.min(limits::STAGES_MAX);
+        check((1..=stages_max).contains(&stages), "stages", stages, "1 to the number of layers, at most 128")
+    }
+}
+
+impl ModelSize {
+    fn validate(&self) -> Result<(), BadJob> {
+        check((1..=limits::LAYERS_MAX).contains(&self.layers), "layers", self.layers, "1 to 512")?;
+        check((1..=limits::WIDTH_MAX).contains(&self.width), "width", self.width, "1 to 32768")?;
+        for (field, weights, bytes) in [
+            ("layer_weights", self.layer_weights, self.layer_bytes),
+            ("head_weights", self.head_weights, self.head_bytes),
+        ] {
+            // Or a token could be made as dear as one likes.
+            let hint = "at least 1, and no more than the bits of what holds them";
+            check((1..=bytes.saturating_mul(8)).contains(&weights), field, weights, hint)?;
+        }
+        for (field, bytes) in [
+            ("layer_bytes", self.layer_bytes),
+            ("embedding_bytes", self.embedding_bytes),
+            ("head_bytes", self.head_bytes),
+        ] {
+            check((1..=limits::PART_BYTES_MAX).contains(&bytes), field, bytes, "1 byte to 64 GiB")?;
+        }
+        let cache = self.cache_bytes_per_token;
+        check((1..=1 << 24).contains(&cache), "cache_bytes_per_token", cache, "1 byte to 16 MiB")
     }
 }
 
@@ -203,10 +305,8 @@ pub enum Shard {
     },
     /// Hold layers `start..end` of a model and serve sessions until released.
     Stage {
-        /// The checkpoint.
-        model: Digest,
-        /// Its shape.
-        shape: Shape,
+        /// The model, and for how much to keep room.
+        spec: ServeSpec,
         /// First layer.
         start: u16,
         /// One past the last layer.
@@ -238,16 +338,17 @@ impl Shard {
                 let count = deltas.len();
                 check((1..=limits::SLICES_MAX).contains(&count), "deltas", count, "1 to 513 slices")
             }
-            Self::Stage { shape, start, end, index, of, .. } => {
-                shape.validate()?;
-                check(start < end && *end <= shape.layers, "end", end, "above start, at most the layers")?;
-                check((1..=shape.layers).contains(of), "of", of, "1 to the number of layers")?;
+            Self::Stage { spec, start, end, index, of } => {
+                spec.validate()?;
+                let layers = spec.size.layers;
+                check(start < end && *end <= layers, "end", end, "above start, at most the layers")?;
+                check((1..=layers).contains(of), "of", of, "1 to the number of layers")?;
                 check(index < of, "index", index, "below the number of stages")
             }
         }
     }
 
-    /// The blobs that must be at hand before execution.
+    /// The blobs that must be at hand before execution. A stage's manifest names more.
     pub fn inputs(&self) -> Vec<Digest> {
         match self {
             Self::Init { data, .. } => vec![*data],
@@ -260,7 +361,7 @@ impl Shard {
                 }
                 inputs
             }
-            Self::Stage { model, .. } => vec![*model],
+            Self::Stage { spec, .. } => vec![spec.model],
         }
     }
 
@@ -277,9 +378,14 @@ impl Shard {
             Self::Merge { spec, deltas, .. } => {
                 Units((deltas.len() as u64 + 4).saturating_mul(spec.shape.weights()) / 1_000_000)
             }
-            Self::Stage { shape, start, end, .. } => {
+            Self::Stage { spec, start, end, .. } => {
+                // A multiplication and an addition per weight. An embedding is looked up and costs nothing;
+                // attention to earlier tokens is not counted, as its share depends on the session.
+                let size = &spec.size;
                 let layers = u64::from(end.saturating_sub(*start));
-                Units((24 * layers * u64::from(shape.width).pow(2)).div_ceil(1_000_000))
+                let head = if *end == size.layers { size.head_weights } else { 0 };
+                let weights = size.layer_weights.saturating_mul(layers).saturating_add(head);
+                Units(weights.saturating_mul(2).div_ceil(1_000_000))
             }
         }
     }

@@ -27,6 +27,20 @@ pub const HOLDERS_MAX: usize = MEMBERS_MAX + 2;
 /// Slices of one training round, and so pseudo-gradients of one outer step: every member and the
 /// coordinator.
 pub const SLICES_MAX: usize = MEMBERS_MAX + 1;
+/// Layers of a language model; the deepest known has 126.
+pub const LAYERS_MAX: u16 = 512;
+/// Width of a language model; the widest known has 16,384.
+pub const WIDTH_MAX: u32 = 32_768;
+/// Bytes of a layer, an embedding or a head.
+pub const PART_BYTES_MAX: u64 = 64 << 30;
+/// Tokens of a session for which memory is planned.
+pub const CONTEXT_MAX: u32 = 1 << 20;
+/// Sessions at once for which memory is planned.
+pub const SESSIONS_MAX: u16 = 256;
+/// Stages of a pipeline.
+pub const STAGES_MAX: u16 = 128;
+/// Links of which one agent tells: the shortest of them.
+pub const LINKS_MAX: usize = 64;
 /// Blobs that one agent may name as results of one shard.
 pub const OUTPUTS_MAX: usize = 16;
 /// Longest time to live of a lease; more would let a coordinator block a worker for days.
@@ -37,7 +51,16 @@ pub const REASON_BYTES_MAX: usize = 400;
 /// not believed before, so that no stranger ends all elections with the greatest of all numbers.
 pub const TERM_JUMP_MAX: u64 = 1 << 20;
 
-/// Pace of heartbeats and of the core's own clockwork.
+/// Agents of which placement tries every order.
+pub const EXACT_AGENTS_MAX: usize = 8;
+/// What a layer costs on any device besides reading and multiplying: starting its kernels.
+pub const LAYER_OVERHEAD_NS: u64 = 20_000;
+/// The way to an agent, one way, of whose link neither end told.
+pub const LINK_UNKNOWN_NS: u64 = 50_000_000;
+
+/// Pace of the core's own clockwork.
+pub const TICK_MS: u64 = 250;
+/// Pace of heartbeats.
 pub const BEAT_MS: u64 = 500;
 /// A member silent for so long is gone.
 pub const SILENCE_MS: u64 = 2_000;
@@ -65,6 +88,10 @@ pub const REDIALS_MAX: u16 = 720;
 pub const INTRODUCTIONS_MAX: u16 = 3;
 /// After its last try an agent is not tried again for so long, whoever tells of it.
 pub const INTRODUCTION_REST_MS: u64 = 60_000;
+/// An agent tells of its links at most so often.
+pub const LINKS_MS: u64 = 5_000;
+/// A fresh coordinator waits so long for everybody's links before it places a pipeline.
+pub const LINKS_WAIT_MS: u64 = 500;
 /// One member in turn is told of all others so often, since the first introduction may have failed.
 pub const INTRODUCE_MS: u64 = 5_000;
 /// A job's status is told to the members at most so often while nothing but its progress changes.

@@ -74,12 +74,24 @@ pub enum Message {
         /// Why, for people.
         reason: String,
     },
+    /// To the coordinator: round trips to other members in microseconds, the shortest ones. Replaces what was
+    /// said before.
+    Links(Vec<(NodeId, u32)>),
 }
 
 /// From where a new coordinator may resume a job: what its owner knows of it. False claims harm nobody
 /// but the owner.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct Resume {
+pub enum Resume {
+    /// Training.
+    Train(Trained),
+    /// Serving: the last complete pipeline. Who still has its layers loaded is to keep them.
+    Serve(Vec<StageAt>),
+}
+
+/// How far a training job came.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Trained {
     /// Outer steps finished.
     pub round: u32,
     /// The checkpoint after them.
@@ -176,6 +188,8 @@ pub struct JobStatus {
     pub regrants: u32,
     /// The pipeline of a serving job, complete and ready, or empty.
     pub stages: Vec<StageAt>,
+    /// Why it waits, for people, where that is known.
+    pub note: Option<String>,
 }
 
 impl JobStatus {
@@ -200,31 +214,37 @@ impl JobStatus {
             digests_equal: true,
             regrants: 0,
             stages: Vec::new(),
+            note: None,
         }
     }
 
     /// What another coordinator needs to go on from here.
     pub fn resume(&self) -> Option<Resume> {
-        self.state.map(|state| Resume {
-            round: self.round,
-            state,
-            start_loss_micronats: self.start_loss_micronats,
-            held_out_micronats: self.held_out_micronats,
-            tokens: self.tokens,
-            digests_equal: self.digests_equal,
-            regrants: self.regrants,
-        })
+        match &self.work {
+            Work::Serve(_) => (!self.stages.is_empty()).then(|| Resume::Serve(self.stages.clone())),
+            Work::Train(_) => self.state.map(|state| {
+                Resume::Train(Trained {
+                    round: self.round,
+                    state,
+                    start_loss_micronats: self.start_loss_micronats,
+                    held_out_micronats: self.held_out_micronats,
+                    tokens: self.tokens,
+                    digests_equal: self.digests_equal,
+                    regrants: self.regrants,
+                })
+            }),
+        }
     }
 
     /// Goes on from where an earlier coordinator left off.
-    pub(crate) fn resume_from(&mut self, resume: &Resume) {
-        self.round = resume.round;
-        self.state = Some(resume.state);
-        self.start_loss_micronats = resume.start_loss_micronats;
-        self.held_out_micronats = resume.held_out_micronats;
-        self.tokens = resume.tokens;
-        self.digests_equal = resume.digests_equal;
-        self.regrants = resume.regrants;
+    pub(crate) fn resume_from(&mut self, trained: &Trained) {
+        self.round = trained.round;
+        self.state = Some(trained.state);
+        self.start_loss_micronats = trained.start_loss_micronats;
+        self.held_out_micronats = trained.held_out_micronats;
+        self.tokens = trained.tokens;
+        self.digests_equal = trained.digests_equal;
+        self.regrants = trained.regrants;
     }
 
     /// Whether a coordinator's word about a job is small enough to keep and its pipeline can be walked.
@@ -236,23 +256,25 @@ impl JobStatus {
         };
         let stages_join = match &self.work {
             Work::Train(_) => self.stages.is_empty(),
-            Work::Serve(serve) => self.stages.is_empty() || self.stages_cover(serve.shape.layers),
+            Work::Serve(serve) => self.stages.is_empty() || cover(&self.stages, serve.size.layers),
         };
+        let note_fits = self.note.as_ref().is_none_or(|note| note.len() <= REASON_BYTES_MAX);
         // A job that was refused for its specification is told as failed, with that specification.
         let refused = matches!(self.phase, Phase::Failed { .. }) && self.name.len() <= REASON_BYTES_MAX;
-        (refused || spec.validate().is_ok()) && reason_fits && stages_join
+        (refused || spec.validate().is_ok()) && reason_fits && stages_join && note_fits
     }
+}
 
-    fn stages_cover(&self, layers: u16) -> bool {
-        let mut reached = 0;
-        for stage in &self.stages {
-            if stage.start != reached || stage.end <= stage.start {
-                return false;
-            }
-            reached = stage.end;
+/// Whether `stages` hold each of the model's layers once, in order.
+pub(crate) fn cover(stages: &[StageAt], layers: u16) -> bool {
+    let mut reached = 0;
+    for stage in stages {
+        if stage.start != reached || stage.end <= stage.start {
+            return false;
         }
-        reached == layers
+        reached = stage.end;
     }
+    reached == layers
 }
 
 /// `reason`, cut to what may travel.

@@ -1,7 +1,7 @@
 //! One agent's core: every input in, every effect out.
 //!
 //! Call order: feed each event with its time to [`Node::handle`], perform the outputs in order, and feed
-//! [`Input::Tick`] every [`limits::BEAT_MS`]. An [`Output::Append`] must be durable before any
+//! [`Input::Tick`] every [`limits::TICK_MS`]. An [`Output::Append`] must be durable before any
 //! [`Output::Send`] queued after it leaves. Per peer, frames arrive in the order in which they were sent
 //! while one connection lasts; when a connection ends on either side, each side is told `Down` before it is
 //! told of the next `Up`, or that `Up` alone. Every [`Output::Execute`] ends in one [`Input::Finished`],
@@ -18,12 +18,13 @@ use crate::ids::{JobId, LeaseId, Millis, NetworkId, NodeId};
 use crate::job::{JobSpec, Shard};
 use crate::lease::{Acceptance, End, Lease, Pace, Receipt};
 use crate::limits;
+use crate::links::Soundings;
 use crate::membership::{Members, News};
 use crate::message::{JobStatus, Message, Resume, bounded_reason};
 use crate::offer::Offer;
 use crate::office::{Letter, NotHired, Office};
 use crate::orders::Orders;
-use crate::plan::Hand;
+use crate::placement::Hand;
 use crate::signed::{Envelope, Malformed, Signed, decode};
 
 /// Everything that can happen to the core.
@@ -54,6 +55,8 @@ pub enum Input {
     Leave,
     /// The log holds these own receipts and no acceptance of them: their answers may have been lost in a crash.
     Unanswered(Vec<Envelope<Receipt>>),
+    /// Round trips to the connected agents in microseconds, measured by the shell now and then.
+    Links(Vec<(NodeId, u32)>),
     /// Time passed.
     Tick,
 }
@@ -119,6 +122,7 @@ pub struct Node {
     office: Option<Office>,
     holdings: Holdings,
     orders: Orders,
+    soundings: Soundings,
     loopback: VecDeque<Message>,
     beat_at: Millis,
     introduced_at: Millis,
@@ -143,6 +147,7 @@ impl Node {
             office: None,
             holdings: Holdings::default(),
             orders: Orders::default(),
+            soundings: Soundings::default(),
             loopback: VecDeque::new(),
             beat_at: Millis(0),
             introduced_at: Millis(0),
@@ -234,6 +239,10 @@ impl Node {
                     self.holdings.await_answer(lease, receipt);
                 }
             }
+            Input::Links(links) => {
+                self.soundings.measured(links);
+                self.say_links(now, out);
+            }
             Input::Tick => self.tick(now, out),
         }
         while let Some(message) = self.loopback.pop_front() {
@@ -284,6 +293,9 @@ impl Node {
         for receipt in self.holdings.unanswered(node) {
             self.send(node, Message::Receipt(receipt), out);
         }
+        // First, so that the coordinator knows them when it places what is ordered.
+        self.soundings.untold();
+        self.say_links(now, out);
         self.orders.unanswered();
         self.say_orders(now, out);
     }
@@ -297,6 +309,8 @@ impl Node {
             office.vanished(node, &mut letters);
         }
         self.post(letters, out);
+        // What it held goes to others at once, not at the next tick.
+        self.run_office(now, out);
     }
 
     fn message(&mut self, now: Millis, from: NodeId, message: Message, out: &mut Vec<Output>) {
@@ -307,7 +321,7 @@ impl Node {
                     self.reign_changed(now, out);
                 }
             }
-            Message::Submit { job, resume } => self.submitted(from, job, resume, out),
+            Message::Submit { job, resume } => self.submitted(now, from, job, resume, out),
             Message::Cancel(job) => {
                 let mut letters = Vec::new();
                 if let Some(office) = &mut self.office {
@@ -321,6 +335,10 @@ impl Node {
                 if let Some(office) = &mut self.office {
                     let answer = office.progress(now, from, lease, pace);
                     self.send(from, answer, out);
+                    if pace.of > 0 && pace.done == pace.of {
+                        // A stage became ready, for which somebody waits.
+                        self.run_office(now, out);
+                    }
                 }
             }
             Message::Renew(lease) => self.holdings.renewed(now, lease, from),
@@ -335,10 +353,18 @@ impl Node {
                     office.failed(from, lease, &bounded_reason(&reason), &mut letters);
                 }
                 self.post(letters, out);
+                self.run_office(now, out);
             }
             Message::Receipt(receipt) => self.receipt_heard(now, from, receipt, out),
             Message::Accepted(acceptance) => self.accepted(from, acceptance, out),
             Message::Refused { lease, reason } => self.refused(from, lease, &reason, out),
+            Message::Links(links) => {
+                if let Some(office) = &mut self.office {
+                    office.links_told(from, links);
+                }
+                // A fresh office may have waited for just these.
+                self.run_office(now, out);
+            }
         }
     }
 
@@ -392,6 +418,7 @@ impl Node {
 
     fn submitted(
         &mut self,
+        now: Millis,
         from: NodeId,
         job: Envelope<JobSpec>,
         resume: Option<Resume>,
@@ -400,7 +427,7 @@ impl Node {
         let Some(office) = &mut self.office else { return };
         let refusal = match job.open(&self.network) {
             Ok(job) if job.signer() == from => match office.submit(&job, resume) {
-                Ok(()) => return,
+                Ok(()) => return self.run_office(now, out),
                 Err(NotHired::Full) => "as many jobs as can be are under way".to_owned(),
                 Err(NotHired::Refused(status)) => {
                     return self.send(from, Message::Job(*status), out);
@@ -416,6 +443,14 @@ impl Node {
     fn say_orders(&mut self, now: Millis, out: &mut Vec<Output>) {
         let Some(reign) = self.election.reign() else { return };
         for message in self.orders.to_say(now) {
+            self.send(reign.coordinator, message, out);
+        }
+    }
+
+    /// Tells the coordinator how far others are, if there is news.
+    fn say_links(&mut self, now: Millis, out: &mut Vec<Output>) {
+        let Some(reign) = self.election.reign() else { return };
+        if let Some(message) = self.soundings.to_say(now) {
             self.send(reign.coordinator, message, out);
         }
     }
@@ -591,10 +626,7 @@ impl Node {
         // Who leaves answers receipts to the last, and grants nothing more: the next coordinator will.
         let Some(office) = self.office.as_mut().filter(|_| !self.leaving) else { return };
         let own = self.offer.iter();
-        let hands: Vec<Hand> = own
-            .chain(self.members.offers())
-            .map(|offer| Hand { node: offer.signer(), speed: offer.statement().matrix_mflops })
-            .collect();
+        let hands: Vec<Hand> = own.chain(self.members.offers()).map(Hand::of).collect();
         let mut letters = Vec::new();
         office.tick(now, &hands, &mut letters);
         self.post(letters, out);

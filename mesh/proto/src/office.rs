@@ -11,9 +11,13 @@ use ed25519_dalek::SigningKey;
 use crate::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term, Units};
 use crate::job::{JobSpec, Shard, Work};
 use crate::lease::{Acceptance, End, Fence, Lease, Pace, Receipt};
-use crate::limits::{ACCEPTANCES_KEPT_MAX, ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, LEASES_HELD_MAX, STATUS_MS};
+use crate::limits::{
+    ACCEPTANCES_KEPT_MAX, ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, LEASES_HELD_MAX, LINKS_WAIT_MS, STATUS_MS,
+};
+use crate::links::Links;
 use crate::message::{JobStatus, Message, Phase, Resume, StageAt, bounded_reason};
-use crate::plan::{Hand, Next, Plan, ServePlan, Slot, Task, TrainPlan};
+use crate::placement::Hand;
+use crate::plan::{Next, Plan, ServePlan, Slot, Task, TrainPlan};
 use crate::signed::{Envelope, Signed};
 
 /// One outgoing message.
@@ -29,6 +33,8 @@ pub struct Office {
     jobs: BTreeMap<JobId, Job>,
     grants: BTreeMap<LeaseId, Grant>,
     accepted: VecDeque<(LeaseId, Envelope<Acceptance>)>,
+    links: Links,
+    began_at: Option<Millis>,
 }
 
 #[derive(Debug)]
@@ -70,6 +76,8 @@ impl Office {
             jobs: BTreeMap::new(),
             grants: BTreeMap::new(),
             accepted: VecDeque::new(),
+            links: Links::default(),
+            began_at: None,
         }
     }
 
@@ -97,16 +105,25 @@ impl Office {
         }
         let plan = match job.statement().work.clone() {
             Work::Train(train) => {
-                let resume = resume.filter(|resume| resume.round <= train.rounds);
-                if let Some(resume) = &resume {
-                    status.resume_from(resume);
-                    if resume.round == train.rounds {
+                let trained = match resume {
+                    Some(Resume::Train(trained)) if trained.round <= train.rounds => Some(trained),
+                    Some(Resume::Train(_) | Resume::Serve(_)) | None => None,
+                };
+                if let Some(trained) = &trained {
+                    status.resume_from(trained);
+                    if trained.round == train.rounds {
                         status.phase = Phase::Done;
                     }
                 }
-                Plan::Train(TrainPlan::new(train, resume))
+                Plan::Train(TrainPlan::new(train, trained))
             }
-            Work::Serve(serve) => Plan::Serve(ServePlan::new(serve)),
+            Work::Serve(serve) => {
+                let before = match resume {
+                    Some(Resume::Serve(stages)) => stages,
+                    Some(Resume::Train(_)) | None => Vec::new(),
+                };
+                Plan::Serve(ServePlan::new(serve, status.owner, before))
+            }
         };
         let job = Job { plan, pending: VecDeque::new(), status, told_at: Millis(0), changed: true };
         self.jobs.insert(id, job);
@@ -125,6 +142,11 @@ impl Office {
             Plan::Train(_) => Phase::Cancelled,
         };
         self.end(id, phase, letters);
+    }
+
+    /// A connected agent told of its links.
+    pub fn links_told(&mut self, from: NodeId, links: Vec<(NodeId, u32)>) {
+        self.links.told(from, links);
     }
 
     /// An agent reports life in a lease.
@@ -148,7 +170,9 @@ impl Office {
                 // It loaded: what failed before is over, or a long service would end by its fifth failure.
                 grant.task.attempts = 0;
                 let stage = StageAt { node: from, lease: id, start: *start, end: *end };
-                plan.ready(grant.task.slot, stage, &mut job.status);
+                if plan.ready(grant.task.slot, stage, &mut job.status) {
+                    job.told_at = Millis(0);
+                }
             }
         }
         Message::Renew(id)
@@ -251,7 +275,10 @@ impl Office {
         let mut task = grant.task;
         let next = match &mut job.plan {
             Plan::Train(plan) => plan.lost(task.slot, reason, &mut job.status),
-            Plan::Serve(plan) => plan.lost(task.slot, &mut job.status),
+            Plan::Serve(plan) => {
+                job.told_at = Millis(0);
+                plan.lost(task.slot, &mut job.status)
+            }
         };
         let agent = grant.lease.statement().agent;
         if reason.is_some() {
@@ -295,8 +322,13 @@ impl Office {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.status.phase = phase;
         job.status.stages.clear();
+        job.status.note = None;
         job.pending.clear();
         job.changed = true;
+        self.release_all(id, letters);
+    }
+
+    fn release_all(&mut self, id: JobId, letters: &mut Vec<Letter>) {
         for (lease, grant) in self.grants.iter_mut().filter(|(_, grant)| grant.job == id) {
             grant.released = true;
             letters.push((grant.lease.statement().agent, Message::Release(*lease)));
@@ -305,6 +337,7 @@ impl Office {
 
     /// An agent is gone: its shards are pending again.
     pub fn vanished(&mut self, node: NodeId, letters: &mut Vec<Letter>) {
+        self.links.forget(node);
         self.take_back(|grant| grant.lease.statement().agent == node, None, letters);
     }
 
@@ -348,37 +381,70 @@ impl Office {
     }
 
     fn plan_and_grant(&mut self, now: Millis, hands: &[Hand], letters: &mut Vec<Letter>) {
-        let mut load: BTreeMap<NodeId, usize> = hands.iter().map(|hand| (hand.node, 0)).collect();
+        let mut room = Room::new(hands);
         for grant in self.grants.values() {
-            if let Some(count) = load.get_mut(&grant.lease.statement().agent) {
-                *count += 1;
-            }
+            let lease = grant.lease.statement();
+            room.take(lease.agent, &lease.shard);
         }
         let busy: BTreeSet<JobId> = self.grants.values().map(|grant| grant.job).collect();
-        let mut grants = Vec::new();
+        let began_at = *self.began_at.get_or_insert(now);
+        // Who was in office before had a table of links; this one is about to be told.
+        let links_known =
+            now.since(began_at) >= LINKS_WAIT_MS || hands.iter().all(|hand| self.links.knows(hand.node));
+        let (mut grants, mut unseated) = (Vec::new(), Vec::new());
         for (id, job) in &mut self.jobs {
             if job.status.phase.is_final() || hands.is_empty() {
                 continue;
             }
             if job.pending.is_empty() && !busy.contains(id) {
+                let noted = job.status.note.clone();
                 job.pending = match &mut job.plan {
                     Plan::Train(plan) => plan.tasks(hands).into(),
-                    Plan::Serve(plan) => plan.tasks(hands).into(),
+                    Plan::Serve(plan) if links_known => {
+                        plan.tasks(&room.free(), &self.links, &mut job.status).into()
+                    }
+                    Plan::Serve(_) => continue,
                 };
+                job.changed |= job.status.note != noted;
             }
             while let Some(task) = job.pending.pop_front() {
-                let Some(agent) = choose(&task, &load) else {
-                    // All hands are full: it waits for a lease to end.
+                let agent = match &mut job.plan {
+                    Plan::Train(_) => room.least_loaded(&task),
+                    Plan::Serve(plan) => plan.seat(&task, &room.free(), &self.links),
+                };
+                let Some(agent) = agent else {
+                    // All hands are full: it waits for a lease to end, or a stage for memory.
+                    unseated.push(*id);
                     job.pending.push_front(task);
                     break;
                 };
-                *load.entry(agent).or_default() += 1;
+                room.take(agent, &task.shard);
                 grants.push((*id, task, agent));
             }
         }
         let holders: Vec<NodeId> = hands.iter().map(|hand| hand.node).collect();
         for (job, task, agent) in grants {
             self.grant(now, job, task, agent, &holders, letters);
+        }
+        for job in unseated {
+            self.place_anew(job, room.clone(), letters);
+        }
+    }
+
+    /// A stage finds no room beside the others: gives them up, if all would then fit in another way.
+    fn place_anew(&mut self, id: JobId, mut room: Room, letters: &mut Vec<Letter>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Plan::Serve(plan) = &mut job.plan else { return };
+        for grant in self.grants.values().filter(|grant| grant.job == id) {
+            let lease = grant.lease.statement();
+            room.give_back(lease.agent, &lease.shard);
+        }
+        let noted = job.status.note.clone();
+        if plan.would_fit_anew(&room.free(), &self.links, &mut job.status) {
+            job.pending.clear();
+            self.release_all(id, letters);
+        } else {
+            job.changed |= job.status.note != noted;
         }
     }
 
@@ -407,12 +473,10 @@ impl Office {
             units: task.shard.units(),
         };
         let lease = Signed::new(lease, &self.network, &self.key);
-        let mut holders = holders.to_vec();
-        // The owner holds the data, whoever else may.
-        if !holders.contains(&job.status.owner) {
-            holders.push(job.status.owner);
-        }
-        holders.retain(|&node| node != agent);
+        // The owner holds the data, whoever else may: it is named first.
+        let owner = job.status.owner;
+        let others = holders.iter().copied().filter(|&node| node != owner);
+        let holders = std::iter::once(owner).chain(others).filter(|&node| node != agent).collect();
         letters.push((agent, Message::Grant { lease: lease.envelope().clone(), holders }));
         let grant = Grant {
             job: id,
@@ -426,18 +490,61 @@ impl Office {
     }
 }
 
-/// The least loaded agent that may take the task; one that failed it before only if there is no other.
-fn choose(task: &Task, load: &BTreeMap<NodeId, usize>) -> Option<NodeId> {
-    let free = |count: usize| count < LEASES_HELD_MAX;
-    if let Some(pinned) = task.pinned
-        && load.get(&pinned).is_some_and(|count| free(*count))
-    {
-        return Some(pinned);
+/// What the hands can still take.
+#[derive(Clone, Debug)]
+struct Room {
+    hands: Vec<Hand>,
+    leases: BTreeMap<NodeId, usize>,
+}
+
+impl Room {
+    fn new(hands: &[Hand]) -> Self {
+        Self { hands: hands.to_vec(), leases: hands.iter().map(|hand| (hand.node, 0)).collect() }
     }
-    load.iter()
-        .filter(|(_, count)| free(**count))
-        .min_by_key(|(node, count)| (task.avoid.contains(node), **count, **node))
-        .map(|(node, _)| *node)
+
+    fn take(&mut self, agent: NodeId, shard: &Shard) {
+        if let Some(count) = self.leases.get_mut(&agent) {
+            *count += 1;
+        }
+        let bytes = memory_bytes(shard);
+        for hand in self.hands.iter_mut().filter(|hand| hand.node == agent) {
+            hand.memory_bytes = hand.memory_bytes.saturating_sub(bytes);
+        }
+    }
+
+    fn give_back(&mut self, agent: NodeId, shard: &Shard) {
+        let bytes = memory_bytes(shard);
+        for hand in self.hands.iter_mut().filter(|hand| hand.node == agent) {
+            hand.memory_bytes = hand.memory_bytes.saturating_add(bytes);
+        }
+    }
+
+    /// Those that can take another lease, with the memory that is left.
+    fn free(&self) -> Vec<Hand> {
+        self.hands.iter().filter(|hand| self.is_free(hand.node)).copied().collect()
+    }
+
+    fn is_free(&self, node: NodeId) -> bool {
+        self.leases.get(&node).is_some_and(|count| *count < LEASES_HELD_MAX)
+    }
+
+    /// The least loaded agent that may take the task; one that failed it before only if there is no other.
+    fn least_loaded(&self, task: &Task) -> Option<NodeId> {
+        let pinned = task.pinned.filter(|pinned| self.is_free(*pinned));
+        pinned.or_else(|| {
+            let free = self.leases.iter().filter(|(node, _)| self.is_free(**node));
+            free.min_by_key(|(node, count)| (task.avoid.contains(node), **count, **node))
+                .map(|(node, _)| *node)
+        })
+    }
+}
+
+/// Memory that an agent must keep for `shard`, besides the passing need of what ends by itself.
+fn memory_bytes(shard: &Shard) -> u64 {
+    match shard {
+        Shard::Stage { spec, start, end, .. } => spec.memory_bytes(*start, *end),
+        Shard::Init { .. } | Shard::Train { .. } | Shard::Merge { .. } => 0,
+    }
 }
 
 fn summarise(status: &mut JobStatus, id: JobId, grants: &BTreeMap<LeaseId, Grant>) {

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ids::{Digest, NodeId};
 use crate::job::{ServeSpec, Shard, TrainSpec};
 use crate::limits::ATTEMPTS_MAX;
-use crate::message::{JobStatus, Phase, Resume, StageAt};
+use crate::links::Links;
+use crate::message::{JobStatus, Phase, StageAt, Trained, bounded_reason, cover};
+use crate::placement::{Hand, NoRoom, Seat, place, substitute};
 
 /// The place of a shard in its job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,15 +47,6 @@ impl Task {
     fn pinned(slot: Slot, shard: Shard, node: NodeId) -> Self {
         Self { pinned: Some(node), ..Self::new(slot, shard) }
     }
-}
-
-/// An agent as a plan sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct Hand {
-    /// Who.
-    pub node: NodeId,
-    /// How fast, in MFLOP/s.
-    pub speed: u64,
 }
 
 /// What follows from a finished or lost shard.
@@ -103,13 +96,21 @@ enum TrainStep {
 #[derive(Debug)]
 pub struct ServePlan {
     spec: ServeSpec,
-    stages: Vec<Option<StageAt>>,
+    owner: NodeId,
+    /// The pipeline under an earlier coordinator, until it is planned anew.
+    before: Vec<StageAt>,
+    /// Where each stage is, or was last.
+    seats: Vec<Seat>,
+    /// The stages that can serve.
+    ready: Vec<Option<StageAt>>,
+    /// Those among whom no place was found; there is no use in trying again with the same.
+    refused: Vec<Hand>,
 }
 
 impl TrainPlan {
     /// Starts at the beginning or where an earlier coordinator left off.
-    pub fn new(spec: TrainSpec, resume: Option<Resume>) -> Self {
-        let (round, state) = resume.map_or((0, None), |resume| (resume.round, Some(resume.state)));
+    pub fn new(spec: TrainSpec, before: Option<Trained>) -> Self {
+        let (round, state) = before.map_or((0, None), |before| (before.round, Some(before.state)));
         Self { spec, round, state, step: TrainStep::Idle, failed_merges: 0 }
     }
 
@@ -244,46 +245,82 @@ impl TrainPlan {
 }
 
 impl ServePlan {
-    /// No stage is placed yet.
-    pub fn new(spec: ServeSpec) -> Self {
-        Self { spec, stages: Vec::new() }
+    /// No stage is placed yet. `before` is the pipeline that an earlier coordinator had, or empty.
+    pub fn new(spec: ServeSpec, owner: NodeId, before: Vec<StageAt>) -> Self {
+        let before = if cover(&before, spec.size.layers) { before } else { Vec::new() };
+        Self { spec, owner, before, seats: Vec::new(), ready: Vec::new(), refused: Vec::new() }
     }
 
-    /// Splits the layers over the fastest agents, in proportion to speed.
-    pub fn tasks(&mut self, hands: &[Hand]) -> Vec<Task> {
-        let mut hands = hands.to_vec();
-        hands.sort_by_key(|hand| (std::cmp::Reverse(hand.speed), hand.node));
-        hands.truncate(usize::from(self.spec.stages_max.min(self.spec.shape.layers)));
-        let counts = split_layers(self.spec.shape.layers, &hands);
-        self.stages = vec![None; counts.len()];
-        let of = u16::try_from(counts.len()).unwrap_or(u16::MAX);
-        let mut start = 0;
-        let mut tasks = Vec::new();
-        for ((index, count), hand) in (0..of).zip(counts).zip(&hands) {
-            let end = start + count;
-            let shard =
-                Shard::Stage { model: self.spec.model, shape: self.spec.shape, start, end, index, of };
-            // Preferred, not pinned: a stage whose agent dies goes to another.
-            tasks.push(Task::pinned(Slot::Stage(index), shard, hand.node));
-            start = end;
+    /// Places every stage: where it was before, as far as its agent is here, or where it is best. Without
+    /// room there is no task, and the status says what is missing.
+    pub fn tasks(&mut self, hands: &[Hand], links: &Links, status: &mut JobStatus) -> Vec<Task> {
+        if self.refused == hands {
+            return Vec::new();
         }
-        tasks
+        let before = std::mem::take(&mut self.before);
+        let placed = match self.kept(&before, hands, links) {
+            Some(seats) => Ok(seats),
+            None => place(&self.spec, self.owner, hands, links),
+        };
+        self.seats = match placed {
+            Ok(seats) => seats,
+            Err(error) => {
+                self.refuse(hands, &error, status);
+                Vec::new()
+            }
+        };
+        self.ready = vec![None; self.seats.len()];
+        let of = u16::try_from(self.seats.len()).unwrap_or(u16::MAX);
+        if of > 0 {
+            status.note = None;
+        }
+        let task = |(index, seat): (u16, &Seat)| {
+            let shard = Shard::Stage { spec: self.spec.clone(), start: seat.start, end: seat.end, index, of };
+            Task::pinned(Slot::Stage(index), shard, seat.node)
+        };
+        (0..of).zip(&self.seats).map(task).collect()
     }
 
-    /// A stage is loaded and can serve.
-    pub fn ready(&mut self, slot: Slot, stage: StageAt, status: &mut JobStatus) {
-        if let Slot::Stage(index) = slot
-            && let Some(place) = self.stages.get_mut(usize::from(index))
-        {
-            *place = Some(stage);
+    /// The agent that is to take a stage: the one for whom it was planned, or the best of those that are left.
+    pub fn seat(&mut self, task: &Task, hands: &[Hand], links: &Links) -> Option<NodeId> {
+        let Slot::Stage(index) = task.slot else { return None };
+        let index = usize::from(index);
+        let planned = task.pinned.filter(|pinned| hands.iter().any(|hand| hand.node == *pinned));
+        let node = planned
+            .or_else(|| substitute(&self.spec, self.owner, &self.seats, index, hands, &task.avoid, links))?;
+        self.seats.get_mut(index)?.node = node;
+        Some(node)
+    }
+
+    /// A stage found no seat. Whether all would find one if the others were given up: `hands` are without
+    /// what this job holds now.
+    pub fn would_fit_anew(&mut self, hands: &[Hand], links: &Links, status: &mut JobStatus) -> bool {
+        if self.refused == hands {
+            return false;
         }
+        match place(&self.spec, self.owner, hands, links) {
+            Ok(_) => true,
+            Err(error) => {
+                self.refuse(hands, &error, status);
+                false
+            }
+        }
+    }
+
+    /// A stage is loaded and can serve. Returns whether the pipeline is complete by it.
+    pub fn ready(&mut self, slot: Slot, stage: StageAt, status: &mut JobStatus) -> bool {
+        let Slot::Stage(index) = slot else { return false };
+        let Some(place) = self.ready.get_mut(usize::from(index)) else { return false };
+        let news = *place != Some(stage);
+        *place = Some(stage);
         self.publish(status);
+        news && !status.stages.is_empty()
     }
 
     /// A stage came back: place it again, elsewhere.
     pub fn lost(&mut self, slot: Slot, status: &mut JobStatus) -> Next {
         if let Slot::Stage(index) = slot
-            && let Some(place) = self.stages.get_mut(usize::from(index))
+            && let Some(place) = self.ready.get_mut(usize::from(index))
         {
             *place = None;
         }
@@ -291,51 +328,49 @@ impl ServePlan {
         Next::Retry
     }
 
+    /// The seats of an earlier pipeline, with others in place of those who are gone; none if nobody is left
+    /// or a layer finds no room.
+    fn kept(&self, before: &[StageAt], hands: &[Hand], links: &Links) -> Option<Vec<Seat>> {
+        let mut hands = hands.to_vec();
+        let mut seats: Vec<Seat> = before
+            .iter()
+            .map(|stage| Seat { node: stage.node, start: stage.start, end: stage.end })
+            .collect();
+        let mut lost = Vec::new();
+        for (index, seat) in seats.iter().enumerate() {
+            if !self.takes(seat, &mut hands) {
+                lost.push(index);
+            }
+        }
+        if lost.len() == seats.len() {
+            return None;
+        }
+        for index in lost {
+            seats[index].node =
+                substitute(&self.spec, self.owner, &seats, index, &hands, &BTreeSet::new(), links)?;
+            self.takes(&seats[index], &mut hands);
+        }
+        Some(seats)
+    }
+
+    /// Whether the agent of `seat` is here and has the memory, which is then taken from it.
+    fn takes(&self, seat: &Seat, hands: &mut [Hand]) -> bool {
+        let bytes = self.spec.memory_bytes(seat.start, seat.end);
+        let hand = hands.iter_mut().find(|hand| hand.node == seat.node && hand.memory_bytes >= bytes);
+        hand.map(|hand| hand.memory_bytes -= bytes).is_some()
+    }
+
+    fn refuse(&mut self, hands: &[Hand], error: &NoRoom, status: &mut JobStatus) {
+        self.refused = hands.to_vec();
+        status.note = Some(bounded_reason(&error.to_string()));
+    }
+
     fn publish(&self, status: &mut JobStatus) {
-        let ready: Option<Vec<StageAt>> = self.stages.iter().copied().collect();
+        let ready: Option<Vec<StageAt>> = self.ready.iter().copied().collect();
         status.stages = ready.unwrap_or_default();
         status.phase = if status.stages.is_empty() { Phase::Waiting } else { Phase::Running };
-    }
-}
-
-/// Layers per agent: at least one each, the rest in proportion to speed by largest remainder.
-fn split_layers(layers: u16, hands: &[Hand]) -> Vec<u16> {
-    let count = hands.len() as u64;
-    let spare = u64::from(layers).saturating_sub(count);
-    let speed = |hand: &Hand| u128::from(hand.speed.max(1));
-    let total: u128 = hands.iter().map(speed).sum::<u128>().max(1);
-    let mut shares: Vec<(u64, u128)> = hands
-        .iter()
-        .map(|hand| {
-            let exact = u128::from(spare) * speed(hand);
-            (1 + u64::try_from(exact / total).unwrap_or(spare), exact % total)
-        })
-        .collect();
-    let given: u64 = shares.iter().map(|share| share.0 - 1).sum();
-    let mut order: Vec<usize> = (0..shares.len()).collect();
-    order.sort_by_key(|&place| (std::cmp::Reverse(shares[place].1), place));
-    let left = usize::try_from(spare.saturating_sub(given)).unwrap_or(0);
-    for &place in order.iter().take(left) {
-        shares[place].0 += 1;
-    }
-    shares.iter().map(|share| u16::try_from(share.0).unwrap_or(layers)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn every_layer_has_exactly_one_agent(layers in 1u16..129, speeds in prop::collection::vec(0u64..u64::MAX, 1..9)) {
-            let hands: Vec<Hand> = speeds.iter().enumerate()
-                .map(|(place, &speed)| Hand { node: NodeId([u8::try_from(place).unwrap(); 32]), speed })
-                .take(usize::from(layers)).collect();
-            let counts = split_layers(layers, &hands);
-            prop_assert_eq!(counts.iter().map(|&count| u32::from(count)).sum::<u32>(), u32::from(layers));
-            prop_assert!(counts.iter().all(|&count| count >= 1));
+        if !status.stages.is_empty() {
+            status.note = None;
         }
     }
 }

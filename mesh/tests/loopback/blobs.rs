@@ -10,7 +10,7 @@ use smol::Task;
 const MEGABYTE: u64 = 1 << 20;
 
 /// Serves blobs to whoever asks until dropped.
-fn serve(node: &Node, store: &BlobStore) -> Task<()> {
+pub(crate) fn serve(node: &Node, store: &BlobStore) -> Task<()> {
     let (events, store) = (node.events.clone(), store.clone());
     smol::spawn(async move {
         while let Ok(event) = events.recv().await {
@@ -27,7 +27,7 @@ fn serve(node: &Node, store: &BlobStore) -> Task<()> {
 }
 
 /// Answers every request with these bytes, whatever was asked.
-fn answer_with(node: &Node, answer: Vec<u8>) -> Task<()> {
+pub(crate) fn answer_with(node: &Node, answer: Vec<u8>) -> Task<()> {
     let events = node.events.clone();
     smol::spawn(async move {
         while let Ok(event) = events.recv().await {
@@ -41,11 +41,11 @@ fn answer_with(node: &Node, answer: Vec<u8>) -> Task<()> {
     })
 }
 
-fn held(announced: u64, content: &[u8]) -> Vec<u8> {
+pub(crate) fn held(announced: u64, content: &[u8]) -> Vec<u8> {
     [&[1], &announced.to_le_bytes()[..], content].concat()
 }
 
-async fn connect(one: &Node, others: &[&Node]) -> Vec<NodeId> {
+pub(crate) async fn connect(one: &Node, others: &[&Node]) -> Vec<NodeId> {
     for other in others {
         one.mesh.keep(other.contact());
         one.until_up(other.id()).await;
@@ -54,7 +54,7 @@ async fn connect(one: &Node, others: &[&Node]) -> Vec<NodeId> {
     others.iter().map(|other| other.id()).collect()
 }
 
-fn pattern(bytes: usize) -> Vec<u8> {
+pub(crate) fn pattern(bytes: usize) -> Vec<u8> {
     let mut content = vec![0; bytes];
     blake3::Hasher::new().update(b"pattern").finalize_xof().fill(&mut content);
     content

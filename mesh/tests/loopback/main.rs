@@ -8,4 +8,5 @@
 mod blobs;
 mod connections;
 mod node;
+mod pieces;
 mod restart;

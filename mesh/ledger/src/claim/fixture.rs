@@ -5,7 +5,7 @@
 use ed25519_dalek::SigningKey;
 use skein_proto::genesis::Genesis;
 use skein_proto::ids::{Digest, Epoch, JobId, Millis, NodeId, Term, Units};
-use skein_proto::job::{Shape, Shard};
+use skein_proto::job::{ModelSize, ServeSpec, Shard};
 use skein_proto::lease::{Acceptance, End, Fence, Lease, Receipt};
 use skein_proto::signed::{Envelope, Signed};
 
@@ -58,8 +58,19 @@ impl Story {
         tokens: u64,
         epoch: Epoch,
     ) -> Self {
-        let shape = Shape { layers: 2, width: 1_000, heads: 4, context: 64 };
-        let shard = Shard::Stage { model: Digest([7; 32]), shape, start: 0, end: 1, index: 0, of: 1 };
+        let size = ModelSize {
+            layers: 2,
+            width: 1_000,
+            layer_weights: 1_000_000 * UNITS / 2,
+            head_weights: 1,
+            layer_bytes: 1_000_000 * UNITS / 2,
+            embedding_bytes: 1,
+            head_bytes: 1,
+            tied: false,
+            cache_bytes_per_token: 1,
+        };
+        let spec = ServeSpec { model: Digest([7; 32]), size, context: 64, sessions: 1, stages: None };
+        let shard = Shard::Stage { spec, start: 0, end: 1, index: 0, of: 1 };
         assert_eq!(shard.units(), Units(UNITS));
         let lease = Lease {
             job: JobId([8; 32]),

@@ -5,9 +5,10 @@
 use ed25519_dalek::SigningKey;
 use skein_proto::genesis::Genesis;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term};
-use skein_proto::job::{JobSpec, ServeSpec, Shape, Shard, TrainSpec, Work};
+use skein_proto::job::{JobSpec, ModelSize, ServeSpec, Shape, Shard, TrainSpec, Work};
 use skein_proto::lease::{Acceptance, End, Fence, Lease, Receipt};
 use skein_proto::offer::Offer;
+use skein_proto::placement::Hand;
 use skein_proto::signed::Signed;
 
 pub(crate) const SHAPE: Shape = Shape { layers: 4, width: 64, heads: 4, context: 128 };
@@ -64,13 +65,38 @@ pub(crate) fn job() -> JobSpec {
     JobSpec { name: "shakespeare".into(), nonce: 7, work: Work::Train(train()) }
 }
 
-pub(crate) fn serve_job(stages_max: u16) -> JobSpec {
-    let serve = ServeSpec { model: Digest::of(b"model"), shape: SHAPE, stages_max };
-    JobSpec { name: "shakespeare".into(), nonce: 8, work: Work::Serve(serve) }
+/// A small language model of four layers.
+pub(crate) fn serve(stages: Option<u16>) -> ServeSpec {
+    let size = ModelSize {
+        layers: 4,
+        width: 576,
+        layer_weights: 3_538_944,
+        head_weights: 28_311_552,
+        layer_bytes: 2_211_840,
+        embedding_bytes: 17_694_720,
+        head_bytes: 17_694_720,
+        tied: true,
+        cache_bytes_per_token: 768,
+    };
+    ServeSpec { model: Digest::of(b"model"), size, context: 2_048, sessions: 4, stages }
+}
+
+pub(crate) fn serve_job(stages: u16) -> JobSpec {
+    JobSpec { name: "shakespeare".into(), nonce: 8, work: Work::Serve(serve(Some(stages))) }
+}
+
+/// Layers `start..end` of it.
+pub(crate) fn stage(start: u16, end: u16, index: u16, of: u16) -> Shard {
+    Shard::Stage { spec: serve(None), start, end, index, of }
 }
 
 pub(crate) fn shard() -> Shard {
     Shard::Train { state: Digest::of(b"state"), spec: train(), round: 1, index: 0, of: 2 }
+}
+
+/// A gigabyte and a middling speed.
+pub(crate) fn hand(node: NodeId) -> Hand {
+    Hand { node, matrix_mflops: 100_000, memory_mbps: 10_000, memory_bytes: 1 << 30 }
 }
 
 /// Granted by agent 1 to agent 2.

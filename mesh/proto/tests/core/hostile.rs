@@ -13,7 +13,7 @@ use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units};
 use skein_proto::job::{Shape, Shard, Work};
 use skein_proto::lease::{Lease, Pace};
 use skein_proto::limits::{BEAT_MS, FRAME_BYTES_MAX, JOBS_MAX, LEASES_HELD_MAX, MEMBERS_MAX, TERM_JUMP_MAX};
-use skein_proto::message::{JobStatus, Message, Phase, StageAt};
+use skein_proto::message::{JobStatus, Message, Phase, Resume, StageAt};
 use skein_proto::node::{Input, Node, Output};
 use skein_proto::signed::{Signed, decode, encode};
 
@@ -100,6 +100,8 @@ fn messages() -> Vec<Message> {
     let acceptance = Signed::new(fixture::acceptance(), &network, &fixture::key(1)).into_envelope();
     let job = Signed::new(fixture::job(), &network, &fixture::key(1));
     let lease_id = fixture::lease().id();
+    let serving = Signed::new(fixture::serve_job(2), &network, &fixture::key(1));
+    let stage = StageAt { node: fixture::id(2), lease: lease_id, start: 0, end: 2 };
     vec![
         Message::Offers(vec![Signed::new(fixture::offer(), &network, &fixture::key(1)).into_envelope()]),
         Message::Beat { reign: Some(reign) },
@@ -115,6 +117,8 @@ fn messages() -> Vec<Message> {
         Message::Receipt(receipt),
         Message::Accepted(acceptance),
         Message::Refused { lease: lease_id, reason: "because".into() },
+        Message::Links(vec![(fixture::id(2), 40_000), (fixture::id(3), u32::MAX)]),
+        Message::Submit { job: serving.envelope().clone(), resume: Some(Resume::Serve(vec![stage; 2])) },
     ]
 }
 
@@ -200,10 +204,12 @@ fn nonsense_shards_are_declined_and_the_coordinator_is_told() {
     let state = Digest::of(b"state");
     let shape = |layers, width, heads| Shape { layers, width, heads, context: 128 };
     let train = |spec, round, index, of| Shard::Train { state, spec, round, index, of };
-    let stage =
-        |start, end, index, of| Shard::Stage { model: state, shape: fixture::SHAPE, start, end, index, of };
+    let stage = fixture::stage;
     let mut huge = good();
     (huge.inner_steps, huge.batch, huge.shape.context) = (u32::MAX, u32::MAX, u16::MAX);
+    let (mut lying, mut endless) = (fixture::serve(None), fixture::serve(None));
+    lying.size.layer_weights = 8 * lying.size.layer_bytes + 1;
+    (endless.context, endless.sessions) = (u32::MAX, u16::MAX);
     let merge = |deltas: usize| Shard::Merge {
         state,
         deltas: vec![state; deltas],
@@ -228,6 +234,8 @@ fn nonsense_shards_are_declined_and_the_coordinator_is_told() {
         stage(3, 1, 0, 1),
         stage(0, 4, 1, 1),
         stage(0, 4, 0, 5),
+        Shard::Stage { spec: lying, start: 0, end: 4, index: 0, of: 1 },
+        Shard::Stage { spec: endless, start: 0, end: 4, index: 0, of: 1 },
     ];
     for shard in nonsense {
         let mut node = node_under(1);

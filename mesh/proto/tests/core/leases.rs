@@ -6,15 +6,15 @@
 
 use skein_proto::election::Reign;
 use skein_proto::holdings::{Executed, Holdings, NotTaken};
-use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units};
+use skein_proto::ids::{Digest, LeaseId, Millis, Term, Units};
 use skein_proto::job::{JobSpec, Shard};
 use skein_proto::lease::{End, Fence, Lease, Pace, Receipt};
 use skein_proto::limits::{ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, LEASES_HELD_MAX, RENEW_MS};
-use skein_proto::message::{JobStatus, Message, Phase, Resume};
-use skein_proto::office::{Letter, NotHired, Office};
-use skein_proto::plan::Hand;
-use skein_proto::signed::{Envelope, Signed};
+use skein_proto::message::{Message, Phase, Resume, Trained};
+use skein_proto::office::NotHired;
+use skein_proto::signed::Signed;
 
+use crate::desk::{Desk, accepted, agent, pace, receipt};
 use crate::fixture;
 
 // ---- the agent's side; agent 2 holds leases of coordinator 1
@@ -30,7 +30,7 @@ fn lease(sequence: u64, shard: Shard) -> Signed<Lease> {
 }
 
 fn stage() -> Shard {
-    Shard::Stage { model: Digest::of(b"model"), shape: fixture::SHAPE, start: 0, end: 4, index: 0, of: 1 }
+    fixture::stage(0, 4, 0, 1)
 }
 
 fn take(holdings: &mut Holdings, sequence: u64, shard: Shard) -> LeaseId {
@@ -39,10 +39,6 @@ fn take(holdings: &mut Holdings, sequence: u64, shard: Shard) -> LeaseId {
 
 fn executed(tokens: u64) -> Executed {
     Executed { inputs: vec![], outputs: vec![Digest::of(b"delta")], tokens, loss_micronats: Some(4) }
-}
-
-fn pace(done: u32, of: u32) -> Pace {
-    Pace { done, of, loss_micronats: None }
 }
 
 #[test]
@@ -141,88 +137,7 @@ fn a_stranger_neither_releases_nor_disowns() {
     assert_eq!(holdings.fenced(reign(5, 1)), vec![]);
 }
 
-// ---- the coordinator's side; agent 1 is in office, agents 2 and up are hands, agent 3 owns the jobs
-
-struct Desk {
-    office: Office,
-    hands: Vec<Hand>,
-    now: u64,
-    letters: Vec<Letter>,
-}
-
-impl Desk {
-    fn new(hands: &[u8]) -> Self {
-        let office = Office::new(fixture::network(), fixture::key(1), Term(5));
-        let hands = hands.iter().map(|&hand| Hand { node: fixture::id(hand), speed: 1 }).collect();
-        Self { office, hands, now: 1_000, letters: Vec::new() }
-    }
-
-    fn submit(&mut self, spec: JobSpec) -> JobId {
-        let job = Signed::new(spec, &fixture::network(), &fixture::key(3));
-        self.office.submit(&job, None).unwrap();
-        JobId(job.digest().0)
-    }
-
-    fn pass(&mut self, ms: u64) {
-        self.now += ms;
-        self.office.tick(Millis(self.now), &self.hands, &mut self.letters);
-    }
-
-    /// The leases granted since last asked.
-    fn granted(&mut self) -> Vec<Envelope<Lease>> {
-        self.letters
-            .extract_if(.., |(_, message)| matches!(message, Message::Grant { .. }))
-            .filter_map(|(_, message)| match message {
-                Message::Grant { lease, .. } => Some(lease),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn released(&mut self) -> Vec<LeaseId> {
-        let of = |(_, message): &Letter| match message {
-            Message::Release(lease) => Some(*lease),
-            _ => None,
-        };
-        self.letters.iter().filter_map(of).collect()
-    }
-
-    /// What the owner was told last.
-    fn status(&self) -> &JobStatus {
-        let told = self.letters.iter().rev().find_map(|(_, message)| match message {
-            Message::Job(status) => Some(status),
-            _ => None,
-        });
-        told.unwrap()
-    }
-
-    fn finish(&mut self, lease: &Envelope<Lease>, end: End, output: &[u8]) -> Message {
-        let receipt = receipt(lease, end, output);
-        self.office.receipt(Millis(self.now), &receipt, &mut self.letters)
-    }
-}
-
-/// The receipt of `lease`, signed by its agent.
-fn receipt(lease: &Envelope<Lease>, end: End, output: &[u8]) -> Signed<Receipt> {
-    let statement = lease.unverified();
-    let receipt = Receipt {
-        lease: lease.clone(),
-        end,
-        outputs: vec![Digest::of(output)],
-        units: statement.units,
-        ..fixture::receipt()
-    };
-    let signer = (1..=8).find(|&number| fixture::id(number) == statement.agent).unwrap();
-    Signed::new(receipt, &fixture::network(), &fixture::key(signer))
-}
-
-fn accepted(message: &Message) -> bool {
-    matches!(message, Message::Accepted(_))
-}
-
-fn agent(lease: &Envelope<Lease>) -> NodeId {
-    lease.unverified().agent
-}
+// ---- the coordinator's side
 
 #[test]
 fn a_vanished_agents_shard_is_granted_again_and_its_late_receipt_refused() {
@@ -367,56 +282,6 @@ fn only_the_owner_cancels_and_what_is_finished_then_is_still_paid() {
 }
 
 #[test]
-fn a_pipeline_is_running_when_every_stage_is_ready_and_waits_when_one_is_lost() {
-    let mut desk = Desk::new(&[2, 4, 5]);
-    let job = desk.submit(fixture::serve_job(2));
-    desk.pass(0);
-    let leases = desk.granted();
-    assert_eq!(leases.len(), 2);
-    for lease in &leases {
-        desk.pass(500);
-        assert_eq!(desk.status().phase, Phase::Waiting);
-        desk.office.progress(Millis(desk.now), agent(lease), lease.unverified().id(), pace(1, 1));
-    }
-    desk.pass(500);
-    assert_eq!(desk.status().phase, Phase::Running);
-    assert!(desk.status().is_bounded());
-    assert_eq!(
-        desk.status().stages.iter().map(|stage| stage.node).collect::<Vec<_>>(),
-        leases.iter().map(agent).collect::<Vec<_>>()
-    );
-    let dead = agent(&leases[1]);
-    desk.office.vanished(dead, &mut desk.letters);
-    desk.hands.retain(|hand| hand.node != dead);
-    desk.pass(500);
-    assert_eq!(desk.status().phase, Phase::Waiting);
-    let again = desk.granted().pop().unwrap();
-    assert_eq!(again.unverified().shard, leases[1].unverified().shard);
-    desk.office.progress(Millis(desk.now), agent(&again), again.unverified().id(), pace(1, 1));
-    desk.pass(500);
-    assert_eq!(desk.status().phase, Phase::Running);
-    desk.office.cancel(fixture::id(3), job, &mut desk.letters);
-    desk.pass(500);
-    assert_eq!(desk.status().phase, Phase::Done);
-    assert_eq!(desk.released().len(), 2);
-}
-
-#[test]
-fn a_service_outlives_many_failures_of_stages_that_had_loaded() {
-    let mut desk = Desk::new(&[2]);
-    desk.submit(fixture::serve_job(1));
-    for _ in 0..3 * ATTEMPTS_MAX {
-        desk.pass(500);
-        let lease = desk.granted().pop().unwrap();
-        let id = lease.unverified().id();
-        desk.office.progress(Millis(desk.now), agent(&lease), id, pace(1, 1));
-        desk.office.failed(agent(&lease), id, "driver reset", &mut desk.letters);
-    }
-    desk.pass(500);
-    assert!(!desk.status().phase.is_final());
-}
-
-#[test]
 fn full_hands_get_nothing_and_nothing_is_forgotten() {
     let mut desk = Desk::new(&[2]);
     let jobs = LEASES_HELD_MAX as u64 + 3;
@@ -464,14 +329,16 @@ fn a_job_that_can_never_run_is_refused_with_its_reason() {
 
 #[test]
 fn a_resumed_job_goes_on_and_remembers() {
-    let resume = |round| Resume {
-        round,
-        state: Digest::of(b"before"),
-        start_loss_micronats: Some(5),
-        held_out_micronats: Some(4),
-        tokens: 9,
-        digests_equal: false,
-        regrants: 2,
+    let resume = |round| {
+        Resume::Train(Trained {
+            round,
+            state: Digest::of(b"before"),
+            start_loss_micronats: Some(5),
+            held_out_micronats: Some(4),
+            tokens: 9,
+            digests_equal: false,
+            regrants: 2,
+        })
     };
     let job = Signed::new(fixture::job(), &fixture::network(), &fixture::key(3));
     let mut desk = Desk::new(&[2]);

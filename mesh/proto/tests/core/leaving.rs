@@ -1,12 +1,15 @@
 //! How an agent leaves, and what it says again after it was cut off.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one variant that it expects")]
+
+use skein_proto::election::Reign;
 use skein_proto::holdings::Executed;
-use skein_proto::ids::{Digest, LeaseId, Millis};
+use skein_proto::ids::{Digest, LeaseId, Millis, Term};
 use skein_proto::lease::{End, Pace, Receipt};
 use skein_proto::limits::BEAT_MS;
 use skein_proto::message::Message;
 use skein_proto::node::{Input, Node, Output, Record};
-use skein_proto::signed::Envelope;
+use skein_proto::signed::{Envelope, encode};
 
 use crate::fixture;
 
@@ -84,4 +87,33 @@ fn a_receipt_whose_answer_was_lost_in_a_crash_is_said_again() {
     assert!(noted, "it was sent, and the coordinator that remembers nothing refused it: {out:?}");
     assert!(!out.iter().any(|output| matches!(output, Output::Send(_, Message::Receipt(_)))));
     assert!(again.may_leave());
+}
+
+#[test]
+fn every_coordinator_is_told_of_links_before_it_is_given_orders() {
+    let mut node = Node::new(fixture::key(9), &fixture::genesis(), true);
+    let mut out = Vec::new();
+    node.handle(Millis(START), Input::Offer(fixture::offer()), &mut out);
+    let mut links = vec![(fixture::id(1), 300), (fixture::id(2), 90_000)];
+    links.sort_unstable();
+    node.handle(Millis(START), Input::Links(links.clone()), &mut out);
+    let job = node.sign_job(fixture::serve_job(1));
+    node.handle(Millis(START), Input::Submit(job), &mut out);
+    for coordinator in [1, 2] {
+        out.clear();
+        node.handle(Millis(START + 1), Input::Up(fixture::id(coordinator)), &mut out);
+        let reign = Reign { term: Term(u64::from(coordinator)), coordinator: fixture::id(coordinator) };
+        let bytes = encode(&Message::Beat { reign: Some(reign) });
+        node.handle(Millis(START + 1), Input::Frame { from: fixture::id(coordinator), bytes }, &mut out);
+        let told: Vec<&Message> = out
+            .iter()
+            .filter_map(|output| match output {
+                Output::Send(to, message) if *to == fixture::id(coordinator) => Some(message),
+                _ => None,
+            })
+            .filter(|message| matches!(message, Message::Links(_) | Message::Submit { .. }))
+            .collect();
+        assert_eq!(told[0], &Message::Links(links.clone()));
+        assert!(matches!(told[1], Message::Submit { .. }));
+    }
 }

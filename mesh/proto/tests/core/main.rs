@@ -3,6 +3,8 @@
 //! Must never hold a test itself. (`cfg(test)` tells clippy that the helpers are tests too.)
 
 #[cfg(test)]
+mod desk;
+#[cfg(test)]
 mod election;
 #[cfg(test)]
 mod fixture;
@@ -17,4 +19,8 @@ mod leaving;
 #[cfg(test)]
 mod orders;
 #[cfg(test)]
+mod placement;
+#[cfg(test)]
 mod plan;
+#[cfg(test)]
+mod serving;

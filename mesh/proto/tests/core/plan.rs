@@ -4,7 +4,8 @@ use skein_proto::ids::{Digest, NodeId};
 use skein_proto::job::Shard;
 use skein_proto::limits::ATTEMPTS_MAX;
 use skein_proto::message::JobStatus;
-use skein_proto::plan::{Hand, Next, Slot, Task, TrainPlan};
+use skein_proto::placement::Hand;
+use skein_proto::plan::{Next, Slot, Task, TrainPlan};
 use skein_proto::signed::Signed;
 
 use crate::fixture;
@@ -19,7 +20,7 @@ impl Run {
     /// The first weights are made.
     fn new(hands: u8) -> Self {
         let job = Signed::new(fixture::job(), &fixture::network(), &fixture::key(3));
-        let hands = (1..=hands).map(|number| Hand { node: NodeId([number; 32]), speed: 1 }).collect();
+        let hands = (1..=hands).map(|number| fixture::hand(NodeId([number; 32]))).collect();
         let plan = TrainPlan::new(fixture::train(), None);
         let mut run = Self { plan, status: JobStatus::new(&job), hands };
         let tasks = run.tasks();
