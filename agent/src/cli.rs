@@ -40,17 +40,17 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Find the devices of this machine and measure the one that would work
-    Bench {
-        #[command(flatten)]
-        data_dir: DataDir,
-        /// Measure this device: `cpu`, or part of an adapter's name
-        #[arg(long, env = "SKEIN_DEVICE", value_name = "NAME|cpu")]
-        device: Option<String>,
-        /// Print one JSON object
-        #[arg(long)]
-        json: bool,
+    /// Find the devices of this machine and measure the one that would work, or measure a language model on it
+    Bench(BenchArgs),
+    /// Add a language model, list those that were added, or remove one
+    Model {
+        #[command(subcommand)]
+        verb: ModelVerb,
     },
+    /// Talk to a language model that was added or is served in the network
+    Chat(ChatArgs),
+    /// Measure how well a language model predicts a text
+    Eval(EvalArgs),
     /// Submit a job, described by a TOML file, and follow it to its end
     Run {
         #[command(flatten)]
@@ -125,6 +125,123 @@ pub(crate) enum Verb {
     },
 }
 
+/// What `skein bench` takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) data_dir: DataDir,
+    /// Measure this device: `cpu`, or part of an adapter's name
+    #[arg(long, env = "SKEIN_DEVICE", value_name = "NAME|cpu")]
+    pub(crate) device: Option<String>,
+    /// Measure this language model: a GGUF file, or a folder as Hugging Face has them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) model: Option<PathBuf>,
+    /// Tokens of the prompt
+    #[arg(long, default_value_t = 128, requires = "model", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) prompt: u32,
+    /// Tokens to generate after it
+    #[arg(long, default_value_t = 64, requires = "model", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) generate: u32,
+    /// Sessions at once
+    #[arg(long, default_value_t = 1, requires = "model", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) sessions: u32,
+    /// Processor threads; 0 for all
+    #[arg(long, env = "SKEIN_THREADS", default_value_t = 0, value_name = "N")]
+    pub(crate) threads: usize,
+    /// Repetitions, of which the median is told
+    #[arg(long, default_value_t = 3, requires = "model", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) repeat: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelVerb {
+    /// Give the agent a model: a GGUF file, a folder as Hugging Face has them, or a checkpoint that Skein trained
+    Add {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// The file or folder
+        path: PathBuf,
+        /// What to call it [default: made from the file's name]
+        #[arg(long)]
+        name: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the models that were added
+    Ls {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a model
+    Rm {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// Its name
+        name: String,
+    },
+}
+
+/// What `skein chat` takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) data_dir: DataDir,
+    /// The model's name, as `skein model ls` lists it
+    pub(crate) model: String,
+    /// Ask this, print the answer, and exit
+    #[arg(long, short)]
+    pub(crate) prompt: Option<String>,
+    /// What the model is told first
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+    /// 0 for the likeliest words, 2 for the wildest
+    #[arg(long, default_value_t = 0.7)]
+    pub(crate) temperature: f32,
+    /// The same seed gives the same answer
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<u32>,
+    /// Tell how fast it was
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+}
+
+/// What `skein eval` takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) data_dir: DataDir,
+    /// A model's name, a GGUF file, or a folder as Hugging Face has them
+    pub(crate) model: String,
+    /// The text to predict, in chunks and scored as llama-perplexity does
+    #[arg(long, value_name = "FILE")]
+    pub(crate) perplexity: PathBuf,
+    /// Tokens of a chunk
+    #[arg(long, default_value_t = 512, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1_048_576))]
+    pub(crate) ctx: u32,
+    /// Most chunks to score [default: all]
+    #[arg(long)]
+    pub(crate) chunks: Option<u32>,
+    /// The device to work on: `cpu`, or part of an adapter's name
+    #[arg(long, env = "SKEIN_DEVICE", value_name = "NAME|cpu", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Processor threads; 0 for all
+    #[arg(long, env = "SKEIN_THREADS", default_value_t = 0, value_name = "N")]
+    pub(crate) threads: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum LogVerb {
     /// Check every entry, signature and hash of a log
@@ -160,6 +277,9 @@ pub(crate) struct UpArgs {
     /// UDP address at which other agents reach this one [default: 0.0.0.0:7310]
     #[arg(long, env = "SKEIN_LISTEN", value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
+    /// Address at which others are told to reach this agent, such as a forwarded port [default: where it listens]
+    #[arg(long, env = "SKEIN_ADVERTISE", value_name = "ADDR")]
+    pub(crate) advertise: Option<SocketAddr>,
     /// TCP address of the local HTTP API [default: 127.0.0.1:7311]
     #[arg(long, env = "SKEIN_API", value_name = "ADDR")]
     pub(crate) api: Option<SocketAddr>,
@@ -172,6 +292,10 @@ pub(crate) struct UpArgs {
     /// Most memory that jobs may use, in bytes [default: half of the device's]
     #[arg(long, env = "SKEIN_MEMORY", value_name = "BYTES")]
     pub(crate) memory: Option<u64>,
+    /// Most disk that models and data may take before what was used longest ago is removed, in bytes; what the owner
+    /// added stays [default: 64 GiB]
+    #[arg(long, env = "SKEIN_DISK", value_name = "BYTES")]
+    pub(crate) disk: Option<u64>,
     /// The device to work on: `cpu`, or part of an adapter's name [default: the best that works]
     #[arg(long, env = "SKEIN_DEVICE", value_name = "NAME|cpu")]
     pub(crate) device: Option<String>,

@@ -73,17 +73,29 @@ impl Client {
         parse(self.answered(request.send_json(body))?)
     }
 
-    /// Gives the agent a blob.
+    /// Gives the agent a blob, which it keeps.
     ///
     /// # Errors
     /// As [`Client::get`].
     pub(crate) fn put_blob(&self, content: impl std::io::Read) -> Result<Digest> {
+        self.put("/api/blobs", content)
+    }
+
+    /// Gives the agent a part of something that will name it, such as a model.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) fn put_piece(&self, content: impl std::io::Read) -> Result<Digest> {
+        self.put("/api/blobs?keep=false", content)
+    }
+
+    fn put(&self, path: &str, content: impl std::io::Read) -> Result<Digest> {
         #[derive(serde::Deserialize)]
         struct Stored {
             digest: Digest,
         }
         let mut content = content;
-        let request = self.agent.post(self.url("/api/blobs")).header("Authorization", self.bearer());
+        let request = self.agent.post(self.url(path)).header("Authorization", self.bearer());
         let body = ureq::SendBody::from_reader(&mut content);
         parse(self.answered(request.send(body))?).map(|stored: Stored| stored.digest)
     }
@@ -112,6 +124,31 @@ impl Client {
             id: JobId,
         }
         self.post("/api/jobs", spec).map(|submitted: Submitted| submitted.id)
+    }
+
+    /// Has a model that was added served, over exactly `stages` agents if given.
+    ///
+    /// # Errors
+    /// When it is not known, or the job is refused.
+    pub(crate) fn serve(&self, model: &str, stages: Option<u16>) -> Result<JobId> {
+        #[derive(serde::Deserialize)]
+        struct Submitted {
+            id: JobId,
+        }
+        let order = serde_json::json!({ "model": model, "stages": stages });
+        self.post("/api/serve", &order).map(|submitted: Submitted| submitted.id)
+    }
+
+    /// POST of JSON, whatever the answer: its status and body.
+    ///
+    /// # Errors
+    /// When the agent does not answer, or not with JSON.
+    pub(crate) fn post_any(&self, path: &str, body: &serde_json::Value) -> Result<(u16, serde_json::Value)> {
+        let answer = self.agent.post(self.url(path)).send_json(body);
+        let mut response =
+            answer.with_context(|| format!("the agent at {} does not answer", self.running.api))?;
+        let status = response.status().as_u16();
+        Ok((status, response.body_mut().read_json().context("the agent answered with what is no JSON")?))
     }
 
     /// A streaming POST: the response's body, line by line.

@@ -13,6 +13,7 @@ use skein_proto::genesis::Genesis;
 use crate::cli::UpArgs;
 
 const LISTEN_DEFAULT: &str = "0.0.0.0:7310";
+const DISK_BYTES_DEFAULT: u64 = 64 << 30;
 const API_DEFAULT: &str = "127.0.0.1:7311";
 
 /// What an agent was told.
@@ -20,10 +21,14 @@ const API_DEFAULT: &str = "127.0.0.1:7311";
 pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
     pub(crate) listen: SocketAddr,
+    /// Where others are told to reach this agent, if not where it listens.
+    pub(crate) advertise: Option<SocketAddr>,
     pub(crate) api: SocketAddr,
     pub(crate) bootstrap: Vec<PeerAddress>,
     pub(crate) genesis: Genesis,
     pub(crate) memory_bytes: Option<u64>,
+    /// Most that blobs may take on disk.
+    pub(crate) disk_bytes: u64,
     pub(crate) device: Option<String>,
     pub(crate) threads: usize,
 }
@@ -37,10 +42,12 @@ struct File {
     #[expect(dead_code, reason = "no tray exists yet, so there is nothing for it to turn off")]
     headless: bool,
     listen: Option<String>,
+    advertise: Option<SocketAddr>,
     api: Option<String>,
     bootstrap: Option<Vec<String>>,
     network: Option<PathBuf>,
     memory: Option<u64>,
+    disk: Option<u64>,
     device: Option<String>,
     threads: Option<usize>,
 }
@@ -84,7 +91,9 @@ impl Config {
             api: address(args.api, file.api.as_deref(), API_DEFAULT, "api")?,
             bootstrap,
             genesis: genesis(args.network.or(file.network).as_deref())?,
+            advertise: args.advertise.or(file.advertise),
             memory_bytes: args.memory.or(file.memory),
+            disk_bytes: args.disk.or(file.disk).unwrap_or(DISK_BYTES_DEFAULT),
             device: args.device.or(file.device),
             threads: args.threads.or(file.threads).unwrap_or(0),
             data_dir,

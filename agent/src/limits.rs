@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-/// Longest wait for one step of a session, the way around the ring included.
-pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for one step of a session, the way around the ring and other sessions' steps included. A dead stage is
+/// noticed much sooner by its connection, and a stuck one by its own agent.
+pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Rows of a prompt that travel as one step: enough to fill a processor, few enough that other sessions' tokens do not
+/// wait long behind them.
+pub(crate) const PREFILL_ROWS: usize = 128;
 /// First frame of a session's link.
 pub(crate) const STAGE_HEAD_BYTES_MAX: usize = 16 << 10;
 /// Activations of one step.
@@ -16,10 +20,43 @@ pub(crate) const SESSIONS_MAX: usize = 64;
 pub(crate) const LINK_FRAMES_QUEUED_MAX: usize = 4;
 /// Times that one completion goes through a new pipeline before it gives up.
 pub(crate) const REPLAYS_MAX: usize = 20;
-/// How long a completion waits for a pipeline to be complete.
-pub(crate) const PLACEMENT_WAIT: Duration = Duration::from_secs(30);
-/// Completions under way at one agent; more are told to come back later.
-pub(crate) const COMPLETIONS_MAX: usize = 32;
+/// How long an answer under way waits for its pipeline to be complete again.
+pub(crate) const REROUTE_WAIT: Duration = Duration::from_secs(120);
+/// How long a first request waits for a model to be placed and its weights to travel.
+pub(crate) const LOAD_WAIT: Duration = Duration::from_secs(1_800);
+/// How often placement is looked at meanwhile.
+pub(crate) const PLACEMENT_POLL: Duration = Duration::from_millis(50);
+/// Answers under way at once for one model at one agent.
+pub(crate) const SESSIONS_PER_MODEL: usize = 32;
+/// Requests that wait for a place beside them; more are told to come back later.
+pub(crate) const REQUESTS_WAITING_MAX: usize = 64;
+/// Choices that one request may ask for, over all its prompts.
+pub(crate) const CHOICES_MAX: usize = 128;
+/// Choices of one prompt; OpenAI takes more.
+pub(crate) const CHOICES_PER_PROMPT_MAX: u64 = 16;
+/// Longest stop string in bytes.
+pub(crate) const STOP_BYTES_MAX: usize = 1_024;
+/// Pieces of an answer that wait for whoever reads it.
+pub(crate) const PIECES_QUEUED_MAX: usize = 256;
+/// A reader that takes none of them for so long has gone away.
+pub(crate) const READER_STALLED_MAX: Duration = Duration::from_secs(60);
+/// A stream that has nothing to say says so after so long, lest somebody on the way takes it for dead.
+pub(crate) const STREAM_SILENCE_MAX: Duration = Duration::from_secs(10);
+/// What a client is told to wait for when the queue is full, in seconds.
+pub(crate) const RETRY_AFTER_S: u32 = 2;
+/// Longest sequence in tokens that a model is put into service for, unless its own context is shorter.
+pub(crate) const SERVE_CONTEXT: u32 = 8_192;
+/// So many sequences of that length fit the caches of a model that a request put into service; shorter ones share
+/// the room.
+pub(crate) const SERVE_SESSIONS: u16 = 4;
+/// A model that a request put into service is taken out when nobody asked for it for so long.
+pub(crate) const SERVE_IDLE: Duration = Duration::from_secs(900);
+/// How often that, and the room on the disk, is looked at.
+pub(crate) const TIDY_EVERY: Duration = Duration::from_secs(30);
+/// Largest manifest of a model, in bytes.
+pub(crate) const MANIFEST_BYTES_MAX: u64 = skein_engine::limits::MANIFEST_BYTES_MAX as u64;
+/// Models of which tokenizer and manifest are kept in memory.
+pub(crate) const MODELS_LOADED_MAX: usize = 8;
 
 /// Largest blob taken from a peer or a customer, in bytes.
 pub(crate) const BLOB_BYTES_MAX: u64 = 4 << 30;
@@ -52,3 +89,16 @@ pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const TUNING_MAX: Duration = Duration::from_secs(600);
 /// How often a lease is kept alive meanwhile.
 pub(crate) const TUNING_BEAT: Duration = Duration::from_secs(2);
+
+/// Longest line of a batch, in bytes.
+pub(crate) const BATCH_LINE_BYTES_MAX: u64 = 1 << 20;
+/// A request of a batch is sent again to a busy or absent agent for so long.
+pub(crate) const BATCH_PATIENCE: Duration = Duration::from_secs(900);
+/// First wait before that; doubles up to the maximum.
+pub(crate) const BATCH_RETRY_MIN: Duration = Duration::from_millis(200);
+/// Longest such wait.
+pub(crate) const BATCH_RETRY_MAX: Duration = Duration::from_secs(10);
+/// Requests of a batch under way at once, unless its file says otherwise.
+pub(crate) const BATCH_AT_ONCE: usize = 16;
+/// Most that it may say.
+pub(crate) const BATCH_AT_ONCE_MAX: usize = 256;

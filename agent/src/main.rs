@@ -12,7 +12,7 @@ mod demo;
 mod host;
 mod identity;
 mod limits;
-mod sample;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -35,7 +35,10 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Up(args) => cmd::up::run(args),
         Verb::Down(data_dir) => cmd::down::run(data_dir),
         Verb::Status { data_dir, json } => cmd::status::run(data_dir, json),
-        Verb::Bench { data_dir, device, json } => cmd::bench::run(data_dir, device, json),
+        Verb::Bench(args) => cmd::bench::run(args),
+        Verb::Model { verb } => cmd::model::run(verb),
+        Verb::Chat(args) => cmd::chat::run(args),
+        Verb::Eval(args) => cmd::eval::run(args),
         Verb::Run { data_dir, job, example, detach, output } => {
             cmd::run::run(data_dir, job, example, detach, output)
         }

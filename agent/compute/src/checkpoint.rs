@@ -174,21 +174,6 @@ impl Checkpoint {
         Ok(Self { shape: header.shape, round: header.round, weights, momentum })
     }
 
-    /// Reads and checks the weights of `specs` only, for a stage that holds a part of the model. `choose` gets the
-    /// shape that the file states and says which tensors are wanted.
-    ///
-    /// # Errors
-    /// [`CheckpointError`], or what `choose` returned.
-    pub fn read_part<E: From<CheckpointError>>(
-        path: &Path,
-        choose: impl FnOnce(ModelShape) -> Result<Vec<TensorSpec>, E>,
-    ) -> Result<(ModelShape, Vec<Vec<f32>>), E> {
-        let bytes = read_bounded(path)?;
-        let (header, tensors) = open(path, &bytes, Kind::Checkpoint)?;
-        let specs = choose(header.shape)?;
-        Ok((header.shape, take(path, &tensors, "", &specs)?))
-    }
-
     /// Writes the checkpoint and returns the digest of the file, which is complete and on disk when it appears.
     ///
     /// # Errors

@@ -77,6 +77,15 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// What the engine calls this device.
+#[must_use]
+pub fn engine_device(device: &DeviceChoice, threads: usize) -> skein_engine::stage::Device {
+    match device {
+        DeviceChoice::Cpu => skein_engine::stage::Device::Cpu { threads },
+        DeviceChoice::Wgpu { .. } => skein_engine::stage::Device::Gpu { name: device.to_string() },
+    }
+}
+
 impl From<DeviceChoice> for String {
     fn from(choice: DeviceChoice) -> Self {
         choice.to_string()

@@ -1,4 +1,5 @@
-//! Owns GPUs and models: finds and tries devices, measures them, trains, merges, runs stages of a model.
+//! Owns GPUs and the worker process: finds and tries devices, measures them, trains, merges, and runs the stages of
+//! `skein-engine` beside it.
 //! Must never know a network, a lease, money or an async run time: paths and numbers in, files and numbers out.
 
 pub mod bench;
@@ -12,6 +13,6 @@ pub mod probe;
 pub mod protocol;
 mod random;
 pub mod shape;
-pub mod stage;
+mod stages;
 pub mod train;
 pub mod worker;

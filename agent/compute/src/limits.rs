@@ -48,8 +48,9 @@ pub const EVALUATE_TOKENS_AT_ONCE: usize = 1_024;
 /// Most stages open in one worker.
 pub const STAGES_MAX: usize = 64;
 
-/// Most sessions with a key-value cache in one stage; opening one more is refused, never evicts.
-pub const SESSIONS_MAX: usize = 256;
+/// Rows that one step of a stage computes together at most, over all sessions: what fills the processor, and no more, so
+/// that nobody waits long for another's prompt.
+pub const STEP_ROWS_MAX: usize = 256;
 
 /// Longest path in a task, in bytes.
 pub const PATH_BYTES_MAX: usize = 4_096;

@@ -7,12 +7,12 @@
 use std::io::{Read, Write};
 
 use borsh::{BorshDeserialize, BorshSerialize};
+use skein_engine::step::{Chunk, Output};
 
 use crate::bench::BenchResult;
 use crate::checkpoint::Digest;
 use crate::limits::{DELTAS_MAX, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, PATH_BYTES_MAX};
 use crate::shape::ModelShape;
-use crate::stage::{StageInput, StageOutput};
 
 /// Why bytes are no message, or did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -87,27 +87,14 @@ pub enum Task {
         /// The text.
         data: String,
     },
-    /// Load layers `start..end` of a checkpoint under a number. Ends in [`Reply::StageOpened`].
-    StageOpen {
-        /// The stage's number, chosen by the daemon; an open stage of that number is replaced.
-        stage: u64,
-        /// The checkpoint.
-        checkpoint: String,
-        /// First layer.
-        start: u16,
-        /// One past the last layer.
-        end: u16,
-    },
-    /// Extend a session of a stage. Ends in [`Reply::StageOutput`].
-    StageForward {
+    /// Load layers of a language model under a number. Ends in [`Reply::StageOpened`].
+    StageOpen(StageTask),
+    /// Extend a session of a stage; steps that wait together are computed together. Ends in [`Reply::Stepped`].
+    StageStep {
         /// The stage's number.
         stage: u64,
-        /// The session's number; new ones begin at position 0.
-        session: u64,
-        /// Position of the first token of the input; what was cached from there on is forgotten.
-        position: u32,
-        /// Tokens or rows.
-        input: StageInput,
+        /// What one session brings.
+        chunk: Chunk,
     },
     /// Forget a session. Ends in [`Reply::Closed`].
     SessionClose {
@@ -155,6 +142,25 @@ pub struct TrainTask {
     pub seed: u64,
     /// The delta to write.
     pub out: String,
+}
+
+/// A stage to load.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct StageTask {
+    /// The stage's number, chosen by the daemon; an open stage of that number is replaced.
+    pub stage: u64,
+    /// The model's manifest.
+    pub manifest: String,
+    /// The directory in which its pieces lie, each named by its digest in hex.
+    pub pieces: String,
+    /// First layer.
+    pub start: u32,
+    /// One past the last layer.
+    pub end: u32,
+    /// Longest sequence in tokens; at most the model's own.
+    pub context: u32,
+    /// Bytes that the sessions' caches may take together.
+    pub cache_bytes: u64,
 }
 
 /// A reply with the number of its request.
@@ -227,11 +233,11 @@ pub enum Reply {
     },
     /// The stage is loaded.
     StageOpened {
-        /// Shape of the whole model.
-        shape: ModelShape,
+        /// Bytes that its weights take.
+        resident_bytes: u64,
     },
-    /// Rows or logits.
-    StageOutput(StageOutput),
+    /// What the stage gave.
+    Stepped(Output),
     /// The session or stage is gone.
     Closed {
         /// Whether it was there.
@@ -262,10 +268,10 @@ impl Task {
                 [state, out].into_iter().chain(deltas).chain(evaluate).collect()
             }
             Self::Evaluate { state, data } => vec![state, data],
-            Self::StageOpen { checkpoint, .. } => vec![checkpoint],
+            Self::StageOpen(task) => vec![&task.manifest, &task.pieces],
             Self::Describe
             | Self::Bench
-            | Self::StageForward { .. }
+            | Self::StageStep { .. }
             | Self::SessionClose { .. }
             | Self::StageClose { .. }
             | Self::Cancel { .. } => Vec::new(),
@@ -360,10 +366,12 @@ pub fn read_frame<T: BorshDeserialize>(input: &mut impl Read) -> Result<Option<T
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use skein_engine::step::{Input, Want};
 
     fn request() -> Request {
-        let input = StageInput::Hidden(vec![0.5, -1.0]);
-        Request { id: 7, body: Task::StageForward { stage: 1, session: 2, position: 3, input } }
+        let want = Want::Scores { from: 0, targets: vec![5] };
+        let chunk = Chunk { session: 2, position: 3, input: Input::Rows(vec![1, 2, 3]), want };
+        Request { id: 7, body: Task::StageStep { stage: 1, chunk } }
     }
 
     #[test]
@@ -390,16 +398,16 @@ mod tests {
         frame.pop();
         assert!(matches!(read_frame::<Request>(&mut frame.as_slice()), Err(FrameError::Torn)));
         assert!(matches!(read_frame::<Request>(&mut [1, 0].as_slice()), Err(FrameError::Torn)));
-        // A vector that claims four billion floats in a frame of a few bytes.
+        // A list that claims four billion tokens in a frame of a few bytes.
         let mut payload = encode(&request()).unwrap().split_off(4);
-        let at = payload.len() - 12;
+        let at = payload.len() - 8;
         payload[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(matches!(decode::<Request>(&payload), Err(FrameError::Garbage(_))));
     }
 
     #[test]
     fn no_nan_passes() {
-        let reply = Response { id: 1, body: Reply::StageOutput(StageOutput::Logits(vec![f32::NAN])) };
+        let reply = Response { id: 1, body: Reply::Stepped(Output::Scores(vec![f32::NAN])) };
         assert!(matches!(encode(&reply), Err(FrameError::Unencodable(_))));
     }
 

@@ -4,8 +4,6 @@
 //! The model is a byte-level GPT: 256 tokens, learned positions and ALiBi, pre-norm blocks, an untied head. The order of
 //! [`ModelShape::tensors`] is the canonical order in which every part of this crate walks the weights.
 
-use std::ops::Range;
-
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
@@ -182,23 +180,14 @@ impl ModelShape {
     /// Every tensor in canonical order.
     #[must_use]
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        self.tensors_of(0..self.layers())
-    }
-
-    /// The tensors that a stage holding `layers` needs, in canonical order: the tables come with the first layer,
-    /// the final norm and the head with the last.
-    #[must_use]
-    pub fn tensors_of(&self, layers: Range<usize>) -> Vec<TensorSpec> {
         let width = self.width();
         let inner = FEED_FORWARD_RATIO * width;
         let mut specs = Vec::new();
         let mut push =
             |name: String, dimensions: Vec<usize>, role| specs.push(TensorSpec { name, dimensions, role });
-        if layers.start == 0 {
-            push("embedding".into(), vec![VOCABULARY, width], Role::Table);
-            push("positions".into(), vec![self.context(), width], Role::Table);
-        }
-        for layer in layers.clone() {
+        push("embedding".into(), vec![VOCABULARY, width], Role::Table);
+        push("positions".into(), vec![self.context(), width], Role::Table);
+        for layer in 0..self.layers() {
             let name = |part: &str| format!("layers.{layer}.{part}");
             push(name("attention_norm"), vec![width], Role::Gain);
             push(name("query_key_value"), vec![width, 3 * width], Role::Matrix);
@@ -207,10 +196,8 @@ impl ModelShape {
             push(name("feed_in"), vec![width, inner], Role::Matrix);
             push(name("feed_out"), vec![inner, width], Role::ResidualMatrix);
         }
-        if layers.end == self.layers() {
-            push("final_norm".into(), vec![width], Role::Gain);
-            push("head".into(), vec![width, VOCABULARY], Role::Matrix);
-        }
+        push("final_norm".into(), vec![width], Role::Gain);
+        push("head".into(), vec![width, VOCABULARY], Role::Matrix);
         specs
     }
 }
@@ -250,15 +237,6 @@ mod tests {
             let counted: usize = shape.tensors().iter().map(TensorSpec::elements).sum();
             assert_eq!(shape.parameters(), counted as u64);
         }
-    }
-
-    #[test]
-    fn stages_partition_the_tensors() {
-        let shape = ModelShape::new(5, 8, 2, 4).unwrap();
-        let mut joined = shape.tensors_of(0..2);
-        joined.extend(shape.tensors_of(2..3));
-        joined.extend(shape.tensors_of(3..5));
-        assert_eq!(joined, shape.tensors());
     }
 
     #[test]

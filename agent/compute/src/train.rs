@@ -137,7 +137,7 @@ pub fn inner_phase(
     let text = Text::read(data, shape.context())?;
     moments.fit(shape);
     let device = device.clone().without_autodiff();
-    let mut weights = upload(shape, 0..shape.layers(), checkpoint.weights.clone(), &device);
+    let mut weights = upload(shape, checkpoint.weights.clone(), &device);
     let optimiser = Optimiser::new(shape);
     let mut losses = 0.0;
     for step in 0..inner.steps {
@@ -175,12 +175,11 @@ pub fn evaluate(device: &Device, checkpoint: &Checkpoint, data: &Path) -> Result
     let shape = checkpoint.shape;
     let text = Text::read(data, shape.context())?;
     let device = device.clone().without_autodiff();
-    let layers = 0..shape.layers();
-    let weights = upload(shape, layers.clone(), checkpoint.weights.clone(), &device);
-    let model = Gpt::new(shape, layers, &weights).ok_or_else(whole)?;
+    let weights = upload(shape, checkpoint.weights.clone(), &device);
+    let model = Gpt::new(shape, &weights).ok_or_else(whole)?;
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in text.held_out(EVALUATE_TOKENS_AT_ONCE / shape.context()) {
-        let loss = scalar(model.loss(&batch, &device).ok_or_else(whole)?)?;
+        let loss = scalar(model.loss(&batch, &device))?;
         let count = batch.inputs.len() as u64;
         sum += f64::from(loss) * count as f64;
         tokens += count;
@@ -249,8 +248,8 @@ impl Optimiser {
     ) -> Result<f32, TrainError> {
         let tracked: Vec<Tensor<2>> =
             weights.iter().map(|tensor| tensor.clone().autodiff().require_grad()).collect();
-        let model = Gpt::new(shape, 0..shape.layers(), &tracked).ok_or_else(whole)?;
-        let loss = model.loss(batch, &device.clone().autodiff()).ok_or_else(whole)?;
+        let model = Gpt::new(shape, &tracked).ok_or_else(whole)?;
+        let loss = model.loss(batch, &device.clone().autodiff());
         drop(model);
         let mut gradients = loss.backward();
         let loss = scalar(loss.inner())?;

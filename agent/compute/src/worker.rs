@@ -2,10 +2,12 @@
 //! other.
 //! Must never outlive the daemon, print to stdout beside the protocol, or let a task's panic end the process.
 //!
-//! Two threads: the reader parses frames, notes cancels and notices the end of the pipe even while a task runs; the
-//! main thread executes. When the pipe ends the process exits at once, so that the device's memory is free.
+//! Three threads: the reader parses frames, notes cancels and notices the end of the pipe even while a task runs; one
+//! executes training and measuring in order; one serves the stages of language models ([`crate::stages`]), so that
+//! tokens do not wait for a training step. When the pipe ends the process exits at once, so that the device's memory
+//! is free.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -18,10 +20,10 @@ use burn::tensor::Device;
 use crate::bench::bench;
 use crate::checkpoint::Checkpoint;
 use crate::device::{DeviceChoice, DeviceError};
-use crate::limits::{CANCELS_MAX, STAGES_MAX, TASKS_QUEUED_MAX};
+use crate::limits::{CANCELS_MAX, TASKS_QUEUED_MAX};
 use crate::outer::{OuterRate, merge};
 use crate::protocol::{FrameError, Reply, Request, Response, Task, TrainTask, read_frame, write_frame};
-use crate::stage::Stage;
+use crate::stages;
 use crate::train::{Inner, Moments, TrainError, evaluate, inner_phase};
 
 /// Said once per process on a GPU, where the first pass through a model compiles and times kernels.
@@ -70,7 +72,7 @@ pub fn command(exe: &Path, device: &DeviceChoice, directory: &Path, threads: u32
 pub fn run(
     choice: &DeviceChoice,
     input: impl Read + Send + 'static,
-    output: impl Write,
+    output: impl Write + Send + 'static,
 ) -> Result<(), WorkerError> {
     run_until(choice, input, output, || std::process::exit(0))
 }
@@ -83,29 +85,59 @@ pub fn run(
 pub fn run_until(
     choice: &DeviceChoice,
     input: impl Read + Send + 'static,
-    output: impl Write,
+    output: impl Write + Send + 'static,
     gone: impl FnOnce() + Send + 'static,
 ) -> Result<(), WorkerError> {
     let cancels = Cancels::default();
+    let replies = Replies::new(output);
     let (sender, tasks) = sync_channel(TASKS_QUEUED_MAX);
+    let (steps, stage_tasks) = sync_channel(TASKS_QUEUED_MAX);
     let reader = {
         let cancels = cancels.clone();
-        move || read_tasks(input, &sender, &cancels, gone)
+        move || read_tasks(input, &Queues { tasks: sender, stages: steps }, &cancels, gone)
     };
     // The reader starts before the device is opened: a driver may hang there, and the daemon may leave.
-    std::thread::Builder::new().name("reader".to_owned()).spawn(reader).map_err(WorkerError::Thread)?;
+    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    thread("reader").spawn(reader).map_err(WorkerError::Thread)?;
+    let stages = {
+        let (choice, replies) = (choice.clone(), replies.clone());
+        move || stages::serve(&choice, threads(), &stage_tasks, &replies)
+    };
+    let stages = thread("stages").spawn(stages).map_err(WorkerError::Thread)?;
     let opened =
         catch_unwind(|| choice.open()).map_err(|panic| WorkerError::Panicked(panic_text(&*panic)))?;
-    let mut worker = Worker {
-        choice: choice.clone(),
-        device: opened?,
-        output,
-        cancels,
-        warm: false,
-        moments: None,
-        stages: BTreeMap::new(),
-    };
-    worker.serve(&tasks)
+    let mut worker =
+        Worker { choice: choice.clone(), device: opened?, replies, cancels, warm: false, moments: None };
+    worker.serve(&tasks)?;
+    // The reader has ended, and with it both queues.
+    stages.join().map_err(|panic| WorkerError::Panicked(panic_text(&*panic)))?.map_err(WorkerError::Frame)
+}
+
+/// Where replies go, from both threads that have any.
+pub(crate) struct Replies<W>(Arc<Mutex<W>>);
+
+impl<W> Clone for Replies<W> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<W: Write> Replies<W> {
+    fn new(output: W) -> Self {
+        Self(Arc::new(Mutex::new(output)))
+    }
+
+    /// Sends a reply; one that cannot be encoded (values that are not numbers, or too many) becomes a failure.
+    pub(crate) fn send(&self, id: u64, body: Reply) -> Result<(), FrameError> {
+        let mut output = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = write_frame(&mut *output, &Response { id, body });
+        match result {
+            Err(error @ (FrameError::Unencodable(_) | FrameError::TooLong { .. })) => {
+                write_frame(&mut *output, &Response { id, body: Reply::failed(error.to_string()) })
+            }
+            Ok(()) | Err(FrameError::Pipe(_) | FrameError::Torn | FrameError::Garbage(_)) => result,
+        }
+    }
 }
 
 /// The numbers of cancelled requests, the latest last.
@@ -128,25 +160,43 @@ impl Cancels {
 
 type Incoming = Result<Request, WorkerError>;
 
-fn read_tasks(mut input: impl Read, tasks: &SyncSender<Incoming>, cancels: &Cancels, gone: impl FnOnce()) {
+struct Queues {
+    tasks: SyncSender<Incoming>,
+    stages: SyncSender<Request>,
+}
+
+impl Queues {
+    /// To the thread that it concerns; false when a queue is full.
+    fn send(&self, request: Request) -> Result<(), TrySendError<()>> {
+        let forget = |full| if full { TrySendError::Full(()) } else { TrySendError::Disconnected(()) };
+        if stages::concerns(&request.body) {
+            self.stages.try_send(request).map_err(|error| forget(matches!(error, TrySendError::Full(_))))
+        } else {
+            self.tasks.try_send(Ok(request)).map_err(|error| forget(matches!(error, TrySendError::Full(_))))
+        }
+    }
+}
+
+fn read_tasks(mut input: impl Read, queues: &Queues, cancels: &Cancels, gone: impl FnOnce()) {
     loop {
-        let incoming = match read_frame::<Request>(&mut input) {
+        let sent = match read_frame::<Request>(&mut input) {
             Ok(Some(Request { body: Task::Cancel { id }, .. })) => {
                 cancels.add(id);
                 continue;
             }
-            Ok(Some(request)) => Ok(request),
+            Ok(Some(request)) => queues.send(request),
             Ok(None) => break gone(),
-            Err(error) => Err(WorkerError::Frame(error)),
+            Err(error) => {
+                let _ = queues.tasks.send(Err(WorkerError::Frame(error)));
+                break;
+            }
         };
-        let broken = incoming.is_err();
-        match tasks.try_send(incoming) {
-            Ok(()) if broken => break,
+        match sent {
             Ok(()) => {}
-            Err(TrySendError::Disconnected(_)) => break,
-            Err(TrySendError::Full(_)) => {
+            Err(TrySendError::Disconnected(())) => break,
+            Err(TrySendError::Full(())) => {
                 // Waits for room, which is what tells the main thread; nothing more is read.
-                let _ = tasks.send(Err(WorkerError::Flooded));
+                let _ = queues.tasks.send(Err(WorkerError::Flooded));
                 break;
             }
         }
@@ -156,11 +206,10 @@ fn read_tasks(mut input: impl Read, tasks: &SyncSender<Incoming>, cancels: &Canc
 struct Worker<W> {
     choice: DeviceChoice,
     device: Device,
-    output: W,
+    replies: Replies<W>,
     cancels: Cancels,
     warm: bool,
     moments: Option<([u8; 32], Moments)>,
-    stages: BTreeMap<u64, Stage>,
 }
 
 /// How a task ends early: with a reply, or because the daemon cannot be reached.
@@ -180,7 +229,6 @@ impl<W: Write> Worker<W> {
     fn serve(&mut self, tasks: &Receiver<Incoming>) -> Result<(), WorkerError> {
         while let Ok(incoming) = tasks.recv() {
             let Request { id, body } = incoming?;
-            let touched = touched(&body);
             let result = catch_unwind(AssertUnwindSafe(|| self.execute(id, body)));
             let reply = match result {
                 Ok(Ok(reply)) => reply,
@@ -188,35 +236,14 @@ impl<W: Write> Worker<W> {
                 Ok(Err(Stop::Failed(message))) => Reply::failed(message),
                 Ok(Err(Stop::Pipe(error))) => return Err(error.into()),
                 Err(panic) => {
-                    self.drop_state(touched);
+                    // What the task worked on may be half changed.
+                    self.moments = None;
                     Reply::failed(format!("the task panicked: {}", panic_text(&*panic)))
                 }
             };
-            self.reply(id, reply)?;
+            self.replies.send(id, reply)?;
         }
         Ok(())
-    }
-
-    /// Sends a reply; one that cannot be encoded (values that are not numbers, or too many) becomes a failure.
-    fn reply(&mut self, id: u64, body: Reply) -> Result<(), FrameError> {
-        let result = write_frame(&mut self.output, &Response { id, body });
-        match result {
-            Err(error @ (FrameError::Unencodable(_) | FrameError::TooLong { .. })) => {
-                write_frame(&mut self.output, &Response { id, body: Reply::failed(error.to_string()) })
-            }
-            Ok(()) | Err(FrameError::Pipe(_) | FrameError::Torn | FrameError::Garbage(_)) => result,
-        }
-    }
-
-    /// After a panic, what the task worked on may be half changed.
-    fn drop_state(&mut self, touched: Touched) {
-        match touched {
-            Touched::Nothing => {}
-            Touched::Moments => self.moments = None,
-            Touched::Stage(stage) => {
-                self.stages.remove(&stage);
-            }
-        }
     }
 
     fn execute(&mut self, id: u64, task: Task) -> Result<Reply, Stop> {
@@ -252,26 +279,10 @@ impl<W: Write> Worker<W> {
                 let (loss_micronats, tokens) = self.evaluate(id, &checkpoint, &data)?;
                 Ok(Reply::Evaluated { loss_micronats, tokens, round: checkpoint.round })
             }
-            Task::StageOpen { stage, checkpoint, start, end } => {
-                self.stages.remove(&stage);
-                if self.stages.len() >= STAGES_MAX {
-                    return Err(Stop::Failed(format!("all {STAGES_MAX} stages of this worker are open")));
-                }
-                let opened = Stage::open(&self.device, Path::new(&checkpoint), start, end)?;
-                let shape = opened.shape();
-                self.stages.insert(stage, opened);
-                Ok(Reply::StageOpened { shape })
-            }
-            Task::StageForward { stage, session, position, input } => {
-                let stage = self.stages.get_mut(&stage);
-                let stage = stage.ok_or_else(|| Stop::Failed("this stage is not open".to_owned()))?;
-                Ok(Reply::StageOutput(stage.forward(session, position, input)?))
-            }
-            Task::SessionClose { stage, session } => {
-                let existed = self.stages.get_mut(&stage).is_some_and(|stage| stage.close(session));
-                Ok(Reply::Closed { existed })
-            }
-            Task::StageClose { stage } => Ok(Reply::Closed { existed: self.stages.remove(&stage).is_some() }),
+            Task::StageOpen(_)
+            | Task::StageStep { .. }
+            | Task::SessionClose { .. }
+            | Task::StageClose { .. } => Err(Stop::Failed("this is for the thread of the stages".to_owned())),
             Task::Cancel { id } => {
                 self.cancels.add(id);
                 Err(Stop::Cancelled)
@@ -280,12 +291,10 @@ impl<W: Write> Worker<W> {
     }
 
     fn describe(&self) -> Reply {
-        let threads = std::env::var(THREADS_VARIABLE).ok().and_then(|text| text.parse().ok());
-        let all = || std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
         Reply::Described {
             device: self.choice.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            threads: threads.filter(|threads| *threads > 0).unwrap_or_else(all),
+            threads: threads(),
         }
     }
 
@@ -305,7 +314,7 @@ impl<W: Write> Worker<W> {
             Some((job, moments)) if *job == task.job => moments,
             other => &mut other.insert((task.job, Moments::default())).1,
         };
-        let (output, cancels) = (&mut self.output, &self.cancels);
+        let (replies, cancels) = (&self.replies, &self.cancels);
         let mut pipe = Ok(());
         let result = inner_phase(
             &self.device,
@@ -316,7 +325,7 @@ impl<W: Write> Worker<W> {
             |done, loss| {
                 let loss_micronats = micronats(f64::from(loss)).ok();
                 let body = Reply::Progress { done, of: inner.steps, loss_micronats, note: String::new() };
-                pipe = write_frame(output, &Response { id, body });
+                pipe = replies.send(id, body);
                 pipe.is_ok() && !cancels.has(id)
             },
         );
@@ -340,32 +349,17 @@ impl<W: Write> Worker<W> {
         let first = !std::mem::replace(&mut self.warm, true);
         if first && self.choice != DeviceChoice::Cpu {
             let body = Reply::Progress { done: 0, of, loss_micronats: None, note: TUNING.to_owned() };
-            self.reply(id, body).map_err(Stop::Pipe)?;
+            self.replies.send(id, body).map_err(Stop::Pipe)?;
         }
         Ok(())
     }
 }
 
-/// What a task changes in the worker.
-#[derive(Clone, Copy)]
-enum Touched {
-    Nothing,
-    Moments,
-    Stage(u64),
-}
-
-fn touched(task: &Task) -> Touched {
-    match task {
-        Task::Train(_) => Touched::Moments,
-        Task::StageOpen { stage, .. } | Task::StageForward { stage, .. } => Touched::Stage(*stage),
-        Task::SessionClose { stage, .. } | Task::StageClose { stage } => Touched::Stage(*stage),
-        Task::Describe
-        | Task::Bench
-        | Task::Init { .. }
-        | Task::Merge { .. }
-        | Task::Evaluate { .. }
-        | Task::Cancel { .. } => Touched::Nothing,
-    }
+/// Threads that the CPU may give to this process.
+fn threads() -> u32 {
+    let set = std::env::var(THREADS_VARIABLE).ok().and_then(|text| text.parse().ok());
+    let all = || std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+    set.filter(|threads| *threads > 0).unwrap_or_else(all)
 }
 
 /// A setting as it is written in jobs.
@@ -379,7 +373,7 @@ fn micronats(loss: f64) -> Result<i64, Stop> {
     if scaled.is_finite() { Ok(scaled as i64) } else { Err(Stop::Failed(format!("the loss is {loss}"))) }
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

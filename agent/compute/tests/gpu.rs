@@ -12,13 +12,9 @@ use skein_compute::checkpoint::{Checkpoint, Delta};
 use skein_compute::device::DeviceChoice;
 use skein_compute::probe::{Adapter, exercise, list};
 use skein_compute::shape::ModelShape;
-use skein_compute::stage::{Stage, StageInput, StageOutput};
 use skein_compute::train::{Inner, Moments, inner_phase};
 
-/// Relative L2 distance allowed between two devices: f32 sums in another order, through a few layers.
-const FORWARD_TOLERANCE: f64 = 1e-4;
-
-/// Likewise for the change of the weights after one AdamW step, which divides by the gradient's size: where a
+/// Relative L2 distance allowed between two devices for the change of the weights after one AdamW step, which divides by the gradient's size: where a
 /// gradient is almost zero, its rounding decides the step's sign.
 const STEP_TOLERANCE: f64 = 2e-3;
 
@@ -27,14 +23,6 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     let difference: f64 = got.iter().zip(want).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     let size: f64 = want.iter().map(|value| f64::from(*value).powi(2)).sum();
     (difference / size).sqrt()
-}
-
-fn logits(device: &Device, state: &Path) -> Vec<f32> {
-    let mut stage = Stage::open(device, state, 0, 2).unwrap();
-    match stage.forward(1, 0, StageInput::Tokens(b"honk".to_vec())).unwrap() {
-        StageOutput::Logits(logits) => logits,
-        StageOutput::Hidden(_) => panic!("the whole model has a head"),
-    }
 }
 
 fn step(device: &Device, state: &Path, text: &Path) -> (Delta, f64) {
@@ -92,10 +80,6 @@ fn agrees() {
 
     let gpu = DeviceChoice::Wgpu { index: adapter.index, name: adapter.name.clone() }.open().unwrap();
     let cpu = Device::flex();
-    let forward = distance(&logits(&gpu, &state), &logits(&cpu, &state));
-    println!("{:?}: logits: relative L2 {forward:.1e}", started.elapsed());
-    assert!(forward < FORWARD_TOLERANCE, "{forward:e}");
-
     let ((gpu_delta, gpu_loss), (cpu_delta, cpu_loss)) =
         (step(&gpu, &state, &text), step(&cpu, &state, &text));
     let flat = |delta: Delta| delta.values.into_iter().flatten().collect::<Vec<f32>>();

@@ -14,11 +14,13 @@ use std::thread::{JoinHandle, spawn};
 
 use skein_compute::device::DeviceChoice;
 use skein_compute::protocol::{
-    FrameError, Reply, Request, Response, Task, TrainTask, read_frame, write_frame,
+    FrameError, Reply, Request, Response, StageTask, Task, TrainTask, read_frame, write_frame,
 };
 use skein_compute::shape::ModelShape;
-use skein_compute::stage::{StageInput, StageOutput};
 use skein_compute::worker::{WorkerError, run_until};
+use skein_engine::import;
+use skein_engine::manifest::Manifest;
+use skein_engine::step::{Chunk, Input, Output, Sampling, Want};
 
 struct Worker {
     to: PipeWriter,
@@ -98,6 +100,19 @@ fn train_task(place: &Path, index: u32, steps: u32) -> TrainTask {
     }
 }
 
+/// Cuts a checkpoint into pieces that lie beside it; the path of its manifest.
+fn add_model(place: &Path, checkpoint: &str) -> String {
+    let model = import::open(&place.join(checkpoint)).unwrap();
+    let mut put = |bytes: &[u8]| {
+        let digest = blake3::hash(bytes);
+        fs::write(place.join(digest.to_hex().as_str()), bytes).map(|()| *digest.as_bytes())
+    };
+    let vocabulary = import::encode(&model.vocabulary).unwrap();
+    let manifest = Manifest::build(model.source.as_ref(), &vocabulary, &mut put, &mut |_, _| {}).unwrap();
+    fs::write(place.join("manifest"), manifest.encode().unwrap()).unwrap();
+    text(place, "manifest")
+}
+
 #[test]
 fn a_job_from_init_to_greedy_decoding_over_two_stages() {
     let directory = tempfile::tempdir().unwrap();
@@ -136,22 +151,34 @@ fn a_job_from_init_to_greedy_decoding_over_two_stages() {
     assert_eq!(loss_micronats, merged);
     assert!(merged < 1_000_000, "{merged}");
 
-    for (stage, layer) in [(10, 0), (11, 1)] {
-        let task = Task::StageOpen { stage, checkpoint: text(place, "1"), start: layer, end: layer + 1 };
-        assert_eq!(worker.ask(task).0, Reply::StageOpened { shape });
+    let manifest = add_model(place, "1");
+    for (stage, start) in [(10, 0), (11, 1)] {
+        let pieces = place.to_str().unwrap().to_owned();
+        let (context, cache_bytes) = (12, 1 << 20);
+        let task = StageTask {
+            stage,
+            manifest: manifest.clone(),
+            pieces,
+            start,
+            end: start + 1,
+            context,
+            cache_bytes,
+        };
+        let (Reply::StageOpened { resident_bytes }, _) = worker.ask(Task::StageOpen(task)) else { panic!() };
+        assert!(resident_bytes > 0);
     }
-    let (mut said, mut input) = (b"honk".to_vec(), b"honk".to_vec());
-    let mut position = 0;
+    let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, top_logprobs: 0 };
+    let (mut said, mut fresh) = (b"honk".to_vec(), 0);
     while said.len() < 12 {
-        let task =
-            Task::StageForward { stage: 10, session: 5, position, input: StageInput::Tokens(input.clone()) };
-        let (Reply::StageOutput(StageOutput::Hidden(rows)), _) = worker.ask(task) else { panic!() };
-        let task = Task::StageForward { stage: 11, session: 5, position, input: StageInput::Hidden(rows) };
-        let (Reply::StageOutput(StageOutput::Logits(logits)), _) = worker.ask(task) else { panic!() };
-        position += input.len() as u32;
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
-        said.push(best as u8);
-        input = vec![best as u8];
+        let input = Input::Tokens(said[fresh..].iter().map(|byte| u32::from(*byte)).collect());
+        let want = Want::Picks { from: (said.len() - fresh - 1) as u32, sampling };
+        let chunk = Chunk { session: 5, position: fresh as u32, input, want };
+        fresh = said.len();
+        let task = Task::StageStep { stage: 10, chunk: chunk.clone() };
+        let (Reply::Stepped(Output::Rows(rows)), _) = worker.ask(task) else { panic!() };
+        let task = Task::StageStep { stage: 11, chunk: Chunk { input: Input::Rows(rows), ..chunk } };
+        let (Reply::Stepped(Output::Picks(picks)), _) = worker.ask(task) else { panic!() };
+        said.push(picks[0].token as u8);
     }
     assert_eq!(String::from_utf8_lossy(&said), "honk! honk! ");
     assert_eq!(worker.ask(Task::SessionClose { stage: 10, session: 5 }).0, Reply::Closed { existed: true });
@@ -170,10 +197,8 @@ fn failures_are_replies_and_the_worker_goes_on() {
             .fails(Task::Evaluate { state: text(place, "none"), data: text(place, "none") })
             .contains("none")
     );
-    let input = StageInput::Tokens(vec![1]);
-    assert!(
-        worker.fails(Task::StageForward { stage: 1, session: 1, position: 0, input }).contains("not open")
-    );
+    let chunk = Chunk { session: 1, position: 0, input: Input::Tokens(vec![1]), want: Want::Nothing };
+    assert!(worker.fails(Task::StageStep { stage: 1, chunk }).contains("not open"));
     assert!(
         worker.fails(Task::Evaluate { state: "x".repeat(5_000), data: text(place, "none") }).contains("path")
     );

@@ -17,6 +17,7 @@ use super::{Door, Problem, whole_body};
 use crate::daemon::Call;
 use crate::daemon::status::{ClaimState, Status};
 use crate::limits::{API_BODY_TIMEOUT, BLOB_BYTES_MAX};
+use crate::serve::registry::Entry;
 
 pub(super) async fn status(State(door): State<Door>) -> Result<Json<Status>, Problem> {
     door.ask(Call::Status).await.map(|status| Json(*status))
@@ -47,6 +48,58 @@ pub(super) async fn submit(State(door): State<Door>, body: Body) -> Result<Json<
     Ok(Json(json!({ "id": id })))
 }
 
+/// A model that was put here piece by piece gets a name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewModel {
+    name: String,
+    /// Digest of its manifest.
+    model: Digest,
+}
+
+pub(super) async fn add_model(State(door): State<Door>, body: Body) -> Result<Json<Entry>, Problem> {
+    let new: NewModel = parse(&whole_body(body).await?, "name and model (the manifest's digest) are needed")?;
+    let registry = door.desk.registry().clone();
+    let added = smol::unblock(move || registry.add(&new.name, new.model)).await;
+    added.map(Json).map_err(|error| Problem::invalid(error.to_string()))
+}
+
+pub(super) async fn models(State(door): State<Door>) -> Json<Vec<Entry>> {
+    let registry = door.desk.registry().clone();
+    Json(smol::unblock(move || registry.list()).await)
+}
+
+pub(super) async fn remove_model(
+    State(door): State<Door>,
+    Path(name): Path<String>,
+) -> Result<Json<Entry>, Problem> {
+    let registry = door.desk.registry().clone();
+    let removed = smol::unblock(move || registry.remove(&name)).await;
+    removed.map(Json).map_err(|error| Problem::missing(error.to_string()))
+}
+
+/// Puts a model that was added here into service until its job is cancelled.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServeOrder {
+    model: String,
+    /// Exactly so many stages; as few as possible if absent.
+    stages: Option<u16>,
+}
+
+pub(super) async fn serve(State(door): State<Door>, body: Body) -> Result<Json<Value>, Problem> {
+    let order: ServeOrder = parse(&whole_body(body).await?, "model (its name) is needed")?;
+    let entry =
+        door.desk.registry().get(&order.model).map_err(|error| Problem::missing(error.to_string()))?;
+    let spec = door.desk.job(&entry, order.stages).map_err(|error| Problem::broken(error.to_string()))?;
+    let id = door.ask(|answer| Call::Submit(spec, answer)).await?.map_err(Problem::invalid)?;
+    Ok(Json(json!({ "id": id })))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], hint: &str) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|error| Problem::invalid(format!("{error}\nhint: {hint}")))
+}
+
 pub(super) async fn cancel(State(door): State<Door>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
     let id = parse_job(&id)?;
     door.ask(|answer| Call::Cancel(id, answer)).await?.map_err(Problem::invalid)?;
@@ -71,8 +124,23 @@ pub(super) async fn down(State(door): State<Door>) -> Result<Json<Value>, Proble
     Ok(Json(json!({ "left": true })))
 }
 
+#[derive(Deserialize)]
+pub(super) struct UploadQuery {
+    /// Whether the blob stays until the owner removes it; if not, it may go when room is needed.
+    #[serde(default = "yes")]
+    keep: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
 /// Takes a blob of any size up to the limit, through a file, never whole in memory.
-pub(super) async fn put_blob(State(door): State<Door>, body: Body) -> Result<Json<Value>, Problem> {
+pub(super) async fn put_blob(
+    State(door): State<Door>,
+    Query(query): Query<UploadQuery>,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
     let mut name = [0; 16];
     getrandom::fill(&mut name).map_err(|error| Problem::broken(error.to_string()))?;
     let path = door.uploads.join(hex::encode(name));
@@ -107,6 +175,11 @@ pub(super) async fn put_blob(State(door): State<Door>, body: Body) -> Result<Jso
         return Err(problem);
     }
     let digest = door.store.adopt(&path).await.map_err(|error| Problem::broken(error.to_string()))?;
+    if query.keep {
+        let store = door.store.clone();
+        let pinned = smol::unblock(move || store.pin(&format!("upload-{digest}"), [digest])).await;
+        pinned.map_err(|error| Problem::broken(error.to_string()))?;
+    }
     Ok(Json(json!({ "digest": digest, "bytes": total })))
 }
 

@@ -27,6 +27,7 @@ use tower_service::Service;
 
 use crate::daemon::{Call, Event, Running};
 use crate::limits::{API_BODY_TIMEOUT, API_CONNECTIONS_MAX, API_HEADER_TIMEOUT, BODY_BYTES_MAX};
+use crate::serve::desk::Desk;
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -36,7 +37,7 @@ struct Door {
     uploads: Arc<Path>,
     token: Arc<str>,
     loopback: bool,
-    completions: Arc<AtomicUsize>,
+    desk: Desk,
 }
 
 impl Door {
@@ -55,12 +56,33 @@ struct Problem {
     status: StatusCode,
     kind: &'static str,
     message: String,
+    /// The field of the request that it is about.
+    param: Option<String>,
+    /// For programs.
+    code: Option<&'static str>,
     retry_after_s: Option<u32>,
 }
 
 impl Problem {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, message: message.into(), retry_after_s: None }
+        Self { status, kind, message: message.into(), param: None, code: None, retry_after_s: None }
+    }
+
+    /// The same, about this field of the request.
+    fn about(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// The same, with a code for programs.
+    fn coded(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// As JSON.
+    fn body(&self) -> serde_json::Value {
+        json!({ "error": { "message": self.message, "type": self.kind, "param": self.param, "code": self.code } })
     }
 
     fn invalid(message: impl Into<String>) -> Self {
@@ -90,8 +112,12 @@ impl Problem {
         Self::new(StatusCode::BAD_GATEWAY, "server_error", message)
     }
 
+    fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+    }
+
     fn leaving() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the agent is leaving")
+        Self::unavailable("the agent is leaving")
     }
 }
 
@@ -107,9 +133,7 @@ async fn whole_body(body: Body) -> Result<Bytes, Problem> {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body =
-            json!({ "error": { "message": self.message, "type": self.kind, "param": null, "code": null } });
-        let mut response = (self.status, axum::Json(body)).into_response();
+        let mut response = (self.status, axum::Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
@@ -124,6 +148,7 @@ pub(crate) async fn serve(
     feed: channel::Sender<Event>,
     store: BlobStore,
     uploads: PathBuf,
+    desk: Desk,
 ) {
     let door = Door {
         feed,
@@ -131,11 +156,14 @@ pub(crate) async fn serve(
         uploads: uploads.into(),
         token: running.token.into(),
         loopback: running.api.ip().is_loopback(),
-        completions: Arc::default(),
+        desk,
     };
     let orders = Router::new()
         .route("/api/jobs", post(control::submit))
         .route("/api/jobs/{id}/cancel", post(control::cancel))
+        .route("/api/models", post(control::add_model))
+        .route("/api/models/{name}/remove", post(control::remove_model))
+        .route("/api/serve", post(control::serve))
         .route("/api/claim", post(control::claim))
         .route("/api/down", post(control::down))
         .route("/api/blobs", post(control::put_blob).layer(DefaultBodyLimit::disable()))
@@ -144,12 +172,21 @@ pub(crate) async fn serve(
         .route("/api/status", get(control::status))
         .route("/api/jobs", get(control::jobs))
         .route("/api/jobs/{id}", get(control::job))
+        .route("/api/models", get(control::models))
         .route("/api/blobs/{digest}", get(control::get_blob))
         .route("/v1/models", get(openai::models))
+        .route("/v1/models/{id}", get(openai::model))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/chat/completions", post(openai::chat))
         .merge(orders)
         .fallback(|| async {
-            Problem::missing("no such path: see /v1/models, /v1/completions, /api/status, /api/jobs")
+            Problem::missing(
+                "no such path: see /v1/models, /v1/chat/completions, /v1/completions, /api/status, /api/jobs",
+            )
+        })
+        .method_not_allowed_fallback(|| async {
+            let message = "this path takes another method\nhint: GET asks, POST orders";
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(door.clone(), refuse_browsers))
@@ -172,6 +209,8 @@ async fn accept(socket: smol::net::TcpListener, router: Router) {
             open.fetch_sub(1, Ordering::Relaxed);
             continue;
         }
+        // Tokens are small, and each is waited for.
+        let _ = stream.set_nodelay(true);
         let (router, open) = (router.clone(), Arc::clone(&open));
         smol::spawn(async move {
             let service =

@@ -1,10 +1,14 @@
 //! The verbs, one file each: arguments in, an answer on stdout, an exit code out.
 
+pub(crate) mod batch;
 pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod claim;
 pub(crate) mod down;
+pub(crate) mod eval;
 pub(crate) mod jobs;
 pub(crate) mod log;
+pub(crate) mod model;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod up;
@@ -48,4 +52,14 @@ pub(crate) fn nats(micronats: i64) -> f64 {
 /// Bytes for people.
 pub(crate) fn bytes_text(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
+}
+
+/// A count for people: 135 M.
+#[expect(clippy::cast_precision_loss, reason = "for display")]
+pub(crate) fn count_text(count: u64) -> String {
+    match count {
+        0..1_000_000 => count.to_string(),
+        1_000_000..1_000_000_000 => format!("{:.0} M", count as f64 / 1e6),
+        _ => format!("{:.1} B", count as f64 / 1e9),
+    }
 }

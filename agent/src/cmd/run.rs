@@ -9,13 +9,15 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Deserialize;
 use skein_proto::ids::{Digest, JobId};
-use skein_proto::job::{JobSpec, ServeSpec, Shape, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Shape, TrainSpec, Work};
 use skein_proto::message::{JobStatus, Phase};
 
+use super::batch::Batch;
 use super::jobs::{nats_text, phase_text};
 use super::say;
 use crate::cli::DataDir;
 use crate::client::Client;
+use crate::limits::{BATCH_AT_ONCE, BATCH_AT_ONCE_MAX};
 
 const EXAMPLE: &str = r#"# A training job. `skein run train.toml`
 kind = "train"
@@ -38,15 +40,23 @@ context = 128
 # A serving job looks so. It answers at http://API/v1/completions until `skein jobs --cancel ID`.
 # kind = "serve"
 # name = "shakespeare"
-# model = "shakespeare.safetensors"
-# stages = 3                    # split over at most so many agents
-# [shape] as above
+# model = "shakespeare.safetensors" # also a .gguf file, or a folder as Hugging Face has them
+# stages = 3                    # split over so many agents; without it, over as few as can hold it
+
+# A batch answers every line of a file in OpenAI's batch format. The same command resumes it after a crash.
+# kind = "batch"
+# model = "shakespeare"         # the name of a model that was added, or a file as above
+# input = "requests.jsonl"      # {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+# output = "answers.jsonl"
+# at_once = 16                  # requests under way at once
+# replicas = 2                  # serve the model by so many pipelines on different agents, if there are
 "#;
 
 /// A job file.
 enum JobFile {
     Train(TrainFile),
     Serve(ServeFile),
+    Batch(BatchFile),
 }
 
 #[derive(Deserialize)]
@@ -54,6 +64,7 @@ enum JobFile {
 enum Kind {
     Train,
     Serve,
+    Batch,
 }
 
 /// What is read first. The rest is read by its kind and from the text, not by a tagged enum, whose errors
@@ -88,8 +99,20 @@ struct ServeFile {
     _kind: Kind,
     name: String,
     model: PathBuf,
-    stages: u16,
-    shape: Shape,
+    stages: Option<u16>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchFile {
+    #[serde(rename = "kind")]
+    _kind: Kind,
+    /// The name of a model that was added, or a path.
+    model: String,
+    input: PathBuf,
+    output: PathBuf,
+    at_once: Option<usize>,
+    replicas: Option<u16>,
 }
 
 impl JobFile {
@@ -97,6 +120,7 @@ impl JobFile {
         match toml::from_str::<Head>(text)?.kind {
             Kind::Train => toml::from_str(text).map(Self::Train),
             Kind::Serve => toml::from_str(text).map(Self::Serve),
+            Kind::Batch => toml::from_str(text).map(Self::Batch),
         }
     }
 }
@@ -122,8 +146,14 @@ pub(crate) fn run(
     })?;
     let client = Client::find(data_dir)?;
     let beside = path.parent().unwrap_or(Path::new("."));
-    let (spec, wanted) = prepare(&client, file, beside)?;
-    let id = client.submit(&spec)?;
+    let (id, wanted) = match file {
+        JobFile::Train(file) => train(&client, file, beside)?,
+        JobFile::Serve(file) => {
+            let entry = super::model::add(&client, &beside.join(file.model), Some(file.name))?;
+            (client.serve(&entry.name, file.stages)?, None)
+        }
+        JobFile::Batch(file) => return answer_batch(&client, file, beside, output),
+    };
     if detach {
         say(&id.to_string())?;
         return Ok(ExitCode::SUCCESS);
@@ -132,34 +162,48 @@ pub(crate) fn run(
     finish(&client, &ended, output.or(wanted))
 }
 
-fn prepare(client: &Client, file: JobFile, beside: &Path) -> Result<(JobSpec, Option<PathBuf>)> {
+fn train(client: &Client, file: TrainFile, beside: &Path) -> Result<(JobId, Option<PathBuf>)> {
     let mut nonce = [0; 8];
     getrandom::fill(&mut nonce).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
-    let nonce = u64::from_le_bytes(nonce);
-    Ok(match file {
-        JobFile::Train(file) => {
-            let work = Work::Train(TrainSpec {
-                shape: file.shape,
-                data: put(client, &beside.join(file.data))?,
-                rounds: file.rounds,
-                inner_steps: file.inner_steps,
-                batch: file.batch,
-                learning_rate_millionths: millionths("learning_rate", file.learning_rate)?,
-                outer_rate_millionths: millionths("outer_rate", file.outer_rate)?,
-                outer_momentum_millionths: millionths("outer_momentum", file.outer_momentum)?,
-                seed: file.seed,
-            });
-            (JobSpec { name: file.name, nonce, work }, file.output.map(|output| beside.join(output)))
-        }
-        JobFile::Serve(file) => {
-            let work = Work::Serve(ServeSpec {
-                model: put(client, &beside.join(file.model))?,
-                shape: file.shape,
-                stages_max: file.stages,
-            });
-            (JobSpec { name: file.name, nonce, work }, None)
-        }
-    })
+    let work = Work::Train(TrainSpec {
+        shape: file.shape,
+        data: put(client, &beside.join(file.data))?,
+        rounds: file.rounds,
+        inner_steps: file.inner_steps,
+        batch: file.batch,
+        learning_rate_millionths: millionths("learning_rate", file.learning_rate)?,
+        outer_rate_millionths: millionths("outer_rate", file.outer_rate)?,
+        outer_momentum_millionths: millionths("outer_momentum", file.outer_momentum)?,
+        seed: file.seed,
+    });
+    let id = client.submit(&JobSpec { name: file.name, nonce: u64::from_le_bytes(nonce), work })?;
+    Ok((id, file.output.map(|output| beside.join(output))))
+}
+
+/// Serves the model by as many pipelines as asked for, answers the batch, and ends them again.
+fn answer_batch(
+    client: &Client,
+    file: BatchFile,
+    beside: &Path,
+    output: Option<PathBuf>,
+) -> Result<ExitCode> {
+    let path = beside.join(&file.model);
+    let model = if path.exists() { super::model::add(client, &path, None)?.name } else { file.model };
+    let replicas = file.replicas.unwrap_or(0);
+    let jobs = (0..replicas).map(|_| client.serve(&model, None)).collect::<Result<Vec<JobId>>>()?;
+    let batch = Batch {
+        model,
+        input: beside.join(file.input),
+        output: output.unwrap_or_else(|| beside.join(file.output)),
+        at_once: file.at_once.unwrap_or(BATCH_AT_ONCE).clamp(1, BATCH_AT_ONCE_MAX),
+    };
+    let answered = super::batch::run(client, &batch);
+    for job in jobs {
+        let _: serde_json::Value = client.post(&format!("/api/jobs/{job}/cancel"), &())?;
+    }
+    let (answers, refused) = answered?;
+    say(&format!("{answers} answers in {}, {refused} of them refusals", batch.output.display()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn put(client: &Client, path: &Path) -> Result<Digest> {

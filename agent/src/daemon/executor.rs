@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use skein_compute::protocol::{Reply, Task, TrainTask};
-use skein_mesh::{BlobStore, Mesh, fetch_blob};
+use skein_compute::protocol::{Reply, StageTask, Task, TrainTask};
+use skein_mesh::{BlobStore, Held, Mesh, fetch_blob, fetch_blobs};
 use skein_proto::holdings::Executed;
 use skein_proto::ids::{Digest, JobId, LeaseId, NodeId};
 use skein_proto::job::{Shape, Shard, TrainSpec};
@@ -22,6 +22,8 @@ use super::lock;
 use super::pipeline::{Pipeline, stage_number};
 use super::worker::{CallFailed, Worker};
 use crate::limits::{BLOB_BYTES_MAX, STAGE_SILENCE_MAX, TUNING_BEAT, TUNING_MAX, WORKER_STOP_WAIT};
+use crate::serve::registry::size;
+use crate::serve::served::manifest;
 
 /// The learning rate rises over at most so many of the first steps.
 const WARMUP_STEPS_MAX: u32 = 30;
@@ -54,6 +56,8 @@ struct Shared {
     // Shards with a result take turns, in the order of their grants.
     turn: smol::lock::Mutex<()>,
     on_gpu: bool,
+    /// What jobs may use of the device's memory.
+    memory_bytes: u64,
     running: Mutex<BTreeMap<LeaseId, Running>>,
     kept: Mutex<BTreeMap<JobId, VecDeque<(u32, Digest)>>>,
 }
@@ -71,6 +75,7 @@ impl Executor {
         store: BlobStore,
         scratch: PathBuf,
         on_gpu: bool,
+        memory_bytes: u64,
     ) -> (Self, channel::Receiver<Report>) {
         let (reports, heard) = channel::unbounded();
         let shared = Shared {
@@ -82,6 +87,7 @@ impl Executor {
             reports,
             turn: smol::lock::Mutex::new(()),
             on_gpu,
+            memory_bytes,
             running: Mutex::default(),
             kept: Mutex::default(),
         };
@@ -225,25 +231,16 @@ impl Executor {
         execution: Execution,
         stopped: channel::Receiver<()>,
     ) -> Result<Executed, String> {
-        let Shard::Stage { model, shape, start, end, .. } = execution.shard else {
-            return Err("not a stage".into());
-        };
         let lease = execution.lease;
         let stage = stage_number(lease);
-        let opening = async {
-            self.fetch_inputs(&execution).await?;
-            let checkpoint = self.shared.store.path(&model).to_string_lossy().into_owned();
-            let open = Task::StageOpen { stage, checkpoint, start, end };
-            let opened = self.kept_alive(lease, self.shared.worker.call(open, |_| {})).await;
-            opened.map_err(|error| error.to_string()).map(|_| ())
-        };
+        let opening = self.open_stage(&execution, stage);
         let stop = async {
             let _ = stopped.recv().await;
             Err("stopped".to_owned())
         };
-        smol::future::or(opening, stop).await?;
+        let (width, _held) = smol::future::or(opening, stop).await?;
         let generation = self.shared.worker.generation();
-        let tally = self.shared.pipeline.stage_opened(lease, shape.width);
+        let tally = self.shared.pipeline.stage_opened(lease, width);
         let ready = Pace { done: 1, of: 1, loss_micronats: None };
         let _ = self.shared.reports.send(Report::Progress(lease, ready)).await;
         let worker_died = async {
@@ -269,19 +266,77 @@ impl Executor {
         }
         let _ = self.shared.worker.call(Task::StageClose { stage }, |_| {}).await;
         let (input, output, tokens) = lock(&tally).totals();
-        Ok(Executed { inputs: vec![model, input], outputs: vec![output], tokens, loss_micronats: None })
+        let mut inputs = execution.shard.inputs();
+        inputs.push(input);
+        Ok(Executed { inputs, outputs: vec![output], tokens, loss_micronats: None })
+    }
+
+    /// Fetches the pieces of the stage's layers and loads them; the width of the model's rows, and what keeps the
+    /// pieces on disk.
+    async fn open_stage(&self, execution: &Execution, stage: u64) -> Result<(usize, Held), String> {
+        let Shard::Stage { spec, start, end, .. } = &execution.shard else {
+            return Err("not a stage".into());
+        };
+        let (mesh, store) = (&self.shared.mesh, &self.shared.store);
+        let holders = self.holders(execution);
+        let manifest = manifest(mesh, store, spec.model, &holders).await?;
+        // What a token is paid follows from the size that the job states.
+        if size(&manifest) != spec.size {
+            return Err(format!("the job states another size than model {} has", spec.model.short()));
+        }
+        let config = &manifest.config;
+        let layers = u32::from(*start)..u32::from(*end);
+        if layers.end > config.layers {
+            return Err(format!("layers {start}..{end} of a model that has {}", config.layers));
+        }
+        let pieces = manifest.pieces_of(layers.clone());
+        let bytes: u64 = pieces.iter().map(|(_, bytes)| bytes).sum();
+        let per_token = config.cache_bytes_per_token_and_layer() * u64::from(layers.end - layers.start);
+        let cache_bytes = per_token * u64::from(spec.context) * u64::from(spec.sessions);
+        let needed = bytes.saturating_add(cache_bytes);
+        if needed > self.shared.memory_bytes {
+            return Err(format!(
+                "the stage needs {} of memory, the owner allows {}",
+                crate::cmd::bytes_text(needed),
+                crate::cmd::bytes_text(self.shared.memory_bytes)
+            ));
+        }
+        let wanted: Vec<(Digest, u64)> =
+            pieces.iter().map(|(piece, bytes)| (Digest(*piece), *bytes)).collect();
+        let held = store.hold(wanted.iter().map(|(piece, _)| *piece).chain([spec.model]));
+        fetch_blobs(mesh, store, &wanted, &holders, |_| {}).await.map_err(|error| error.to_string())?;
+        let open = Task::StageOpen(StageTask {
+            stage,
+            manifest: store.path(&spec.model).to_string_lossy().into_owned(),
+            pieces: store.directory().to_string_lossy().into_owned(),
+            start: layers.start,
+            end: layers.end,
+            context: spec.context,
+            cache_bytes,
+        });
+        let opened = self.kept_alive(execution.lease, self.shared.worker.call(open, |_| {})).await;
+        let reply = opened.map_err(|error| error.to_string())?;
+        let Reply::StageOpened { resident_bytes } = reply else { return Err(OUT_OF_TURN.into()) };
+        tracing::info!(%start, %end, resident = crate::cmd::bytes_text(resident_bytes), "stage loaded");
+        Ok((config.width as usize, held))
     }
 
     async fn fetch_inputs(&self, execution: &Execution) -> Result<(), String> {
+        let holders = self.holders(execution);
         for digest in execution.shard.inputs() {
-            let mut holders = execution.holders.clone();
-            let others: Vec<NodeId> = self.shared.mesh.peers().into_iter().map(|(node, _)| node).collect();
-            holders.extend(others.into_iter().filter(|node| !execution.holders.contains(node)));
             fetch_blob(&self.shared.mesh, &self.shared.store, digest, &holders, BLOB_BYTES_MAX)
                 .await
                 .map_err(|error| error.to_string())?;
         }
         Ok(())
+    }
+
+    /// Who is said to hold the inputs, and after them everybody else.
+    fn holders(&self, execution: &Execution) -> Vec<NodeId> {
+        let mut holders = execution.holders.clone();
+        let others: Vec<NodeId> = self.shared.mesh.peers().into_iter().map(|(node, _)| node).collect();
+        holders.extend(others.into_iter().filter(|node| !execution.holders.contains(node)));
+        holders
     }
 
     /// A GPU's first task tunes its kernels and is silent meanwhile: shows life for it, for a while. A worker
@@ -328,7 +383,7 @@ impl Executor {
             Shard::Stage { .. } => return,
         };
         named.push(output);
-        let stale: Vec<Digest> = {
+        let (stale, recent): (Vec<Digest>, Vec<Digest>) = {
             let mut kept = lock(&self.shared.kept);
             let kept = kept.entry(execution.job).or_default();
             for digest in named {
@@ -338,8 +393,13 @@ impl Executor {
             let old = |entry: &(u32, Digest)| entry.0 + 2 <= round;
             let stale = kept.iter().filter(|entry| old(entry)).map(|entry| entry.1).collect();
             kept.retain(|entry| !old(entry));
-            stale
+            (stale, kept.iter().map(|entry| entry.1).collect())
         };
+        // A result is nobody's to remove for want of room: its owner may not have fetched it yet.
+        let (store, name) = (self.shared.store.clone(), format!("job-{}", execution.job));
+        if let Err(error) = smol::unblock(move || store.pin(&name, recent)).await {
+            tracing::warn!(%error, "cannot pin the results of a job");
+        }
         for digest in stale {
             if let Err(error) = self.shared.store.remove(digest).await {
                 tracing::warn!(%error, "cannot remove an old checkpoint");

@@ -21,7 +21,7 @@ use skein_ledger::entry::Entry;
 use skein_mesh::{BlobStore, Event as MeshEvent, Mesh, PeerAddress, StreamKind, serve_blob};
 use skein_proto::ids::{JobId, Millis, NodeId};
 use skein_proto::job::{JobSpec, Work};
-use skein_proto::limits::BEAT_MS;
+use skein_proto::limits::TICK_MS;
 use skein_proto::message::JobStatus;
 use skein_proto::node::{Execution, Input, Node, Output, Record};
 use skein_proto::offer::Offer;
@@ -75,10 +75,10 @@ pub(crate) enum Call {
         dry_run: bool,
         answer: channel::Sender<ClaimState>,
     },
-    /// The job that serves a model of this name (or any), and the pipeline to reach it.
+    /// The jobs that serve a model of this name, and the way to their stages; none while this agent has no worker.
     Serving {
         name: String,
-        answer: channel::Sender<Option<(JobStatus, Pipeline)>>,
+        answer: channel::Sender<Option<(Vec<JobStatus>, Pipeline)>>,
     },
     Down(channel::Sender<()>),
 }
@@ -318,6 +318,8 @@ impl Daemon {
 
     fn tick(&mut self) -> Result<()> {
         self.core(Input::Tick)?;
+        let links = self.mesh.round_trips();
+        self.core(Input::Links(links))?;
         let coordinator = self.node.reign().map(|reign| reign.coordinator);
         let members: BTreeSet<NodeId> = self.node.offers().map(skein_proto::signed::Signed::signer).collect();
         let outputs = self.treasury.tick(self.clock.now(), coordinator, members)?;
@@ -367,11 +369,9 @@ impl Daemon {
             Call::Serving { name, answer } => {
                 let jobs = self.node.jobs().values();
                 let named = jobs.filter(|job| job.name == name && !job.phase.is_final());
-                let serving = named.filter(|job| matches!(job.work, Work::Serve(_)));
-                // Of two that serve the same name, one that is ready.
-                let job = serving.max_by_key(|job| !job.stages.is_empty()).cloned();
+                let serving = named.filter(|job| matches!(job.work, Work::Serve(_))).cloned().collect();
                 let pipeline = self.worker.as_ref().map(|(_, _, pipeline)| pipeline.clone());
-                let _ = answer.try_send(job.zip(pipeline));
+                let _ = answer.try_send(pipeline.map(|pipeline| (serving, pipeline)));
             }
             Call::Down(answer) => self.leave(Some(answer))?,
         }
@@ -473,7 +473,7 @@ impl Daemon {
 }
 
 /// Locks what is never left half-changed, so that a panic elsewhere does not matter.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -497,7 +497,7 @@ fn forward<T: Send + 'static>(
 fn tick_for_ever(to: channel::Sender<Event>) {
     smol::spawn(async move {
         loop {
-            smol::Timer::after(Duration::from_millis(BEAT_MS)).await;
+            smol::Timer::after(Duration::from_millis(TICK_MS)).await;
             if to.send(Event::Tick).await.is_err() {
                 return;
             }

@@ -1,8 +1,10 @@
 //! Serving sessions: activations travel from stage to stage, and the last stage answers the owner.
 //!
-//! A session is a ring of one-way links: owner → first stage → … → last stage → owner. The owner keeps
-//! every token, so when a stage dies it opens a new ring and replays them in one pass. Nothing here
-//! decides who serves what: routes come from the coordinator's placement.
+//! A session is a ring of one-way links: owner → first stage → … → last stage → owner. Tokens go in, chosen
+//! tokens come out, and only f16 rows travel between stages. The owner keeps every token, so when a stage
+//! dies it opens a new ring and sends them again in one pass; the engine's results do not depend on how rows
+//! are batched or where layers are split, so the stream goes on with the same tokens. Nothing here decides
+//! who serves what: routes come from the coordinator's placement.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -10,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use skein_compute::protocol::{Reply, Task};
-use skein_compute::stage::{StageInput, StageOutput};
+use skein_engine::step::{Chunk, Input, Output, Want};
 use skein_mesh::{BulkStream, Mesh, StreamKind};
 use skein_proto::ids::{Digest, LeaseId, NodeId};
 use skein_proto::message::StageAt;
@@ -36,12 +38,10 @@ enum Head {
 /// What flows along the ring.
 #[derive(Clone, Debug, BorshSerialize, BorshDeserialize)]
 enum Frame {
-    /// To the first stage: bytes of text, the first of them at `position`.
-    Tokens { position: u32, tokens: Vec<u8> },
-    /// Between stages: rows of activations for the tokens from `position` on, row-major.
-    Hidden { position: u32, values: Vec<f32> },
-    /// To the owner: scores of the byte that follows the last token.
-    Logits { values: Vec<f32> },
+    /// Onward: tokens to the first stage, rows to the others.
+    Step { position: u32, input: Input, want: Want },
+    /// To the owner, once for every step.
+    Answer { output: Output },
     /// To the owner: a stage cannot go on.
     Failed { reason: String },
 }
@@ -103,12 +103,12 @@ impl Pipeline {
     }
 
     /// The stage held under `lease` is loaded in the worker.
-    pub(crate) fn stage_opened(&self, lease: LeaseId, width: u16) -> Arc<Mutex<Tally>> {
+    pub(crate) fn stage_opened(&self, lease: LeaseId, width: usize) -> Arc<Mutex<Tally>> {
         let tally = Arc::new(Mutex::new(Tally {
             inputs: blake3::Hasher::new(),
             outputs: blake3::Hasher::new(),
             tokens: 0,
-            width: usize::from(width.max(1)),
+            width,
         }));
         lock(&self.shared.stages).insert(lease, Arc::clone(&tally));
         tally
@@ -137,7 +137,7 @@ impl Pipeline {
             receiver.recv().await.map_err(|_| SessionError::Broken("the return link was refused".into()))
         })
         .await?;
-        Ok(Session { to_first, from_last, _waiting: waiting })
+        Ok(Session { to_first, from_last, stages: stages.len(), _waiting: waiting })
     }
 
     /// Serves one incoming link until it ends.
@@ -228,32 +228,26 @@ impl Pipeline {
         let broken = |reason: String| SessionError::Broken(reason);
         let width = lock(tally).width;
         while let Some(bytes) = upstream.receive(STAGE_FRAME_BYTES_MAX).await? {
-            let (position, input, tokens) = match decode(&bytes).map_err(|error| broken(error.to_string()))? {
-                Frame::Tokens { position, tokens } => {
-                    let count = tokens.len();
-                    (position, StageInput::Tokens(tokens), count)
-                }
-                Frame::Hidden { position, values } => {
-                    let count = values.len() / width;
-                    (position, StageInput::Hidden(values), count)
-                }
-                frame @ (Frame::Logits { .. } | Frame::Failed { .. }) => {
+            let (position, input, want) = match decode(&bytes).map_err(|error| broken(error.to_string()))? {
+                Frame::Step { position, input, want } => (position, input, want),
+                frame @ (Frame::Answer { .. } | Frame::Failed { .. }) => {
                     // The stage before gave up: the owner is to hear why.
                     return downstream.send(&frame).await;
                 }
             };
+            let tokens = input.rows(width);
             if !lock(&self.shared.stages).contains_key(&lease) {
                 return Err(broken(format!("agent {} no longer holds the lease", self.shared.me.short())));
             }
             let stage = stage_number(lease);
-            let reply =
-                self.shared.worker.call(Task::StageForward { stage, session, position, input }, |_| {}).await;
-            let Reply::StageOutput(output) = reply.map_err(|error| broken(error.to_string()))? else {
+            let chunk = Chunk { session, position, input, want: want.clone() };
+            let reply = self.shared.worker.call(Task::StageStep { stage, chunk }, |_| {}).await;
+            let Reply::Stepped(output) = reply.map_err(|error| broken(error.to_string()))? else {
                 return Err(broken("the worker answered out of turn".to_owned()));
             };
             let frame = match output {
-                StageOutput::Hidden(values) => Frame::Hidden { position, values },
-                StageOutput::Logits(values) => Frame::Logits { values },
+                Output::Rows(rows) => Frame::Step { position, input: Input::Rows(rows), want },
+                output @ (Output::Picks(_) | Output::Scores(_)) => Frame::Answer { output },
             };
             let sent = encode(&frame);
             {
@@ -291,22 +285,38 @@ impl Pipeline {
 pub(crate) struct Session {
     to_first: LinkSender,
     from_last: LinkReceiver,
+    stages: usize,
     _waiting: Waiting,
 }
 
 impl Session {
-    /// Sends `tokens`, the first of them at `position`; returns the scores of the byte that follows.
-    pub(crate) async fn step(&mut self, position: u32, tokens: &[u8]) -> Result<Vec<f32>, SessionError> {
+    /// Stages that a step passes through.
+    pub(crate) fn stages(&self) -> usize {
+        self.stages
+    }
+
+    /// Sends `tokens`, the first of them at `position`; each step is answered once, in order.
+    pub(crate) async fn send(
+        &mut self,
+        position: u32,
+        tokens: &[u32],
+        want: Want,
+    ) -> Result<(), SessionError> {
+        let frame = Frame::Step { position, input: Input::Tokens(tokens.to_vec()), want };
+        in_time(self.to_first.send(&frame)).await
+    }
+
+    /// The answer to the oldest step that has none yet.
+    pub(crate) async fn answer(&mut self) -> Result<Output, SessionError> {
         in_time(async {
-            self.to_first.send(&Frame::Tokens { position, tokens: tokens.to_vec() }).await?;
             let Some(bytes) = self.from_last.receive(STAGE_FRAME_BYTES_MAX).await? else {
                 return Err(SessionError::Broken("a stage is gone".into()));
             };
             match decode(&bytes) {
-                Ok(Frame::Logits { values }) => Ok(values),
+                Ok(Frame::Answer { output }) => Ok(output),
                 Ok(Frame::Failed { reason }) => Err(SessionError::Broken(reason)),
-                Ok(Frame::Tokens { .. } | Frame::Hidden { .. }) => {
-                    Err(SessionError::Broken("the last stage answered with activations".into()))
+                Ok(Frame::Step { .. }) => {
+                    Err(SessionError::Broken("the last stage answered with rows".into()))
                 }
                 Err(error) => Err(SessionError::Broken(error.to_string())),
             }

@@ -26,7 +26,10 @@ use super::{Clock, Daemon, Event, Measured, forward, tick_for_ever};
 use crate::config::Config;
 use crate::host::Host;
 use crate::identity;
-use crate::limits::{EVENTS_QUEUED_MAX, PROBE_TIMEOUT};
+use crate::limits::{EVENTS_QUEUED_MAX, PROBE_TIMEOUT, TIDY_EVERY};
+use crate::serve::desk::Desk;
+use crate::serve::registry::Registry;
+use crate::serve::served::Library;
 
 /// `agent.json` in the data directory: how the other verbs find the running agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,7 +80,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     tick_for_ever(feed.clone());
     listen_for_signals(feed.clone())?;
     let scratch = scratch(&data_dir)?;
-    smol::spawn(crate::api::serve(api_socket, running, feed.clone(), store.clone(), scratch.clone()))
+    let registry = Registry::open(&data_dir, store.clone())
+        .map_err(|error| super::journal::disk_trouble(&data_dir.join("models"), &error))?;
+    let desk = Desk::new(feed.clone(), Library::new(mesh.clone(), store.clone()), registry);
+    tidy_up(desk.clone(), store.clone(), config.disk_bytes);
+    smol::spawn(crate::api::serve(api_socket, running, feed.clone(), store.clone(), scratch.clone(), desk))
         .detach();
     let measuring = measure(config.clone(), clock, node.id(), mesh.clone(), store.clone(), scratch);
     let measured = feed.clone();
@@ -107,6 +114,26 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let ended = daemon.serve(&events, &feed).await;
     drop(running_file);
     ended
+}
+
+/// Now and then takes models out of service that nobody asks for, and makes room on the disk.
+fn tidy_up(desk: Desk, store: BlobStore, disk_bytes: u64) {
+    smol::spawn(async move {
+        loop {
+            smol::Timer::after(TIDY_EVERY).await;
+            desk.retire_idle().await;
+            let store = store.clone();
+            match smol::unblock(move || store.trim(disk_bytes)).await {
+                Ok(trimmed) if trimmed.bytes_removed > 0 => {
+                    let removed = crate::cmd::bytes_text(trimmed.bytes_removed);
+                    tracing::info!(removed, "made room on the disk");
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "cannot make room on the disk"),
+            }
+        }
+    })
+    .detach();
 }
 
 /// Surveys the adapters in child processes, chooses a device, and measures it in a worker.
@@ -156,12 +183,14 @@ async fn measure(
         memory_mbps: bench.memory_mb_s,
         transfer_mbps: bench.upload_mb_s.min(bench.download_mb_s),
         memory_bytes: config.memory_bytes.unwrap_or(host.memory_bytes / 2),
-        addresses: advertised(mesh.local_address()),
+        addresses: advertised(config.advertise, mesh.local_address()),
         issued_at: clock.now(),
     };
     let pipeline = Pipeline::new(me, mesh.clone(), worker.clone());
     let on_gpu = matches!(device, DeviceChoice::Wgpu { .. });
-    let (executor, reports) = Executor::new(worker.clone(), pipeline.clone(), mesh, store, scratch, on_gpu);
+    let memory = offer.memory_bytes;
+    let (executor, reports) =
+        Executor::new(worker.clone(), pipeline.clone(), mesh, store, scratch, on_gpu, memory);
     Ok(Measured { offer, executor, reports, worker, pipeline, device_reason })
 }
 
@@ -243,8 +272,11 @@ impl Drop for RunningFile {
     }
 }
 
-/// The addresses that others may try: the one bound, or the machine's own if every interface is.
-fn advertised(listen: SocketAddr) -> Vec<String> {
+/// The addresses that others may try: what the owner says, or the one bound, or the machine's own if every interface is.
+fn advertised(told: Option<SocketAddr>, listen: SocketAddr) -> Vec<String> {
+    if let Some(told) = told {
+        return vec![told.to_string()];
+    }
     let address = if listen.ip().is_unspecified() { own_address(listen.ip()) } else { Some(listen.ip()) };
     address.map(|ip| SocketAddr::new(ip, listen.port()).to_string()).into_iter().collect()
 }

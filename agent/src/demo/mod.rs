@@ -16,20 +16,20 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use skein_compute::device::DeviceChoice;
-use skein_compute::protocol::{Reply, Task};
-use skein_compute::stage::{StageInput, StageOutput};
+use skein_engine::import;
+use skein_engine::step::{Chunk, Input, Output, Sampling, Want};
 use skein_ledger::emission::Amount;
 use skein_proto::ids::Digest;
-use skein_proto::job::{JobSpec, ServeSpec, Shape, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Shape, TrainSpec, Work};
 use skein_proto::message::{JobStatus, Phase};
 
 use self::agents::{Agent, wait_for};
 use self::report::{Device, Log, Report, Serve, Settlement, Train};
+use crate::cmd::eval::whole;
 use crate::cmd::jobs::phase_text;
 use crate::cmd::run::show;
 use crate::cmd::{bytes_text, nats, thousandth};
 use crate::daemon::status::{Payout, Settled, Status};
-use crate::daemon::worker::{Launch, Worker};
 
 const TEXT: &[u8] = include_bytes!("../../demo/shakespeare.txt");
 const PROMPT: &str = "HAMLET.\nTo be, or not to be";
@@ -244,8 +244,10 @@ impl Demo {
     fn serve(&self, agents: &[Agent], model: Digest, failures: &mut Vec<String>) -> Result<(Serve, u64)> {
         self.title("3 Serve: the same model, its layers split over the agents, behind the OpenAI API");
         let customer = &agents[0].client;
-        let work = Work::Serve(ServeSpec { model, shape: SHAPE, stages_max: self.agents });
-        let id = customer.submit(&JobSpec { name: "shakespeare".into(), nonce: 2, work })?;
+        let weights = self.folder.join("shakespeare.safetensors");
+        customer.get_blob(model, &weights)?;
+        let entry = crate::cmd::model::add(customer, &weights, None)?;
+        let id = customer.serve(&entry.name, Some(self.agents))?;
         let spinner = self.spinner("loading stages");
         let job = wait_for("the stages to load", Duration::from_secs(120), || {
             let jobs: Vec<JobStatus> = customer.get("/api/jobs")?;
@@ -275,7 +277,7 @@ impl Demo {
         let sampled = sampled["choices"][0]["text"].as_str().unwrap_or_default().to_owned();
         let streamed = streamed_text(agents, request)?;
         spinner.set_message("generating with the unsplit model, to compare");
-        let (unsharded, unsharded_tokens_per_s) = self.unsharded(model)?;
+        let (unsharded, unsharded_tokens_per_s) = self.unsharded(&weights)?;
         spinner.finish_and_clear();
         let _: Value = customer.post(&format!("/api/jobs/{id}/cancel"), &())?;
         wait_for("the stages to end", Duration::from_secs(30), || {
@@ -306,45 +308,33 @@ impl Demo {
         Ok((serve, ended))
     }
 
-    /// Generates with all layers in one worker: what the split must equal.
-    fn unsharded(&self, model: Digest) -> Result<(Vec<u8>, f64)> {
-        let checkpoint = self.folder.join("agent-1").join("blobs").join(model.to_string());
-        let directory = self.folder.join("unsharded");
-        fs::create_dir_all(&directory)?;
-        let executable = std::env::current_exe().context("cannot find this binary's own path")?;
-        let threads = u32::try_from(self.threads)?;
-        let worker = Worker::new(Launch { executable, device: DeviceChoice::Cpu, directory, threads });
-        let open = Task::StageOpen {
-            stage: 1,
-            checkpoint: checkpoint.display().to_string(),
-            start: 0,
-            end: SHAPE.layers,
-        };
-        smol::block_on(async {
-            worker.call(open, |_| {}).await?;
-            let mut rate = 0.0;
-            let mut text = Vec::new();
-            // As with the split model, the second pass is timed.
-            for session in 0..2 {
-                let started = Instant::now();
-                text = PROMPT.as_bytes().to_vec();
-                let mut fresh = 0;
-                while text.len() < PROMPT.len() + COMPLETION_TOKENS {
-                    let input = StageInput::Tokens(text[fresh..].to_vec());
-                    let position = u32::try_from(fresh)?;
-                    fresh = text.len();
-                    let forward = Task::StageForward { stage: 1, session, position, input };
-                    let Reply::StageOutput(StageOutput::Logits(logits)) =
-                        worker.call(forward, |_| {}).await?
-                    else {
-                        bail!("the worker answered out of turn");
-                    };
-                    text.push(crate::sample::Sampler::new(0.0, 1.0, 0)?.choose(&logits)?);
-                }
-                rate = per_second(COMPLETION_TOKENS as u64, started.elapsed().as_secs_f64());
+    /// Generates with all layers in this process: what the split must equal.
+    fn unsharded(&self, weights: &Path) -> Result<(Vec<u8>, f64)> {
+        let model = import::open(weights)?;
+        let context = u32::from(SHAPE.context);
+        let mut stage = whole(model.source.as_ref(), &DeviceChoice::Cpu, self.threads, context, 2)?;
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, top_logprobs: 0 };
+        let mut rate = 0.0;
+        let mut tokens: Vec<u32> = Vec::new();
+        // As with the split model, the second pass is timed.
+        for session in 0..2 {
+            let started = Instant::now();
+            tokens = PROMPT.bytes().map(u32::from).collect();
+            let mut fresh = 0;
+            while tokens.len() < PROMPT.len() + COMPLETION_TOKENS {
+                let want = Want::Picks { from: u32::try_from(tokens.len() - fresh - 1)?, sampling };
+                let input = Input::Tokens(tokens[fresh..].to_vec());
+                let chunk = Chunk { session, position: u32::try_from(fresh)?, input, want };
+                fresh = tokens.len();
+                let output = stage.step(&[chunk]).pop().context("a chunk has an answer")??;
+                let Output::Picks(picks) = output else { bail!("the whole model answered with rows") };
+                tokens.extend(picks.first().map(|pick| pick.token));
             }
-            Ok((text.split_off(PROMPT.len()), rate))
-        })
+            rate = per_second(COMPLETION_TOKENS as u64, started.elapsed().as_secs_f64());
+        }
+        let text =
+            tokens[PROMPT.len()..].iter().map(|token| u8::try_from(*token)).collect::<Result<_, _>>()?;
+        Ok((text, rate))
     }
 
     fn account(
