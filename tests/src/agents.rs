@@ -16,7 +16,7 @@ use skein_ledger::log::{self, Log};
 use skein_proto::ids::{NetworkId, NodeId};
 use tempfile::TempDir;
 
-use crate::command::skein;
+use crate::command::{run, skein};
 use crate::http::{self, Answer};
 
 /// Agents measure their devices and use both cores: tests of one file take turns.
@@ -92,20 +92,28 @@ impl Network {
         &self.genesis
     }
 
+    /// Starts one more agent with these arguments, and nobody to meet unless they name somebody.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(&mut self, arguments: &[&str]) -> Result<&mut Agent> {
+        let data_dir = self.folder.path().join(format!("agent-{}", self.agents.len() + 1));
+        let agent = Agent::start(data_dir, &self.genesis, arguments)?;
+        self.agents.push(agent);
+        self.agents.last_mut().context("an agent was just added")
+    }
+
     /// Starts one more agent, which meets the first.
     ///
     /// # Errors
     /// When it does not start.
     pub fn join(&mut self, more: &[&str]) -> Result<&mut Agent> {
-        let data_dir = self.folder.path().join(format!("agent-{}", self.agents.len() + 1));
         let bootstrap = self.agents.first().map(|first| format!("{}@{}", first.node, first.listen));
         let mut arguments: Vec<&str> = more.to_vec();
         if let Some(bootstrap) = &bootstrap {
             arguments.extend(["--bootstrap", bootstrap]);
         }
-        let agent = Agent::start(data_dir, &self.genesis, &arguments)?;
-        self.agents.push(agent);
-        self.agents.last_mut().context("an agent was just added")
+        self.start(&arguments)
     }
 
     /// Waits until so many agents, all that live, have each other's offers and obey one coordinator.
@@ -218,7 +226,10 @@ impl Agent {
         // A killed agent leaves this file, which must not be taken for the new one's.
         let _ = fs::remove_file(&running_file);
         let mut command = skein(&["up", "--headless", "--device", "cpu", "--threads", "1"])?;
-        command.args(["--listen", &self.listen.to_string(), "--api", "127.0.0.1:0"]);
+        if !self.arguments.iter().any(|argument| argument == "--listen") {
+            command.args(["--listen", &self.listen.to_string()]);
+        }
+        command.args(["--api", "127.0.0.1:0"]);
         command
             .arg("--data-dir")
             .arg(&self.data_dir)
@@ -467,13 +478,27 @@ pub fn model(agent: &Agent, shape: &Value) -> Result<String> {
     Ok(done["state"].as_str().context("no checkpoint")?.to_owned())
 }
 
-/// Serves the model at this agent as `tiny`, and waits until it has `stages`; returns the job's id.
+/// Adds a checkpoint to this agent as `tiny`, has it served over `stages` agents, and waits until it is; returns the
+/// job's id.
 ///
 /// # Errors
 /// When it does not come up.
-pub fn serve(agent: &Agent, model: &str, shape: &Value, stages: u16) -> Result<String> {
-    let work = json!({ "kind": "serve", "model": model, "shape": shape, "stages_max": stages });
-    let job = agent.submit("tiny", work)?;
+pub fn serve(agent: &Agent, model: &str, stages: u16) -> Result<String> {
+    let weights = agent.data_dir.join("tiny.safetensors");
+    fs::write(&weights, agent.blob(model)?.context("the checkpoint is not held")?)?;
+    serve_file(agent, &weights, "tiny", stages)
+}
+
+/// Likewise for a model in any file, by any name.
+///
+/// # Errors
+/// When it does not come up.
+pub fn serve_file(agent: &Agent, file: &Path, name: &str, stages: u16) -> Result<String> {
+    let file = file.display().to_string();
+    let added = run(&["model", "add", &file, "--name", name, "--data-dir", &agent.dir()])?;
+    ensure!(added.code == 0, "{added:?}");
+    let answer = agent.order("/api/serve", &json!({ "model": name, "stages": stages }))?;
+    let job = answer["id"].as_str().context("no id")?.to_owned();
     agent.job_until(&job, "the stages", PATIENCE, |job| {
         job["stages"].as_array().is_some_and(|ready| ready.len() == usize::from(stages))
     })?;

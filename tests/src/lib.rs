@@ -5,8 +5,11 @@
 pub mod agents;
 pub mod command;
 pub mod http;
+pub mod language;
 mod machine;
 pub mod model;
 pub mod prng;
+pub mod relay;
 pub mod rogue;
 pub mod sim;
+pub mod yardstick;

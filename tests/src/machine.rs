@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ed25519_dalek::SigningKey;
 use skein_proto::ids::{Digest, LeaseId, Millis, NodeId};
-use skein_proto::job::Shape;
+use skein_proto::job::{ModelSize, Shape};
 use skein_proto::node::{Execution, Node, Record};
 use skein_proto::offer::Offer;
 
@@ -83,5 +83,18 @@ impl Host {
     }
 }
 
-/// The shape of every simulated model: six layers, so that pipelines can be cut.
+/// The shape of every simulated model that is trained.
 pub(crate) const SHAPE: Shape = Shape { layers: 6, width: 16, heads: 2, context: 16 };
+
+/// The size of every simulated model that is served: six layers, so that pipelines can be cut.
+pub(crate) const SIZE: ModelSize = ModelSize {
+    layers: 6,
+    width: 16,
+    layer_weights: 3_000_000,
+    head_weights: 1_000_000,
+    layer_bytes: 2_000_000,
+    embedding_bytes: 1_000_000,
+    head_bytes: 1_000_000,
+    tied: false,
+    cache_bytes_per_token: 64,
+};

@@ -108,7 +108,8 @@ impl Model {
             | Message::Renew(_)
             | Message::Release(_)
             | Message::Failed { .. }
-            | Message::Refused { .. } => Ok(()),
+            | Message::Refused { .. }
+            | Message::Links(_) => Ok(()),
         }
     }
 

@@ -11,12 +11,12 @@ use skein_proto::holdings::Executed;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId};
 use skein_proto::job::{JobSpec, ServeSpec, Shard, TrainSpec, Work};
 use skein_proto::lease::Pace;
-use skein_proto::limits::BEAT_MS;
+use skein_proto::limits::TICK_MS;
 use skein_proto::message::{JobStatus, Phase};
 use skein_proto::node::{Execution, Input, Node, Output};
 use skein_proto::signed::encode;
 
-use crate::machine::{Host, Labour, SHAPE, Wire};
+use crate::machine::{Host, Labour, SHAPE, SIZE, Wire};
 use crate::model::{Broken, Model, Terms};
 use crate::prng::Prng;
 
@@ -124,16 +124,35 @@ impl World {
     /// Ends a machine at once; its log and blobs stay.
     pub fn crash(&mut self, host: usize) {
         self.tell(host, "crashes");
+        for wire in self.end(host) {
+            // Others hear the reset at once, or only their own silence.
+            let slow = if self.prng.chance(500) { 100 } else { 4_000 };
+            self.cut(wire, 0, slow);
+        }
+    }
+
+    /// Kills an agent on a machine that lives on and says so: others miss it as soon as they ask.
+    pub fn kill(&mut self, host: usize) {
+        self.tell(host, "is killed");
+        for wire in self.end(host) {
+            self.cut(wire, 100, 950);
+        }
+    }
+
+    /// Ends a machine without a word: others miss it by its silence alone.
+    pub fn darken(&mut self, host: usize) {
+        self.tell(host, "goes dark");
+        for wire in self.end(host) {
+            self.cut(wire, 60_000, 60_000);
+        }
+    }
+
+    fn end(&mut self, host: usize) -> Vec<u64> {
         let place = &mut self.hosts[host];
         place.node = None;
         place.work.clear();
         place.queue.clear();
-        let wires: Vec<u64> = std::mem::take(&mut place.wires).into_values().collect();
-        for wire in wires {
-            // Others hear the reset at once, or only their own silence.
-            let slow = if self.prng.chance(500) { 100 } else { 4_000 };
-            self.cut(wire, slow);
-        }
+        std::mem::take(&mut place.wires).into_values().collect()
     }
 
     /// Splits the network: the hosts in `minority` reach only each other.
@@ -144,7 +163,7 @@ impl World {
         let apart = |wire: &Wire| self.groups[wire.ends[0]] != self.groups[wire.ends[1]];
         let cut: Vec<u64> = self.wires.iter().filter(|(_, wire)| apart(wire)).map(|(id, _)| *id).collect();
         for wire in cut {
-            self.cut(wire, 4_000);
+            self.cut(wire, 0, 4_000);
         }
     }
 
@@ -172,11 +191,12 @@ impl World {
         self.submit(owner, Work::Train(spec))
     }
 
-    /// `owner` submits a serving job of at most `stages_max` stages.
-    pub fn serve(&mut self, owner: usize, stages_max: u16) -> Result<JobId, Broken> {
+    /// `owner` submits a serving job of `stages` stages.
+    pub fn serve(&mut self, owner: usize, stages: u16) -> Result<JobId, Broken> {
         let model = Digest::of(&self.prng.bits().to_le_bytes());
         self.hosts[owner].blobs.insert(model);
-        self.submit(owner, Work::Serve(ServeSpec { model, shape: SHAPE, stages_max }))
+        let spec = ServeSpec { model, size: SIZE, context: 512, sessions: 4, stages: Some(stages) };
+        self.submit(owner, Work::Serve(spec))
     }
 
     fn submit(&mut self, owner: usize, work: Work) -> Result<JobId, Broken> {
@@ -250,6 +270,11 @@ impl World {
         }
     }
 
+    /// Now, in virtual time.
+    pub fn now_ms(&self) -> u64 {
+        self.now
+    }
+
     /// Machines that run.
     pub fn alive(&self) -> Vec<usize> {
         (0..self.hosts.len()).filter(|&host| self.hosts[host].node.is_some()).collect()
@@ -276,6 +301,11 @@ impl World {
     pub fn status(&self, job: JobId) -> Option<&JobStatus> {
         let (owner, _) = self.jobs.get(&job)?;
         self.hosts[*owner].node.as_ref()?.jobs().get(&job)
+    }
+
+    /// Whether the owner of `job` sees a pipeline of agents that run and hold its stages.
+    pub fn is_served(&self, job: JobId) -> bool {
+        self.status(job).is_some_and(|status| status.phase == Phase::Running && self.serves(job, status))
     }
 
     /// The machine of agent `id`.
@@ -400,13 +430,17 @@ impl World {
                 self.dial(host, peer);
             }
         }
+        let peers: Vec<usize> = self.hosts[host].wires.keys().copied().collect();
+        let far = |latency_ms: u64| u32::try_from(2_000 * latency_ms).unwrap_or(u32::MAX);
+        let links = peers.into_iter().map(|peer| (self.hosts[peer].id, far(self.latency()))).collect();
+        self.input(host, Input::Links(links))?;
         let flaps: Vec<u64> = self.hosts[host].wires.values().copied().collect();
         for wire in flaps {
             if self.prng.chance(self.faults.flaps_per_mille) {
-                self.cut(wire, 1_500);
+                self.cut(wire, 0, 1_500);
             }
         }
-        self.after(BEAT_MS, Event::Beat { host, life });
+        self.after(TICK_MS, Event::Beat { host, life });
         self.input(host, Input::Tick)
     }
 
@@ -445,12 +479,12 @@ impl World {
     }
 
     /// Breaks a connection; each end notices in its own time.
-    fn cut(&mut self, wire: u64, notice_ms_max: u64) {
+    fn cut(&mut self, wire: u64, notice_ms_min: u64, notice_ms_max: u64) {
         let Some(broken) = self.wires.get_mut(&wire).filter(|wire| !wire.broken) else { return };
         broken.broken = true;
         let ends = broken.ends;
         for (host, peer) in [(ends[0], ends[1]), (ends[1], ends[0])] {
-            let delay = self.prng.between(0, notice_ms_max);
+            let delay = self.prng.between(notice_ms_min, notice_ms_max);
             self.after(delay, Event::Closed { host, peer, wire });
         }
     }
@@ -482,7 +516,7 @@ impl World {
                 self.tell(host, &format!("disconnects {}: {why}", peer.short()));
                 let peer = self.host_of(peer);
                 if let Some(wire) = peer.and_then(|peer| self.hosts[host].wires.get(&peer)) {
-                    self.cut(*wire, 1_000);
+                    self.cut(*wire, 0, 1_000);
                 }
             }
             Output::Dial(peer, _) => {

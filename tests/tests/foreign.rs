@@ -1,5 +1,5 @@
 //! Tools that are not ours, on what a real agent serves and writes: a verifier in plain Python, and
-//! OpenAI's own client.
+//! OpenAI's own clients.
 //!
 //! Must never import a check from the product: what is tested is that others can do without us.
 
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use skein_tests::agents::{self, Network, TEXT, training, wait_for};
 use skein_tests::command::{Said, explains, run};
+use skein_tests::language;
 
 const LONG_EPOCH_MS: u64 = 600_000;
-/// What `openai_client.py` says when the package is not installed.
+/// What a client's script says when the package is not installed.
 const NO_PACKAGE: i32 = 77;
 
 /// Runs a script of `tests/foreign`; none, said loudly, where there is no Python.
@@ -87,14 +87,14 @@ fn a_verifier_that_shares_no_code_with_us_comes_to_our_verdict() -> Result<()> {
 }
 
 #[test]
-fn the_openai_client_of_everybody_is_served() -> Result<()> {
+fn openais_python_client_is_served() -> Result<()> {
+    let Some(file) = language::file() else { return Ok(()) };
     let network = Network::of(1, LONG_EPOCH_MS)?;
     let agent = &network.agents[0];
-    let shape = agents::shape(2, 64);
-    let model = agents::model(agent, &shape)?;
-    agents::serve(agent, &model, &shape, 1)?;
-    let url = format!("http://{}/v1", agent.api);
-    let Some(said) = python("openai_client.py", &[&url, "tiny"])? else { return network.finish() };
+    language::add(agent, &file, "smol")?;
+    let Some(said) = python("openai_client.py", &[&format!("http://{}/v1", agent.api), "smol"])? else {
+        return network.finish();
+    };
     if said.code == NO_PACKAGE {
         eprintln!(
             "SKIPPED: this Python has no package `openai`\n\
@@ -103,12 +103,66 @@ fn the_openai_client_of_everybody_is_served() -> Result<()> {
         return network.finish();
     }
     ensure!(said.code == 0, "{}", said.err);
-    let said: Value = said.json()?;
-    for (about, word) in
-        [("model", "nobody"), ("temperature", "3"), ("max_tokens", "100000"), ("prompt", "empty"), ("n", "2")]
-    {
-        let message = said["errors"][about].as_str().context("no message")?;
-        explains(message, &[word])?;
+    let errors = said.json()?["errors"].take();
+    for (about, param, word) in [
+        ("retrieve", "model", "nobody"),
+        ("chat_model", "model", "nobody"),
+        ("image", "messages[0].content[0].type", "image_url"),
+        ("role", "messages[0].role", "king"),
+        ("tools", "tools", "not supported"),
+        ("response_format", "response_format", "json_object"),
+        ("chat_penalty", "frequency_penalty", "not supported"),
+        ("top_logprobs", "top_logprobs", "`logprobs`"),
+        ("context", "messages", "context"),
+        ("temperature", "temperature", "3"),
+        ("top_p", "top_p", "-1"),
+        ("max_tokens", "max_tokens", "100000"),
+        ("prompt", "prompt", "no tokens"),
+        ("token", "prompt", "49152"),
+        ("n", "n", "17"),
+        ("choices", "n", "130"),
+        ("stop", "stop", "4"),
+        ("logprobs", "logprobs", "6"),
+        ("presence_penalty", "presence_penalty", "not supported"),
+        ("logit_bias", "logit_bias", "not supported"),
+    ] {
+        let error = &errors[about];
+        ensure!(error["param"] == param, "{about}: {error}");
+        explains(error["message"].as_str().context("no message")?, &[word])?;
+    }
+    ensure!(errors["context"]["code"] == "context_length_exceeded", "{errors}");
+    ensure!(errors["chat_model"]["code"] == "model_not_found", "{errors}");
+    network.finish()
+}
+
+#[test]
+fn openais_javascript_client_is_served() -> Result<()> {
+    let Some(file) = language::file() else { return Ok(()) };
+    let Some(modules) = std::env::var_os("SKEIN_NODE_MODULES") else {
+        eprintln!(
+            "SKIPPED: SKEIN_NODE_MODULES names no folder of packages\n\
+             hint: `npm install --prefix DIR openai@6.49.0`, and set it to DIR/node_modules"
+        );
+        return Ok(());
+    };
+    let network = Network::of(1, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    language::add(agent, &file, "smol")?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("foreign/openai_client.mjs");
+    let url = format!("http://{}/v1", agent.api);
+    let output = Command::new("node").arg(script).arg(&modules).args([&url, "smol"]).output();
+    let said = Said::of(output.context("there is no `node`")?)?;
+    ensure!(said.code != NO_PACKAGE, "no package `openai` in {}", modules.display());
+    ensure!(said.code == 0, "{}", said.err);
+    let errors = said.json()?["errors"].take();
+    for (about, word) in [
+        ("model", "nobody"),
+        ("temperature", "-1"),
+        ("max_tokens", "100000"),
+        ("response_format", "json_object"),
+    ] {
+        ensure!(errors[about]["param"] == about, "{errors}");
+        explains(errors[about]["message"].as_str().context("no message")?, &[word])?;
     }
     network.finish()
 }

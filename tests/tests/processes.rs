@@ -142,7 +142,7 @@ fn a_stage_killed_while_it_generates_is_replaced_within_the_stream() -> Result<(
     let victim = (0..3).find(|place| ![coordinator, door].contains(place)).context("no third agent")?;
     let shape = agents::shape(3, 1_024);
     let model = agents::model(&network.agents[door], &shape)?;
-    agents::serve(&network.agents[door], &model, &shape, 3)?;
+    agents::serve(&network.agents[door], &model, 3)?;
     let request = json!({ "model": "tiny", "prompt": "To be", "max_tokens": 1_000, "temperature": 0 });
     let whole = network.agents[door].order("/v1/completions", &request)?;
     let expected = whole["choices"][0]["text"].as_str().context("no text")?.to_owned();
@@ -245,7 +245,7 @@ fn a_worker_that_dies_again_and_again_is_started_more_and_more_slowly() -> Resul
     let shape = agents::shape(2, 64);
     let model = agents::model(agent, &shape)?;
     // A stage wants its worker back at once, as often as it dies.
-    agents::serve(agent, &model, &shape, 1)?;
+    agents::serve(agent, &model, 1)?;
     let mut waits = Vec::new();
     let mut pid = worker(agent, None)?;
     for _ in 0..5 {
@@ -269,7 +269,7 @@ fn a_stage_whose_worker_hangs_is_replaced() -> Result<()> {
     let agent = &network.agents[0];
     let shape = agents::shape(2, 64);
     let model = agents::model(agent, &shape)?;
-    agents::serve(agent, &model, &shape, 1)?;
+    agents::serve(agent, &model, 1)?;
     let request = json!({ "model": "tiny", "prompt": "To be", "max_tokens": 8, "temperature": 0 });
     let expected = agent.order("/v1/completions", &request)?["choices"][0]["text"].clone();
     let pid = worker(agent, None)?;
@@ -401,7 +401,7 @@ fn an_agent_that_is_told_to_leave_ends_its_leases_and_exits_well() -> Result<()>
     let mut network = Network::of(2, LONG_EPOCH_MS)?;
     let shape = agents::shape(2, 64);
     let model = agents::model(&network.agents[0], &shape)?;
-    agents::serve(&network.agents[0], &model, &shape, 2)?;
+    agents::serve(&network.agents[0], &model, 2)?;
     for (place, by_signal) in [(1, false), (0, true)] {
         let status = wait_for("its stages", SOON, || {
             let status = network.agents[place].status()?;
