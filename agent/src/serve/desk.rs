@@ -36,7 +36,7 @@ pub(crate) enum FindError {
 #[derive(Clone)]
 pub(crate) struct Desk {
     feed: channel::Sender<Event>,
-    library: Library,
+    models: Library,
     registry: Registry,
     shared: Arc<Mutex<Shared>>,
     starting: Arc<smol::lock::Mutex<()>>,
@@ -50,8 +50,8 @@ struct Shared {
 }
 
 impl Desk {
-    pub(crate) fn new(feed: channel::Sender<Event>, library: Library, registry: Registry) -> Self {
-        Self { feed, library, registry, shared: Arc::default(), starting: Arc::default() }
+    pub(crate) fn new(feed: channel::Sender<Event>, models: Library, registry: Registry) -> Self {
+        Self { feed, models, registry, shared: Arc::default(), starting: Arc::default() }
     }
 
     /// The models that were added here.
@@ -71,7 +71,7 @@ impl Desk {
             None => self.start(name).await?,
         };
         let Work::Serve(spec) = &job.work else { return Err(FindError::Missing(name.to_owned())) };
-        let model = self.library.load(spec.model).await.map_err(FindError::Unavailable)?;
+        let model = self.models.load(spec.model).await.map_err(FindError::Unavailable)?;
         let slots = {
             let mut shared = lock(&self.shared);
             if let Some(used) = shared.started.get_mut(&job.id) {
