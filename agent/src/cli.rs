@@ -51,6 +51,8 @@ pub(crate) enum Verb {
     Chat(ChatArgs),
     /// Measure how well a language model predicts a text
     Eval(EvalArgs),
+    /// Run answers of served models again, and tell whether the agents that gave them did the work
+    Check(CheckArgs),
     /// Submit a job, described by a TOML file, and follow it to its end
     Run {
         #[command(flatten)]
@@ -238,6 +240,22 @@ pub(crate) struct EvalArgs {
     #[arg(long, env = "SKEIN_THREADS", default_value_t = 0, value_name = "N")]
     pub(crate) threads: usize,
     /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `skein check` takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) data_dir: DataDir,
+    /// The device to work on: `cpu`, or part of an adapter's name
+    #[arg(long, env = "SKEIN_DEVICE", value_name = "NAME|cpu", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Processor threads; 0 for all
+    #[arg(long, env = "SKEIN_THREADS", default_value_t = 0, value_name = "N")]
+    pub(crate) threads: usize,
+    /// Print one JSON array
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -107,7 +107,8 @@ impl Config {
 /// When there is no home directory to derive it from.
 pub(crate) fn data_dir(given: Option<PathBuf>) -> Result<PathBuf> {
     if let Some(dir) = given {
-        return Ok(dir);
+        // The worker and its tasks have another working directory.
+        return std::path::absolute(&dir).with_context(|| format!("{} is no directory", dir.display()));
     }
     let from = |variable: &str, below: &[&str]| {
         let base = std::env::var_os(variable).filter(|value| !value.is_empty())?;

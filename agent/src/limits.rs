@@ -5,6 +5,8 @@ use std::time::Duration;
 /// Longest wait for one step of a session, the way around the ring and other sessions' steps included. A dead stage is
 /// noticed much sooner by its connection, and a stuck one by its own agent.
 pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+/// A stage that gives up says why around the ring; the owner, who may hear of the break first, waits so long for it.
+pub(crate) const REASON_WAIT: Duration = Duration::from_millis(100);
 /// Rows of a prompt that travel as one step: enough to fill a processor, few enough that other sessions' tokens do not
 /// wait long behind them.
 pub(crate) const PREFILL_ROWS: usize = 128;
@@ -51,6 +53,10 @@ pub(crate) const SERVE_CONTEXT: u32 = 8_192;
 pub(crate) const SERVE_SESSIONS: u16 = 4;
 /// A model that a request put into service is taken out when nobody asked for it for so long.
 pub(crate) const SERVE_IDLE: Duration = Duration::from_secs(900);
+/// Answers kept to be checked.
+pub(crate) const SAMPLES_MAX: usize = 256;
+/// So many answers of an agent are kept for sure, and of n about so many again each time n doubles.
+pub(crate) const SAMPLES_SURE: u64 = 10;
 /// How often that, and the room on the disk, is looked at.
 pub(crate) const TIDY_EVERY: Duration = Duration::from_secs(30);
 /// Largest manifest of a model, in bytes.

@@ -39,6 +39,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Model { verb } => cmd::model::run(verb),
         Verb::Chat(args) => cmd::chat::run(args),
         Verb::Eval(args) => cmd::eval::run(args),
+        Verb::Check(args) => cmd::check::run(args),
         Verb::Run { data_dir, job, example, detach, output } => {
             cmd::run::run(data_dir, job, example, detach, output)
         }

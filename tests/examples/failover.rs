@@ -49,9 +49,6 @@ fn main() -> Result<()> {
         );
         network.agents[victim].restart()?;
         network.met(AGENTS)?;
-        network.agents[0].job_until(&job, "the stages", PATIENCE, |job| {
-            job["stages"].as_array().is_some_and(|stages| stages.len() == usize::from(STAGES))
-        })?;
     }
     let worst = gaps.iter().copied().fold(0.0, f64::max);
     let report = json!({
@@ -64,7 +61,9 @@ fn main() -> Result<()> {
 
 /// A stage of the job that is not at the agent whom the client asks.
 fn stage_elsewhere(network: &Network, job: &str, prng: &mut Prng) -> Result<usize> {
-    let status = network.agents[0].job(job)?;
+    let status = network.agents[0].job_until(job, "the stages", PATIENCE, |job| {
+        job["stages"].as_array().is_some_and(|stages| stages.len() == usize::from(STAGES))
+    })?;
     let stages = status["stages"].as_array().context("no stages")?;
     let mut places = Vec::new();
     for stage in stages {
@@ -73,8 +72,9 @@ fn stage_elsewhere(network: &Network, job: &str, prng: &mut Prng) -> Result<usiz
             places.push(place);
         }
     }
+    ensure!(!places.is_empty(), "every stage is at the door: {status}");
     let chosen = prng.between(0, places.len() as u64 - 1);
-    places.get(usize::try_from(chosen)?).copied().context("every stage is at the door")
+    Ok(places[usize::try_from(chosen)?])
 }
 
 /// The text of a streamed completion, and the longest time between two of its pieces.

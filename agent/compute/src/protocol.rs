@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use skein_engine::step::{Chunk, Output};
+use skein_engine::toploc::Span;
 
 use crate::bench::BenchResult;
 use crate::checkpoint::Digest;
@@ -96,12 +97,14 @@ pub enum Task {
         /// What one session brings.
         chunk: Chunk,
     },
-    /// Forget a session. Ends in [`Reply::Closed`].
+    /// Forget a session. Ends in [`Reply::SessionClosed`].
     SessionClose {
         /// The stage's number.
         stage: u64,
         /// The session's number.
         session: u64,
+        /// So many positions of it are right; the last stage commits to them.
+        length: u32,
     },
     /// Unload a stage. Ends in [`Reply::Closed`].
     StageClose {
@@ -237,8 +240,18 @@ pub enum Reply {
         resident_bytes: u64,
     },
     /// What the stage gave.
-    Stepped(Output),
-    /// The session or stage is gone.
+    Stepped {
+        /// To the next stage, or to the owner.
+        output: Output,
+        /// What the last stage commits to, now that the step showed which of its earlier rows stand.
+        spans: Vec<Span>,
+    },
+    /// The session is gone.
+    SessionClosed {
+        /// What the last stage still had to commit to.
+        spans: Vec<Span>,
+    },
+    /// The stage is gone.
     Closed {
         /// Whether it was there.
         existed: bool,
@@ -407,7 +420,10 @@ mod tests {
 
     #[test]
     fn no_nan_passes() {
-        let reply = Response { id: 1, body: Reply::Stepped(Output::Scores(vec![f32::NAN])) };
+        let reply = Response {
+            id: 1,
+            body: Reply::Stepped { output: Output::Scores(vec![f32::NAN]), spans: Vec::new() },
+        };
         assert!(matches!(encode(&reply), Err(FrameError::Unencodable(_))));
     }
 

@@ -4,7 +4,7 @@
 //! Steps that wait when a step ends are computed together, whoever's they are, up to [`STEP_ROWS_MAX`] rows: that is the
 //! whole of continuous batching. They are taken in the order of their arrival, so no session starves.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use std::sync::mpsc::Receiver;
 use skein_engine::manifest::{Manifest, PieceSource};
 use skein_engine::stage::{Options, Stage};
 use skein_engine::step::Chunk;
+use skein_engine::toploc::{Committer, Span};
 
 use crate::device::{DeviceChoice, engine_device};
 use crate::limits::{STAGES_MAX, STEP_ROWS_MAX};
@@ -21,18 +22,10 @@ use crate::worker::{Replies, panic_text};
 
 /// Whether a task is for this thread.
 pub(crate) fn concerns(task: &Task) -> bool {
-    match task {
-        Task::StageOpen(_) | Task::StageStep { .. } | Task::SessionClose { .. } | Task::StageClose { .. } => {
-            true
-        }
-        Task::Describe
-        | Task::Bench
-        | Task::Init { .. }
-        | Task::Train(_)
-        | Task::Merge { .. }
-        | Task::Evaluate { .. }
-        | Task::Cancel { .. } => false,
-    }
+    matches!(
+        task,
+        Task::StageOpen(_) | Task::StageStep { .. } | Task::SessionClose { .. } | Task::StageClose { .. }
+    )
 }
 
 /// Serves until the queue ends.
@@ -56,7 +49,7 @@ pub(crate) fn serve<W: Write>(
         }
         match body {
             Task::StageStep { stage, chunk } => {
-                let width = stages.open.get(&stage).map_or(1, |open| open.config().width as usize);
+                let width = stages.open.get(&stage).map_or(1, |open| open.stage.config().width as usize);
                 let together = take_companions(&mut waiting, stage, (id, chunk), width);
                 for (id, reply) in stages.step(stage, together) {
                     replies.send(id, reply)?;
@@ -73,9 +66,10 @@ pub(crate) fn serve<W: Write>(
                 pipe?;
                 replies.send(id, reply)?;
             }
-            Task::SessionClose { stage, session } => {
-                let existed = stages.open.get_mut(&stage).is_some_and(|stage| stage.close(session));
-                replies.send(id, Reply::Closed { existed })?;
+            Task::SessionClose { stage, session, length } => {
+                let spans =
+                    stages.open.get_mut(&stage).map_or_else(Vec::new, |open| open.close(session, length));
+                replies.send(id, Reply::SessionClosed { spans })?;
             }
             Task::StageClose { stage } => {
                 replies.send(id, Reply::Closed { existed: stages.open.remove(&stage).is_some() })?;
@@ -92,7 +86,8 @@ pub(crate) fn serve<W: Write>(
     Ok(())
 }
 
-/// Takes every waiting step of `stage` that fits beside `first`; the others stay in their order.
+/// Takes every waiting step of `stage` that fits beside `first`, one of each session; the others stay in their order,
+/// and what a session sent later is never taken before what it sent earlier.
 fn take_companions(
     waiting: &mut VecDeque<Request>,
     stage: u64,
@@ -100,10 +95,12 @@ fn take_companions(
     width: usize,
 ) -> Vec<(u64, Chunk)> {
     let mut rows = first.1.input.rows(width);
+    let mut seen = BTreeSet::from([first.1.session]);
     let mut together = vec![first];
     for request in std::mem::take(waiting) {
         if let Task::StageStep { stage: other, chunk } = &request.body
             && *other == stage
+            && seen.insert(chunk.session)
             && rows + chunk.input.rows(width) <= STEP_ROWS_MAX
         {
             rows += chunk.input.rows(width);
@@ -118,7 +115,47 @@ fn take_companions(
 struct Stages<'a> {
     device: &'a DeviceChoice,
     threads: u32,
-    open: BTreeMap<u64, Stage>,
+    open: BTreeMap<u64, Open>,
+}
+
+/// A stage and, if it is the last, what its sessions are committed to.
+struct Open {
+    stage: Stage,
+    committers: BTreeMap<u64, Committer>,
+}
+
+impl Open {
+    /// One chunk of each session.
+    fn step(&mut self, chunks: &[Chunk]) -> Vec<Reply> {
+        let Self { stage, committers } = self;
+        let settled: Vec<Vec<Span>> = chunks
+            .iter()
+            .map(|chunk| {
+                let mut spans = Vec::new();
+                if let Some(committer) = committers.get_mut(&chunk.session) {
+                    committer.settle(chunk.position, &mut spans);
+                }
+                spans
+            })
+            .collect();
+        let outputs = stage.step_observed(chunks, &mut |number, position, state| {
+            committers.entry(chunks[number].session).or_default().observe(position, state);
+        });
+        let replies = outputs.into_iter().zip(settled).map(|(output, spans)| match output {
+            Ok(output) => Reply::Stepped { output, spans },
+            Err(error) => Reply::failed(error.to_string()),
+        });
+        replies.collect()
+    }
+
+    fn close(&mut self, session: u64, length: u32) -> Vec<Span> {
+        let mut spans = Vec::new();
+        if let Some(mut committer) = self.committers.remove(&session) {
+            committer.end(length, &mut spans);
+        }
+        self.stage.close(session);
+        spans
+    }
 }
 
 impl Stages<'_> {
@@ -131,7 +168,7 @@ impl Stages<'_> {
         match opened {
             Ok(Ok(stage)) => {
                 let resident_bytes = stage.resident_bytes();
-                self.open.insert(task.stage, stage);
+                self.open.insert(task.stage, Open { stage, committers: BTreeMap::new() });
                 Reply::StageOpened { resident_bytes }
             }
             Ok(Err(reason)) => Reply::failed(reason),
@@ -148,13 +185,7 @@ impl Stages<'_> {
                 .collect();
         };
         match catch_unwind(AssertUnwindSafe(|| open.step(&chunks))) {
-            Ok(results) => {
-                let replies = results.into_iter().map(|result| match result {
-                    Ok(output) => Reply::Stepped(output),
-                    Err(error) => Reply::failed(error.to_string()),
-                });
-                ids.into_iter().zip(replies).collect()
-            }
+            Ok(replies) => ids.into_iter().zip(replies).collect(),
             Err(panic) => {
                 // Its caches may be half changed.
                 self.open.remove(&stage);
@@ -188,4 +219,27 @@ fn load(
 
 fn megabytes(bytes: u64) -> u32 {
     u32::try_from(bytes >> 20).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use skein_engine::step::{Input, Want};
+
+    use super::*;
+
+    fn step(id: u64, session: u64, rows: usize) -> Request {
+        let chunk = Chunk { session, position: 0, input: Input::Tokens(vec![0; rows]), want: Want::Nothing };
+        Request { id, body: Task::StageStep { stage: 1, chunk } }
+    }
+
+    #[test]
+    fn a_session_is_never_overtaken_by_itself() {
+        let first =
+            Chunk { session: 1, position: 0, input: Input::Tokens(vec![0; 128]), want: Want::Nothing };
+        let long = STEP_ROWS_MAX - 100;
+        let mut waiting = VecDeque::from([step(2, 2, long), step(3, 2, 1), step(4, 1, 1), step(5, 3, 1)]);
+        let together = take_companions(&mut waiting, 1, (1, first), 1);
+        assert_eq!(together.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 5]);
+        assert_eq!(waiting.iter().map(|request| request.id).collect::<Vec<_>>(), [2, 3, 4]);
+    }
 }

@@ -175,13 +175,17 @@ fn a_job_from_init_to_greedy_decoding_over_two_stages() {
         let chunk = Chunk { session: 5, position: fresh as u32, input, want };
         fresh = said.len();
         let task = Task::StageStep { stage: 10, chunk: chunk.clone() };
-        let (Reply::Stepped(Output::Rows(rows)), _) = worker.ask(task) else { panic!() };
+        let (Reply::Stepped { output: Output::Rows(rows), .. }, _) = worker.ask(task) else { panic!() };
         let task = Task::StageStep { stage: 11, chunk: Chunk { input: Input::Rows(rows), ..chunk } };
-        let (Reply::Stepped(Output::Picks(picks)), _) = worker.ask(task) else { panic!() };
+        let (Reply::Stepped { output: Output::Picks(picks), .. }, _) = worker.ask(task) else { panic!() };
         said.push(picks[0].token as u8);
     }
     assert_eq!(String::from_utf8_lossy(&said), "honk! honk! ");
-    assert_eq!(worker.ask(Task::SessionClose { stage: 10, session: 5 }).0, Reply::Closed { existed: true });
+    let close = |stage| Task::SessionClose { stage, session: 5, length: 11 };
+    assert_eq!(worker.ask(close(10)).0, Reply::SessionClosed { spans: Vec::new() });
+    let (Reply::SessionClosed { spans }, _) = worker.ask(close(11)) else { panic!() };
+    let spans: Vec<(u32, u8)> = spans.iter().map(|span| (span.first, span.count)).collect();
+    assert_eq!(spans, [(3, 8)], "the states that gave the eight tokens");
     assert_eq!(worker.ask(Task::StageClose { stage: 10 }).0, Reply::Closed { existed: true });
     assert_eq!(worker.ask(Task::StageClose { stage: 10 }).0, Reply::Closed { existed: false });
     worker.end().unwrap();

@@ -25,6 +25,7 @@ pub mod import;
 pub mod limits;
 pub mod manifest;
 pub mod open;
+pub mod recheck;
 pub mod rows;
 pub mod sample;
 pub mod source;

@@ -9,6 +9,8 @@
 //! Places are reduced by the largest modulus that keeps them apart, values are bf16 bits, and arithmetic is modulo the
 //! prime 65,497. The finite ones of all 65,536 patterns are below it.
 
+use borsh::{BorshDeserialize, BorshSerialize};
+
 use crate::limits::WIDTH_MAX;
 
 /// Tokens under one commitment.
@@ -32,8 +34,99 @@ pub const MEAN_MAX: f32 = 6.0;
 pub const MEDIAN_MAX: f32 = 5.0;
 
 /// Big-endian: the modulus, and the coefficients from the constant one on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Commitment(pub Vec<u8>);
+
+/// Bytes of the longest commitment.
+pub const COMMITMENT_BYTES_MAX: usize = 2 + 2 * ELEMENTS;
+
+/// What an agent commits to of one session: the states at `first..first + count`.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Span {
+    /// Position of the first state: that of the row whose answer is the first token.
+    pub first: u32,
+    /// States, 1 to [`TOKENS`].
+    pub count: u8,
+    /// To all of them.
+    pub commitment: Commitment,
+}
+
+impl Span {
+    /// Whether a stranger's span is small and within a sequence of `length` positions.
+    #[must_use]
+    pub fn is_bounded(&self, length: u32) -> bool {
+        (1..=TOKENS).contains(&usize::from(self.count))
+            && self.first.checked_add(u32::from(self.count)).is_some_and(|end| end <= length)
+            && self.commitment.0.len() <= COMMITMENT_BYTES_MAX
+    }
+}
+
+/// Gathers the states of one session's answered rows and commits to them once they are certain to stand: rows of a
+/// draft that was wrong are computed again, and only what was chosen in the end is committed to.
+#[derive(Debug, Default)]
+pub struct Committer {
+    /// Position of the first state gathered.
+    first: u32,
+    rows: u32,
+    /// `[rows, width]`.
+    states: Vec<f32>,
+}
+
+impl Committer {
+    /// A step begins at `position`: what was observed before it stands, what was observed from there on is void.
+    pub fn settle(&mut self, position: u32, spans: &mut Vec<Span>) {
+        self.keep(position.saturating_sub(self.first));
+        while self.rows as usize >= TOKENS {
+            self.commit_to(TOKENS as u32, spans);
+        }
+        // Rows that nobody asks for follow, so the next state observed is not this one's neighbour.
+        if position > self.first.saturating_add(self.rows) {
+            self.commit_to(self.rows, spans);
+        }
+    }
+
+    /// The state of an answered row. Rows of one step come in order.
+    pub fn observe(&mut self, position: u32, state: &[f32]) {
+        if position != self.first.saturating_add(self.rows) {
+            self.keep(0);
+        }
+        if self.rows == 0 {
+            self.first = position;
+        }
+        self.states.extend(state);
+        self.rows += 1;
+    }
+
+    /// The session ends with the first `length` positions right: commits to what is left.
+    pub fn end(&mut self, length: u32, spans: &mut Vec<Span>) {
+        self.settle(length, spans);
+        self.commit_to(self.rows, spans);
+    }
+
+    fn keep(&mut self, rows: u32) {
+        if rows < self.rows {
+            self.states.truncate(rows as usize * self.width());
+            self.rows = rows;
+        }
+    }
+
+    fn commit_to(&mut self, rows: u32, spans: &mut Vec<Span>) {
+        if rows == 0 {
+            return;
+        }
+        let values = rows as usize * self.width();
+        if let Some(commitment) = self.states.get(..values).and_then(commit) {
+            spans.push(Span { first: self.first, count: rows as u8, commitment });
+        }
+        self.states.drain(..values);
+        self.first += rows;
+        self.rows -= rows;
+    }
+
+    fn width(&self) -> usize {
+        self.states.len() / self.rows.max(1) as usize
+    }
+}
 
 /// How a re-run compares with what was committed to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -220,6 +313,66 @@ mod tests {
         assert_eq!(compare(&Commitment(vec![0; 258]), &honest), None, "a modulus of zero");
         let noise = compare(&Commitment(vec![0x80; 258]), &honest).unwrap();
         assert!(!noise.passes());
+    }
+
+    /// Observes as a stage would that computes rows `position..` of these states.
+    fn step(committer: &mut Committer, all: &[f32], rows: std::ops::Range<u32>) -> Vec<Span> {
+        let mut spans = Vec::new();
+        committer.settle(rows.start, &mut spans);
+        for row in rows {
+            committer.observe(row, &all[row as usize * 64..][..64]);
+        }
+        spans
+    }
+
+    #[test]
+    fn what_is_committed_to_is_what_stood() {
+        let all = states(100 * 64, 6);
+        let wrong = states(100 * 64, 7);
+        let of = |first: u32, count: u8| {
+            let values = first as usize * 64..(first as usize + usize::from(count)) * 64;
+            Span { first, count, commitment: commit(&all[values]).unwrap() }
+        };
+        let mut committer = Committer::default();
+        // One token a step from position 9 on, then a draft of which two were right.
+        for row in 9..40 {
+            assert_eq!(step(&mut committer, &all, row..row + 1), []);
+        }
+        assert_eq!(step(&mut committer, &wrong, 40..46), []);
+        assert_eq!(step(&mut committer, &all, 40..43), [], "only 31 of them stand");
+        assert_eq!(step(&mut committer, &wrong, 43..50), [of(9, 32)]);
+        assert_eq!(step(&mut committer, &all, 43..44), []);
+        // Rows that nobody asked for lie between.
+        assert_eq!(step(&mut committer, &all, 60..61), [of(41, 3)]);
+        let mut spans = Vec::new();
+        committer.end(61, &mut spans);
+        assert_eq!(spans, [of(60, 1)]);
+        committer.end(61, &mut spans);
+        assert_eq!(spans.len(), 1, "nothing is left");
+    }
+
+    #[test]
+    fn a_session_that_begins_anew_commits_to_nothing_old() {
+        let all = states(100 * 64, 8);
+        let mut committer = Committer::default();
+        for row in 5..30 {
+            step(&mut committer, &all, row..row + 1);
+        }
+        assert_eq!(step(&mut committer, &all, 0..1), []);
+        let mut spans = Vec::new();
+        committer.end(1, &mut spans);
+        assert_eq!((spans[0].first, spans[0].count), (0, 1));
+    }
+
+    #[test]
+    fn a_span_of_a_stranger_is_bounded() {
+        let span = |first, count, bytes| Span { first, count, commitment: Commitment(vec![0; bytes]) };
+        assert!(span(3, 32, 258).is_bounded(35));
+        for bad in
+            [span(4, 32, 258), span(0, 0, 258), span(0, 33, 258), span(0, 1, 259), span(u32::MAX, 1, 2)]
+        {
+            assert!(!bad.is_bounded(35), "{bad:?}");
+        }
     }
 
     proptest! {

@@ -265,10 +265,15 @@ impl Executor {
             return Err("the worker died while it held the stage".into());
         }
         let _ = self.shared.worker.call(Task::StageClose { stage }, |_| {}).await;
-        let (input, output, tokens) = lock(&tally).totals();
+        let totals =
+            lock(&tally).totals().map_err(|error| format!("cannot keep the commitments: {error}"))?;
         let mut inputs = execution.shard.inputs();
-        inputs.push(input);
-        Ok(Executed { inputs, outputs: vec![output], tokens, loss_micronats: None })
+        inputs.push(totals.inputs);
+        let mut outputs = vec![totals.outputs];
+        if let Some(file) = totals.commitments {
+            outputs.push(self.shared.store.adopt(file).await.map_err(|error| error.to_string())?);
+        }
+        Ok(Executed { inputs, outputs, tokens: totals.tokens, loss_micronats: None })
     }
 
     /// Fetches the pieces of the stage's layers and loads them; the width of the model's rows, and what keeps the

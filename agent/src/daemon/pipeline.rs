@@ -5,15 +5,22 @@
 //! dies it opens a new ring and sends them again in one pass; the engine's results do not depend on how rows
 //! are batched or where layers are split, so the stream goes on with the same tokens. Nothing here decides
 //! who serves what: routes come from the coordinator's placement.
+//!
+//! A break travels both ways around the ring: onward because a link ends, and back because whoever sends on a
+//! link watches whether the other end still holds it. So the owner hears of it wherever it happened.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use borsh::{BorshDeserialize, BorshSerialize};
 use skein_compute::protocol::{Reply, Task};
 use skein_engine::step::{Chunk, Input, Output, Want};
-use skein_mesh::{BulkStream, Mesh, StreamKind};
+use skein_engine::toploc::Span;
+use skein_mesh::{BulkReceiver, BulkSender, BulkStream, Mesh, StreamKind};
 use skein_proto::ids::{Digest, LeaseId, NodeId};
 use skein_proto::message::StageAt;
 use skein_proto::signed::{decode, encode};
@@ -22,8 +29,8 @@ use smol::channel;
 use super::lock;
 use super::worker::Worker;
 use crate::limits::{
-    LINK_FRAMES_QUEUED_MAX, SESSIONS_MAX, STAGE_FRAME_BYTES_MAX, STAGE_HEAD_BYTES_MAX, STAGES_MAX,
-    STEP_TIMEOUT,
+    LINK_FRAMES_QUEUED_MAX, REASON_WAIT, SESSIONS_MAX, STAGE_FRAME_BYTES_MAX, STAGE_HEAD_BYTES_MAX,
+    STAGES_MAX, STEP_TIMEOUT,
 };
 
 /// The first frame of a link.
@@ -40,8 +47,10 @@ enum Head {
 enum Frame {
     /// Onward: tokens to the first stage, rows to the others.
     Step { position: u32, input: Input, want: Want },
-    /// To the owner, once for every step.
-    Answer { output: Output },
+    /// Onward: the session ends, and so many of its positions were right.
+    End { length: u32 },
+    /// To the owner, once for every step and for the end, with what the last stage commits to meanwhile.
+    Answer { output: Output, spans: Vec<Span> },
     /// To the owner: a stage cannot go on.
     Failed { reason: String },
 }
@@ -67,6 +76,7 @@ struct Shared {
     me: NodeId,
     mesh: Mesh,
     worker: Worker,
+    scratch: PathBuf,
     stages: Mutex<BTreeMap<LeaseId, Arc<Mutex<Tally>>>>,
     returns: Mutex<BTreeMap<u64, channel::Sender<LinkReceiver>>>,
     passing: std::sync::atomic::AtomicUsize,
@@ -79,22 +89,81 @@ pub(crate) struct Tally {
     outputs: blake3::Hasher,
     tokens: u64,
     width: usize,
+    commitments: Option<Commitments>,
+    /// The receipt is written.
+    closed: bool,
+}
+
+/// The file of all that a last stage committed to under one lease: one span after the other, in borsh. Its digest is in
+/// the receipt, so that what an owner was given can be found in what was signed.
+#[derive(Debug)]
+struct Commitments {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+/// What a receipt says of a stage.
+#[derive(Debug)]
+pub(crate) struct Totals {
+    pub(crate) inputs: Digest,
+    pub(crate) outputs: Digest,
+    pub(crate) tokens: u64,
+    /// All that it committed to, where it was the last stage and committed to anything.
+    pub(crate) commitments: Option<PathBuf>,
 }
 
 impl Tally {
-    /// Rolling digests of inputs and outputs, and tokens served.
-    pub(crate) fn totals(&self) -> (Digest, Digest, u64) {
-        (Digest(*self.inputs.finalize().as_bytes()), Digest(*self.outputs.finalize().as_bytes()), self.tokens)
+    /// Rolling digests of inputs and outputs, tokens served, and the file of commitments, complete.
+    pub(crate) fn totals(&mut self) -> std::io::Result<Totals> {
+        self.closed = true;
+        let commitments = match self.commitments.take() {
+            Some(mut commitments) => {
+                commitments.file.flush()?;
+                Some(commitments.path)
+            }
+            None => None,
+        };
+        Ok(Totals {
+            inputs: Digest(*self.inputs.finalize().as_bytes()),
+            outputs: Digest(*self.outputs.finalize().as_bytes()),
+            tokens: self.tokens,
+            commitments,
+        })
+    }
+
+    /// Counts a frame that came and the one that it led to.
+    fn add(&mut self, tokens: usize, received: &[u8], sent: &[u8], spans: &[Span], file: PathBuf) {
+        self.inputs.update(received);
+        self.outputs.update(sent);
+        self.tokens = self.tokens.saturating_add(tokens as u64);
+        if spans.is_empty() || self.closed {
+            return;
+        }
+        if self.commitments.is_none() {
+            match File::create(&file) {
+                Ok(created) => {
+                    self.commitments = Some(Commitments { path: file, file: BufWriter::new(created) });
+                }
+                Err(error) => tracing::warn!(%error, "cannot keep commitments"),
+            }
+        }
+        if let Some(commitments) = &mut self.commitments {
+            let bytes: Vec<u8> = spans.iter().flat_map(encode).collect();
+            if let Err(error) = commitments.file.write_all(&bytes) {
+                tracing::warn!(%error, "cannot keep commitments");
+            }
+        }
     }
 }
 
 impl Pipeline {
-    pub(crate) fn new(me: NodeId, mesh: Mesh, worker: Worker) -> Self {
+    pub(crate) fn new(me: NodeId, mesh: Mesh, worker: Worker, scratch: PathBuf) -> Self {
         Self {
             shared: Arc::new(Shared {
                 me,
                 mesh,
                 worker,
+                scratch,
                 stages: Mutex::default(),
                 returns: Mutex::default(),
                 passing: std::sync::atomic::AtomicUsize::new(0),
@@ -109,6 +178,8 @@ impl Pipeline {
             outputs: blake3::Hasher::new(),
             tokens: 0,
             width,
+            commitments: None,
+            closed: false,
         }));
         lock(&self.shared.stages).insert(lease, Arc::clone(&tally));
         tally
@@ -125,24 +196,25 @@ impl Pipeline {
         getrandom::fill(&mut number).map_err(|error| SessionError::Broken(error.to_string()))?;
         let session = u64::from_le_bytes(number);
         let route: Vec<_> = stages.iter().map(|stage| (stage.node, stage.lease)).collect();
-        let Some(&(first, _)) = route.first() else {
+        let (Some(&(first, _)), Some(&last)) = (route.first(), route.last()) else {
             return Err(SessionError::Broken("it has no stages".into()));
         };
         let (sender, receiver) = channel::bounded(1);
         lock(&self.shared.returns).insert(session, sender);
         let waiting = Waiting { pipeline: self.clone(), session };
         let head = Head::Stage { session, owner: self.shared.me, route, at: 0 };
-        let to_first = self.link(first, &head).await?;
-        let from_last = in_time(async {
+        let mut to_first = self.link(first, &head).await?;
+        let returned = async {
             receiver.recv().await.map_err(|_| SessionError::Broken("the return link was refused".into()))
-        })
-        .await?;
-        Ok(Session { to_first, from_last, stages: stages.len(), _waiting: waiting })
+        };
+        let from_last = in_time(unless_broken(returned, &mut to_first)).await?;
+        Ok(Session { to_first, from_last, stages: stages.len(), last, length: 0, _waiting: waiting })
     }
 
     /// Serves one incoming link until it ends.
     pub(crate) async fn accept(self, from: NodeId, stream: BulkStream) {
-        self.serve(from, LinkReceiver::Remote(stream)).await;
+        let (back, receiver) = stream.split();
+        self.serve(from, LinkReceiver::Remote { receiver, _back: back }).await;
     }
 
     /// Boxed, because serving a link may open another one on this same agent.
@@ -209,13 +281,31 @@ impl Pipeline {
         };
         let key = session_key(owner, session);
         let result = self.relay(&mut upstream, &mut downstream, lease, key, &tally).await;
-        let close = Task::SessionClose { stage: stage_number(lease), session: key };
-        let _ = self.shared.worker.call(close, |_| {}).await;
-        if let Err(error) = &result {
-            let _ = downstream.send(&Frame::Failed { reason: error.to_string() }).await;
-        }
+        // Tells those before at once.
+        drop(upstream);
+        let length = result.as_ref().map_or(0, |length| *length);
+        let close = Task::SessionClose { stage: stage_number(lease), session: key, length };
+        let closed = self.shared.worker.call(close, |_| {}).await;
+        let farewell = match (result, closed) {
+            (Err(SessionError::Broken(reason)), _) => Frame::Failed { reason },
+            (Err(error @ SessionError::Silent), _) => Frame::Failed { reason: error.to_string() },
+            (Ok(_), Ok(Reply::SessionClosed { spans })) if next.is_none() => {
+                let frame = Frame::Answer { output: Output::Picks(Vec::new()), spans: spans.clone() };
+                lock(&tally).add(0, &[], &encode(&frame), &spans, self.commitments_file(lease));
+                frame
+            }
+            (Ok(length), _) => Frame::End { length },
+        };
+        // Whoever is gone need not hear it.
+        let _ = downstream.send(&farewell).await;
         downstream.finish().await
     }
+
+    fn commitments_file(&self, lease: LeaseId) -> PathBuf {
+        self.shared.scratch.join(format!("{lease}.commitments"))
+    }
+
+    /// Serves the steps of a session until it ends; how many of its positions were right.
 
     async fn relay(
         &self,
@@ -224,16 +314,18 @@ impl Pipeline {
         lease: LeaseId,
         session: u64,
         tally: &Mutex<Tally>,
-    ) -> Result<(), SessionError> {
+    ) -> Result<u32, SessionError> {
         let broken = |reason: String| SessionError::Broken(reason);
         let width = lock(tally).width;
-        while let Some(bytes) = upstream.receive(STAGE_FRAME_BYTES_MAX).await? {
+        loop {
+            let received = upstream.receive(STAGE_FRAME_BYTES_MAX);
+            let Some(bytes) = smol::future::or(received, downstream.broken()).await? else { return Ok(0) };
             let (position, input, want) = match decode(&bytes).map_err(|error| broken(error.to_string()))? {
                 Frame::Step { position, input, want } => (position, input, want),
-                frame @ (Frame::Answer { .. } | Frame::Failed { .. }) => {
-                    // The stage before gave up: the owner is to hear why.
-                    return downstream.send(&frame).await;
-                }
+                Frame::End { length } => return Ok(length),
+                // The stage before gave up: the owner is to hear why.
+                Frame::Failed { reason } => return Err(broken(reason)),
+                Frame::Answer { .. } => return Err(broken("a stage answered out of turn".to_owned())),
             };
             let tokens = input.rows(width);
             if !lock(&self.shared.stages).contains_key(&lease) {
@@ -242,23 +334,19 @@ impl Pipeline {
             let stage = stage_number(lease);
             let chunk = Chunk { session, position, input, want: want.clone() };
             let reply = self.shared.worker.call(Task::StageStep { stage, chunk }, |_| {}).await;
-            let Reply::Stepped(output) = reply.map_err(|error| broken(error.to_string()))? else {
+            let Reply::Stepped { output, spans } = reply.map_err(|error| broken(error.to_string()))? else {
                 return Err(broken("the worker answered out of turn".to_owned()));
             };
             let frame = match output {
                 Output::Rows(rows) => Frame::Step { position, input: Input::Rows(rows), want },
-                output @ (Output::Picks(_) | Output::Scores(_)) => Frame::Answer { output },
+                output @ (Output::Picks(_) | Output::Scores(_)) => {
+                    Frame::Answer { output, spans: spans.clone() }
+                }
             };
             let sent = encode(&frame);
-            {
-                let mut tally = lock(tally);
-                tally.inputs.update(&bytes);
-                tally.outputs.update(&sent);
-                tally.tokens = tally.tokens.saturating_add(tokens as u64);
-            }
+            lock(tally).add(tokens, &bytes, &sent, &spans, self.commitments_file(lease));
             downstream.send_bytes(sent).await?;
         }
-        Ok(())
     }
 
     /// Opens a one-way link to `to`, which may be this agent itself.
@@ -274,7 +362,8 @@ impl Pipeline {
                 opened.map_err(|error| SessionError::Broken(error.to_string()))
             })
             .await?;
-            LinkSender::Remote(stream)
+            let (sender, back) = stream.split();
+            LinkSender::Remote { sender, back }
         };
         link.send_bytes(encode(head)).await?;
         Ok(link)
@@ -286,13 +375,39 @@ pub(crate) struct Session {
     to_first: LinkSender,
     from_last: LinkReceiver,
     stages: usize,
+    last: (NodeId, LeaseId),
+    /// Positions sent so far.
+    length: u32,
     _waiting: Waiting,
+}
+
+/// What came around the ring.
+pub(crate) struct Answered {
+    pub(crate) output: Output,
+    /// What the last stage commits to.
+    pub(crate) spans: Vec<Span>,
 }
 
 impl Session {
     /// Stages that a step passes through.
     pub(crate) fn stages(&self) -> usize {
         self.stages
+    }
+
+    /// Who chooses the tokens and commits to the states behind them, and under which lease.
+    pub(crate) fn last(&self) -> (NodeId, LeaseId) {
+        self.last
+    }
+
+    /// Ends the session, of which the first `length` positions were right, and hears what is left to commit to.
+    pub(crate) async fn end(mut self, length: u32) -> Result<Vec<Span>, SessionError> {
+        in_time(async {
+            self.to_first.send(&Frame::End { length }).await?;
+            // The stages leave one after the other, the first of them first.
+            let bytes = self.from_last.receive(STAGE_FRAME_BYTES_MAX).await?;
+            Ok(self.read(bytes)?.spans)
+        })
+        .await
     }
 
     /// Sends `tokens`, the first of them at `position`; each step is answered once, in order.
@@ -302,26 +417,34 @@ impl Session {
         tokens: &[u32],
         want: Want,
     ) -> Result<(), SessionError> {
+        let length = position.saturating_add(u32::try_from(tokens.len()).unwrap_or(u32::MAX));
+        self.length = self.length.max(length);
         let frame = Frame::Step { position, input: Input::Tokens(tokens.to_vec()), want };
         in_time(self.to_first.send(&frame)).await
     }
 
     /// The answer to the oldest step that has none yet.
-    pub(crate) async fn answer(&mut self) -> Result<Output, SessionError> {
-        in_time(async {
-            let Some(bytes) = self.from_last.receive(STAGE_FRAME_BYTES_MAX).await? else {
-                return Err(SessionError::Broken("a stage is gone".into()));
-            };
-            match decode(&bytes) {
-                Ok(Frame::Answer { output }) => Ok(output),
-                Ok(Frame::Failed { reason }) => Err(SessionError::Broken(reason)),
-                Ok(Frame::Step { .. }) => {
-                    Err(SessionError::Broken("the last stage answered with rows".into()))
+    pub(crate) async fn answer(&mut self) -> Result<Answered, SessionError> {
+        let received = self.from_last.receive(STAGE_FRAME_BYTES_MAX);
+        let bytes = in_time(unless_broken(received, &mut self.to_first)).await?;
+        self.read(bytes)
+    }
+
+    fn read(&self, bytes: Option<Vec<u8>>) -> Result<Answered, SessionError> {
+        let broken = |reason: &str| Err(SessionError::Broken(reason.to_owned()));
+        let Some(bytes) = bytes else { return broken("a stage is gone") };
+        match decode(&bytes) {
+            Ok(Frame::Answer { output, spans }) => {
+                if spans.iter().all(|span| span.is_bounded(self.length)) {
+                    Ok(Answered { output, spans })
+                } else {
+                    broken("the last stage commits to what was not asked for")
                 }
-                Err(error) => Err(SessionError::Broken(error.to_string())),
             }
-        })
-        .await
+            Ok(Frame::Failed { reason }) => broken(&reason),
+            Ok(Frame::Step { .. } | Frame::End { .. }) => broken("the last stage answered out of turn"),
+            Err(error) => broken(&error.to_string()),
+        }
     }
 }
 
@@ -354,13 +477,15 @@ impl Drop for Passing<'_> {
     }
 }
 
+/// The end of a link that sends. The other direction of its stream carries nothing: it ends when the receiver does.
 enum LinkSender {
-    Remote(BulkStream),
+    Remote { sender: BulkSender, back: BulkReceiver },
     Local(channel::Sender<Vec<u8>>),
 }
 
+/// The end of a link that receives. Dropped, it tells the sender.
 enum LinkReceiver {
-    Remote(BulkStream),
+    Remote { receiver: BulkReceiver, _back: BulkSender },
     Local(channel::Receiver<Vec<u8>>),
 }
 
@@ -371,19 +496,31 @@ impl LinkSender {
 
     async fn send_bytes(&mut self, bytes: Vec<u8>) -> Result<(), SessionError> {
         match self {
-            Self::Remote(stream) => {
-                stream.send_frame(&bytes).await.map_err(|error| SessionError::Broken(error.to_string()))
+            Self::Remote { sender, .. } => {
+                sender.send_frame(&bytes).await.map_err(|error| SessionError::Broken(error.to_string()))
             }
+            Self::Local(sender) => sender.send(bytes).await.map_err(|_| next_is_gone()),
+        }
+    }
+
+    /// Returns, always with an error, once nobody receives any more.
+    async fn broken<T>(&mut self) -> Result<T, SessionError> {
+        match self {
+            Self::Remote { back, .. } => match back.recv_frame(0).await {
+                Err(error) => Err(SessionError::Broken(format!("the next stage is gone: {error}"))),
+                Ok(_) => Err(next_is_gone()),
+            },
             Self::Local(sender) => {
-                sender.send(bytes).await.map_err(|_| SessionError::Broken("the next stage is gone".into()))
+                sender.closed().await;
+                Err(next_is_gone())
             }
         }
     }
 
     async fn finish(self) -> Result<(), SessionError> {
         match self {
-            Self::Remote(mut stream) => {
-                stream.finish().map_err(|error| SessionError::Broken(error.to_string()))
+            Self::Remote { mut sender, .. } => {
+                sender.finish().map_err(|error| SessionError::Broken(error.to_string()))
             }
             Self::Local(_) => Ok(()),
         }
@@ -393,12 +530,30 @@ impl LinkSender {
 impl LinkReceiver {
     async fn receive(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, SessionError> {
         match self {
-            Self::Remote(stream) => {
-                stream.recv_frame(bytes_max).await.map_err(|error| SessionError::Broken(error.to_string()))
+            Self::Remote { receiver, .. } => {
+                receiver.recv_frame(bytes_max).await.map_err(|error| SessionError::Broken(error.to_string()))
             }
             Self::Local(receiver) => Ok(receiver.recv().await.ok()),
         }
     }
+}
+
+fn next_is_gone() -> SessionError {
+    SessionError::Broken("the next stage is gone".to_owned())
+}
+
+/// What comes around the ring, unless the ring breaks behind its first link. The reason for that comes around the
+/// other way, and is waited for a moment.
+async fn unless_broken<T>(
+    around: impl Future<Output = Result<T, SessionError>>,
+    to_first: &mut LinkSender,
+) -> Result<T, SessionError> {
+    smol::future::or(around, async {
+        let broken = to_first.broken().await;
+        smol::Timer::after(REASON_WAIT).await;
+        broken
+    })
+    .await
 }
 
 /// The number by which the worker knows the stage of `lease`.

@@ -29,6 +29,7 @@ use crate::identity;
 use crate::limits::{EVENTS_QUEUED_MAX, PROBE_TIMEOUT, TIDY_EVERY};
 use crate::serve::desk::Desk;
 use crate::serve::registry::Registry;
+use crate::serve::samples::Samples;
 use crate::serve::served::Library;
 
 /// `agent.json` in the data directory: how the other verbs find the running agent.
@@ -82,7 +83,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let scratch = scratch(&data_dir)?;
     let registry = Registry::open(&data_dir, store.clone())
         .map_err(|error| super::journal::disk_trouble(&data_dir.join("models"), &error))?;
-    let desk = Desk::new(feed.clone(), Library::new(mesh.clone(), store.clone()), registry);
+    let samples = Samples::new(&data_dir);
+    let desk = Desk::new(feed.clone(), Library::new(mesh.clone(), store.clone()), registry, samples);
     tidy_up(desk.clone(), store.clone(), config.disk_bytes);
     smol::spawn(crate::api::serve(api_socket, running, feed.clone(), store.clone(), scratch.clone(), desk))
         .detach();
@@ -186,7 +188,7 @@ async fn measure(
         addresses: advertised(config.advertise, mesh.local_address()),
         issued_at: clock.now(),
     };
-    let pipeline = Pipeline::new(me, mesh.clone(), worker.clone());
+    let pipeline = Pipeline::new(me, mesh.clone(), worker.clone(), scratch.clone());
     let on_gpu = matches!(device, DeviceChoice::Wgpu { .. });
     let memory = offer.memory_bytes;
     let (executor, reports) =

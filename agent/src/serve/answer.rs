@@ -223,7 +223,16 @@ async fn choice(
             break;
         }
     }
-    drop(slot);
+    // The client has its answer already, and need not wait for what the agents still have to say of it.
+    drop(sender);
+    let ending = async move {
+        let sample = generation.end().await;
+        drop(slot);
+        if let Some(sample) = sample {
+            served.samples.offer(sample).await;
+        }
+    };
+    smol::spawn(ending).detach();
 }
 
 /// The wording of one choice: tokens in, pieces out.

@@ -12,6 +12,7 @@ use skein_proto::message::JobStatus;
 use smol::channel;
 
 use super::registry::{Entry, Registry};
+use super::samples::Samples;
 use super::served::{Library, Served};
 use super::slots::Slots;
 use crate::daemon::pipeline::Pipeline;
@@ -38,6 +39,7 @@ pub(crate) struct Desk {
     feed: channel::Sender<Event>,
     models: Library,
     registry: Registry,
+    samples: Samples,
     shared: Arc<Mutex<Shared>>,
     starting: Arc<smol::lock::Mutex<()>>,
 }
@@ -50,8 +52,13 @@ struct Shared {
 }
 
 impl Desk {
-    pub(crate) fn new(feed: channel::Sender<Event>, models: Library, registry: Registry) -> Self {
-        Self { feed, models, registry, shared: Arc::default(), starting: Arc::default() }
+    pub(crate) fn new(
+        feed: channel::Sender<Event>,
+        models: Library,
+        registry: Registry,
+        samples: Samples,
+    ) -> Self {
+        Self { feed, models, registry, samples, shared: Arc::default(), starting: Arc::default() }
     }
 
     /// The models that were added here.
@@ -83,8 +90,8 @@ impl Desk {
         };
         let context = spec.context.min(model.manifest.config.context);
         let feed = self.feed.clone();
-        let (name, digest) = (name.to_owned(), spec.model);
-        let served = Served { name, job: job.id, digest, model, slots, context, pipeline, feed };
+        let (name, digest, samples) = (name.to_owned(), spec.model, self.samples.clone());
+        let served = Served { name, job: job.id, digest, model, slots, context, pipeline, samples, feed };
         self.ready(&served).await?;
         Ok(Arc::new(served))
     }

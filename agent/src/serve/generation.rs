@@ -3,7 +3,8 @@
 //! Keeps every token it has, so that when a stage dies they are sent again in one pass through the next
 //! pipeline. A choice is a function of logits, seed and position, so the tokens that follow are those that
 //! would have followed. Drafts ride along with the last token: those that equal what the model then chooses
-//! cost no lap of their own. Must never know text: tokens only.
+//! cost no lap of their own. Keeps what the last stages commit to, so that the answer can be checked. Must never know
+//! text: tokens only.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +13,9 @@ use skein_engine::draft::{Drafter, accept};
 use skein_engine::step::{Output, Pick, Sampling, Want};
 use skein_proto::message::StageAt;
 
+use super::samples::{Claim, Sample};
 use super::served::Served;
-use crate::daemon::pipeline::Session;
+use crate::daemon::pipeline::{Answered, Session, SessionError};
 use crate::limits::{PLACEMENT_POLL, PREFILL_ROWS, REPLAYS_MAX, REROUTE_WAIT};
 
 /// Why an answer broke off.
@@ -43,6 +45,7 @@ pub(crate) struct Generation {
     /// Tokens that the session's caches hold.
     cached: usize,
     replays: usize,
+    claims: Vec<Claim>,
 }
 
 impl Generation {
@@ -58,7 +61,18 @@ impl Generation {
         let mut drafter = Drafter::new();
         drafter.extend(prompt);
         let prompt = prompt.len();
-        Self { served, sampling, drafter, drafts, prompt, max_tokens, session: None, cached: 0, replays: 0 }
+        Self {
+            served,
+            sampling,
+            drafter,
+            drafts,
+            prompt,
+            max_tokens,
+            session: None,
+            cached: 0,
+            replays: 0,
+            claims: Vec::new(),
+        }
     }
 
     /// Tokens answered so far.
@@ -109,7 +123,7 @@ impl Generation {
         let mut sent = 0;
         let mut answers = 0;
         let mut picks = Vec::new();
-        let broken = |error: crate::daemon::pipeline::SessionError| Broken::Pipeline(error.to_string());
+        let broken = |error: SessionError| Broken::Pipeline(error.to_string());
         while self.cached < tokens.len() || answers < sent {
             // So many steps at once that every stage has one, and one waits before each.
             while self.cached < tokens.len() && sent - answers < 2 * session.stages() {
@@ -126,7 +140,9 @@ impl Generation {
                 self.cached = end;
                 sent += 1;
             }
-            match session.answer().await.map_err(broken)? {
+            let Answered { output, spans } = session.answer().await.map_err(broken)?;
+            self.claims.extend(spans.into_iter().map(|span| Claim::new(session.last(), span)));
+            match output {
                 Output::Picks(answered) => picks = answered,
                 Output::Rows(_) | Output::Scores(_) => {
                     return Err(Broken::Nonsense("other than picks".into()));
@@ -141,6 +157,28 @@ impl Generation {
         picks.truncate(good + 1);
         self.session = Some(session);
         Ok(picks)
+    }
+
+    /// Ends the session. What can be checked of the answer, if it has one.
+    pub(crate) async fn end(mut self) -> Option<Sample> {
+        let session = self.session.take()?;
+        let last = session.last();
+        let length = u32::try_from(self.cached).unwrap_or(u32::MAX);
+        match session.end(length).await {
+            Ok(spans) => self.claims.extend(spans.into_iter().map(|span| Claim::new(last, span))),
+            Err(error) => tracing::debug!(%error, "a session did not end well"),
+        }
+        let (prompt, answer) = self.drafter.tokens().split_at(self.prompt);
+        Some(Sample {
+            model: self.served.digest,
+            name: self.served.name.clone(),
+            agent: last.0,
+            sampling: self.sampling.into(),
+            prompt: prompt.to_vec(),
+            answer: answer.to_vec(),
+            pipelines: self.replays + 1,
+            claims: self.claims,
+        })
     }
 
     /// A stage is a stranger: its picks must be so many, and tokens of this model.

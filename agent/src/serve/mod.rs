@@ -6,6 +6,7 @@ pub(crate) mod answer;
 pub(crate) mod desk;
 pub(crate) mod generation;
 pub(crate) mod registry;
+pub(crate) mod samples;
 pub(crate) mod served;
 pub(crate) mod slots;
 pub(crate) mod text;

@@ -12,6 +12,7 @@ use skein_proto::ids::{Digest, JobId, NodeId};
 use skein_proto::message::StageAt;
 use smol::channel;
 
+use super::samples::Samples;
 use super::slots::Slots;
 use crate::daemon::pipeline::Pipeline;
 use crate::daemon::{Call, Event, lock};
@@ -103,6 +104,7 @@ pub(crate) struct Served {
     /// Longest sequence that its stages take, in tokens.
     pub(crate) context: u32,
     pub(super) pipeline: Pipeline,
+    pub(super) samples: Samples,
     pub(super) feed: channel::Sender<Event>,
 }
 

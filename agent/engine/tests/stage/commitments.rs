@@ -5,18 +5,19 @@ use std::collections::BTreeMap;
 
 use skein_engine::config::ModelConfig;
 use skein_engine::dtype::{Dtype, dequantize, quantize};
+use skein_engine::recheck::{Recheck, recheck};
 use skein_engine::source::{SourceError, TensorInfo, TensorSource};
 use skein_engine::stage::Stage;
 use skein_engine::step::{Chunk, Input, Output, Sampling, Want};
 use skein_engine::tensors::layer_of;
 use skein_engine::tokenizer::{Tokenizer, Vocabulary};
-use skein_engine::toploc::{Commitment, Comparison, TOKENS, commit, compare};
+use skein_engine::toploc::{Committer, Comparison, Span, TOKENS};
 
 use crate::real;
 use crate::tiny::{GREEDY, open};
 
-/// Tokens generated of each prompt: two commitments.
-const COUNT: usize = 2 * TOKENS;
+/// Tokens generated of each prompt: two commitments, and a short one.
+const COUNT: usize = 2 * TOKENS + 5;
 
 /// The model with its matrices stored otherwise, and perhaps without its last layers.
 struct Altered<'a> {
@@ -59,15 +60,16 @@ impl TensorSource for Altered<'_> {
     }
 }
 
-/// What an agent hands in: the tokens after a prompt and a commitment to every 32 of them.
-fn claim(stage: &mut Stage, prompt: &[u32], sampling: Sampling) -> (Vec<u32>, Vec<Commitment>) {
-    let (mut tokens, mut states) = (prompt.to_vec(), Vec::new());
+/// What an agent hands in: an answer to a prompt, and its commitments.
+fn claim(stage: &mut Stage, prompt: &[u32], sampling: Sampling) -> (Vec<u32>, Vec<Span>) {
+    let (mut tokens, mut spans, mut committer) = (prompt.to_vec(), Vec::new(), Committer::default());
     let mut position = 0;
-    while tokens.len() < prompt.len() + COUNT + 1 {
+    while tokens.len() < prompt.len() + COUNT {
         let input = Input::Tokens(tokens[position..].to_vec());
         let want = Want::Picks { from: (tokens.len() - position - 1) as u32, sampling };
         let chunk = Chunk { session: 1, position: position as u32, input, want };
-        let mut observe = |_, _, state: &[f32]| states.push(state.to_vec());
+        committer.settle(chunk.position, &mut spans);
+        let mut observe = |_, position, state: &[f32]| committer.observe(position, state);
         let Output::Picks(picks) = stage.step_observed(&[chunk], &mut observe).pop().unwrap().unwrap() else {
             panic!("not what was asked for")
         };
@@ -75,26 +77,16 @@ fn claim(stage: &mut Stage, prompt: &[u32], sampling: Sampling) -> (Vec<u32>, Ve
         tokens.extend(picks.iter().map(|pick| pick.token));
     }
     stage.close(1);
-    let commitments =
-        states[1..].chunks_exact(TOKENS).map(|states| commit(&states.concat()).unwrap()).collect();
-    (tokens, commitments)
-}
-
-/// What a checker finds who runs the claimed tokens through its own stage at once.
-fn check(stage: &mut Stage, prompt: usize, tokens: &[u32], commitments: &[Commitment]) -> Vec<Comparison> {
-    let sent = &tokens[..prompt + COUNT];
-    let want = Want::Picks { from: prompt as u32, sampling: GREEDY };
-    let chunk = Chunk { session: 2, position: 0, input: Input::Tokens(sent.to_vec()), want };
-    let mut states = Vec::new();
-    let answer = stage.step_observed(&[chunk], &mut |_, _, state| states.push(state.to_vec())).pop().unwrap();
-    assert!(answer.is_ok(), "{answer:?}");
-    stage.close(2);
-    let own = states.chunks_exact(TOKENS).map(|states| states.concat());
-    commitments.iter().zip(own).map(|(commitment, own)| compare(commitment, &own).unwrap()).collect()
+    committer.end(position as u32, &mut spans);
+    (tokens.split_off(prompt.len()), spans)
 }
 
 /// Least agreeing elements, largest mean, largest median.
-fn show(name: &str, all: &[Comparison]) {
+fn show(name: &str, all: &[Recheck]) {
+    let picks = all.iter().map(|found| found.picks_equal);
+    eprintln!("{name}: {} to {} of {COUNT} tokens alike", picks.clone().min().unwrap(), picks.max().unwrap());
+    let all: Vec<Comparison> =
+        all.iter().flat_map(|found| found.spans.iter().map(|span| span.unwrap())).collect();
     let agreeing = all.iter().map(|found| found.agreeing);
     let mean = all.iter().map(|found| found.mean);
     let median = all.iter().map(|found| found.median);
@@ -140,16 +132,49 @@ fn honest_runs_pass_and_others_do_not() {
         let (mut all, mut twins) = (Vec::new(), Vec::new());
         for prompt in prompts {
             let prompt = tokenizer.prompt(prompt);
-            let (tokens, commitments) = claim(&mut agent, &prompt, sampling);
-            all.extend(check(&mut checker, prompt.len(), &tokens, &commitments));
-            twins.extend(check(&mut twin, prompt.len(), &tokens, &commitments));
+            let (answer, spans) = claim(&mut agent, &prompt, sampling);
+            let counts: Vec<u8> = spans.iter().map(|span| span.count).collect();
+            assert_eq!(counts, [32, 32, 5]);
+            all.push(recheck(&mut checker, &prompt, &answer, sampling, &spans).unwrap());
+            twins.push(recheck(&mut twin, &prompt, &answer, sampling, &spans).unwrap());
         }
         show(&format!("{name}, checked in f16"), &all);
         show(&format!("{name}, checked as stored"), &twins);
         if let Some(passes) = passes {
             for found in all.iter().chain(&twins) {
-                assert_eq!(found.passes(), passes, "{name}: {found:?}");
+                assert_eq!(found.passes(0), passes, "{name}: {found:?}");
             }
         }
     }
+}
+
+#[test]
+fn what_an_agent_leaves_out_or_changes_is_noticed() {
+    let Some(model) = real::model() else { return };
+    let tokenizer = Tokenizer::new(Vocabulary::from_gguf(model.metadata()).unwrap()).unwrap();
+    let mut stage = open(&model, 0..30);
+    let prompt = tokenizer.prompt("The lighthouse stood");
+    let (answer, spans) = claim(&mut stage, &prompt, GREEDY);
+    let mut find =
+        |answer: &[u32], spans: &[Span]| recheck(&mut stage, &prompt, answer, GREEDY, spans).unwrap();
+    let honest = find(&answer, &spans);
+    assert!(honest.passes(0), "{honest:?}");
+    assert_eq!((honest.picks_equal, honest.uncovered), (COUNT, 0));
+    let without = find(&answer, &spans[1..]);
+    assert_eq!(without.uncovered, 32);
+    assert!(!without.passes(0) && without.passes(1));
+    // Committed to honestly, but other tokens were handed out.
+    let mut other = answer.clone();
+    for token in other.iter_mut().take(2 * TOKENS) {
+        *token = (*token + 1) % 1_000;
+    }
+    assert!(!find(&other, &spans).passes(0));
+    let mut elsewhere = spans.clone();
+    elsewhere[2].first = 10_000;
+    assert!(!find(&answer, &elsewhere).passes(1));
+    let swapped = [
+        Span { first: spans[1].first, ..spans[0].clone() },
+        Span { first: spans[0].first, ..spans[1].clone() },
+    ];
+    assert!(!find(&answer, &[&swapped[..], &spans[2..]].concat()).passes(0));
 }
