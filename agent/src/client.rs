@@ -13,6 +13,7 @@ use crate::daemon::{RUNNING_FILE, Running};
 
 /// A door to one running agent.
 pub(crate) struct Client {
+    data_dir: PathBuf,
     running: Running,
     agent: ureq::Agent,
 }
@@ -42,7 +43,15 @@ impl Client {
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))
             .build();
-        Ok(Self { running, agent: config.into() })
+        Ok(Self { data_dir: data_dir.to_owned(), running, agent: config.into() })
+    }
+
+    /// The same agent, which may have been started again since.
+    ///
+    /// # Errors
+    /// When none runs any more.
+    pub(crate) fn again(&self) -> Result<Self> {
+        Self::of(&self.data_dir)
     }
 
     /// What `agent.json` says.

@@ -237,8 +237,9 @@ fn answer(client: &Client, batch: &Batch, mut request: Request, stop: &AtomicBoo
     request.body["stream"] = json!(false);
     let started = Instant::now();
     let mut wait = BATCH_RETRY_MIN;
+    let mut restarted: Option<Client> = None;
     let (status, body) = loop {
-        let failed = match client.post_any(&request.url, &request.body) {
+        let failed = match restarted.as_ref().unwrap_or(client).post_any(&request.url, &request.body) {
             Ok((status, body)) if status != 429 && status < 500 => break (status, body),
             Ok((status, body)) => format!("{status}: {}", body["error"]["message"]),
             Err(error) => format!("{error:#}"),
@@ -247,6 +248,8 @@ fn answer(client: &Client, batch: &Batch, mut request: Request, stop: &AtomicBoo
             bail!("`{}` was not answered: {failed}", request.custom_id);
         }
         std::thread::sleep(wait);
+        // An agent that was started again may listen elsewhere.
+        restarted = client.again().ok();
         wait = (wait * 2).min(BATCH_RETRY_MAX);
     };
     let id = body["id"].as_str().unwrap_or_default();
