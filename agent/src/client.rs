@@ -10,6 +10,7 @@ use skein_proto::ids::{Digest, JobId};
 
 use crate::cli::DataDir;
 use crate::daemon::{RUNNING_FILE, Running};
+use crate::serve::desk::ServeOrder;
 
 /// A door to one running agent.
 pub(crate) struct Client {
@@ -135,17 +136,16 @@ impl Client {
         self.post("/api/jobs", spec).map(|submitted: Submitted| submitted.id)
     }
 
-    /// Has a model that was added served, over exactly `stages` agents if given.
+    /// Has a model that was added served.
     ///
     /// # Errors
     /// When it is not known, or the job is refused.
-    pub(crate) fn serve(&self, model: &str, stages: Option<u16>) -> Result<JobId> {
+    pub(crate) fn serve(&self, order: &ServeOrder) -> Result<JobId> {
         #[derive(serde::Deserialize)]
         struct Submitted {
             id: JobId,
         }
-        let order = serde_json::json!({ "model": model, "stages": stages });
-        self.post("/api/serve", &order).map(|submitted: Submitted| submitted.id)
+        self.post("/api/serve", order).map(|submitted: Submitted| submitted.id)
     }
 
     /// POST of JSON, whatever the answer: its status and body.

@@ -20,7 +20,9 @@ pub(crate) const STAGES_MAX: usize = 128;
 pub(crate) const SESSIONS_MAX: usize = 64;
 /// Frames queued between two stages on one agent.
 pub(crate) const LINK_FRAMES_QUEUED_MAX: usize = 4;
-/// Times that one completion goes through a new pipeline before it gives up.
+/// Room in the caches for an answer's tokens is taken so many at a time.
+pub(crate) const ROOM_STEP: usize = 512;
+/// Times in a row that an answer goes through a new pipeline before it gives up.
 pub(crate) const REPLAYS_MAX: usize = 20;
 /// How long an answer under way waits for its pipeline to be complete again.
 pub(crate) const REROUTE_WAIT: Duration = Duration::from_secs(120);

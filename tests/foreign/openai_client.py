@@ -187,7 +187,7 @@ async def crowd():
     busy = openai.AsyncOpenAI(base_url=base_url, api_key="any", max_retries=0, timeout=300)
     request = {"model": model, "prompt": "1, 2, 3, 4,", "temperature": 0, "max_tokens": 8_000, "stream": True}
     outcomes = await asyncio.gather(
-        *(busy.completions.create(**request) for _ in range(90)), return_exceptions=True
+        *(busy.completions.create(**request) for _ in range(110)), return_exceptions=True
     )
     errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     streams = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]

@@ -213,7 +213,7 @@ fn who_waits_is_told_so_and_who_leaves_makes_room() -> Result<()> {
 /// that is refused.
 fn crowd(agent: &Agent) -> Result<(Vec<Stream>, Vec<Stream>)> {
     let mut running = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..32 {
         let mut events = stream(agent, COMPLETIONS, &endless())?;
         events.chunk()?.context("no tokens")?;
         running.push(events);
@@ -245,5 +245,34 @@ fn a_stream_whose_model_is_withdrawn_ends_with_an_error() -> Result<()> {
     ensure!(broken["type"] == "server_error", "{broken}");
     explains(broken["message"].as_str().context("no message")?, &["smol"])?;
     ensure!(events.event()?.is_none(), "something follows the error");
+    network.finish()
+}
+
+#[test]
+fn answers_that_grow_beyond_the_room_take_turns_and_stay_the_same() -> Result<()> {
+    let Some(file) = language::file() else { return Ok(()) };
+    let network = Network::of(1, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    language::add(agent, &file, "smol")?;
+    // Room for two that begin, but not for both in full.
+    agent.order("/api/serve", &json!({ "model": "smol", "context": 1_152, "sessions": 1 }))?;
+    let bodies = ["1, 2, 3, 4,", "The history of the lighthouse"].map(|prompt| {
+        json!({ "model": "smol", "prompt": prompt, "max_tokens": 800, "temperature": 0, "ignore_eos": true })
+    });
+    let text = |body: &Value| -> Result<String> {
+        let answer = ask(agent, COMPLETIONS, body)?.json()?;
+        ensure!(answer["usage"]["completion_tokens"] == 800, "{answer}");
+        Ok(told(&answer)?.to_owned())
+    };
+    let alone = [text(&bodies[0])?, text(&bodies[1])?];
+    let together = std::thread::scope(|scope| {
+        let both = bodies.each_ref().map(|body| scope.spawn(|| text(body)));
+        both.map(|one| one.join().unwrap_or_else(|_| bail!("a client failed")))
+    });
+    let [first, second] = together;
+    ensure!([first?, second?] == alone, "an answer that took turns is another one");
+    let refused =
+        agent.post("/api/serve", json!({ "model": "smol", "context": 9_000 }).to_string().as_bytes())?;
+    explains(&refused.message()?, &["9000", "8192"])?;
     network.finish()
 }

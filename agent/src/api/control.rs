@@ -17,6 +17,7 @@ use super::{Door, Problem, whole_body};
 use crate::daemon::Call;
 use crate::daemon::status::{ClaimState, Status};
 use crate::limits::{API_BODY_TIMEOUT, BLOB_BYTES_MAX};
+use crate::serve::desk::ServeOrder;
 use crate::serve::registry::Entry;
 
 pub(super) async fn status(State(door): State<Door>) -> Result<Json<Status>, Problem> {
@@ -79,19 +80,17 @@ pub(super) async fn remove_model(
 }
 
 /// Puts a model that was added here into service until its job is cancelled.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ServeOrder {
-    model: String,
-    /// Exactly so many stages; as few as possible if absent.
-    stages: Option<u16>,
-}
-
 pub(super) async fn serve(State(door): State<Door>, body: Body) -> Result<Json<Value>, Problem> {
     let order: ServeOrder = parse(&whole_body(body).await?, "model (its name) is needed")?;
     let entry =
         door.desk.registry().get(&order.model).map_err(|error| Problem::missing(error.to_string()))?;
-    let spec = door.desk.job(&entry, order.stages).map_err(|error| Problem::broken(error.to_string()))?;
+    if let Some(context) = order.context.filter(|context| *context > entry.context) {
+        let (name, own) = (&entry.name, entry.context);
+        return Err(Problem::invalid(format!(
+            "a context of {context} tokens is asked for, `{name}` has {own}\nhint: leave context out, or ask for less"
+        )));
+    }
+    let spec = door.desk.job(&entry, &order).map_err(|error| Problem::broken(error.to_string()))?;
     let id = door.ask(|answer| Call::Submit(spec, answer)).await?.map_err(Problem::invalid)?;
     Ok(Json(json!({ "id": id })))
 }

@@ -126,7 +126,7 @@ fn check(stage: &mut Stage, file: PathBuf, sample: &Sample) -> Finding {
         Ok(found) => found,
         Err(error) => return Finding::unknown(file, sample, error.to_string()),
     };
-    let passes = found.passes(sample.pipelines.saturating_sub(1));
+    let passes = found.passes(sample.breaks);
     let compared = || found.spans.iter().flatten();
     let largest = |of: fn(&Comparison) -> f32| compared().map(of).fold(0.0, f32::max);
     Finding {

@@ -18,6 +18,7 @@ use super::say;
 use crate::cli::DataDir;
 use crate::client::Client;
 use crate::limits::{BATCH_AT_ONCE, BATCH_AT_ONCE_MAX};
+use crate::serve::desk::ServeOrder;
 
 const EXAMPLE: &str = r#"# A training job. `skein run train.toml`
 kind = "train"
@@ -42,6 +43,8 @@ context = 128
 # name = "shakespeare"
 # model = "shakespeare.safetensors" # also a .gguf file, or a folder as Hugging Face has them
 # stages = 3                    # split over so many agents; without it, over as few as can hold it
+# context = 8192                # longest conversation in tokens; without it the model's own, up to 8192
+# sessions = 4                  # room for so many of that length at once; shorter ones share it
 
 # A batch answers every line of a file in OpenAI's batch format. The same command resumes it after a crash.
 # kind = "batch"
@@ -100,6 +103,8 @@ struct ServeFile {
     name: String,
     model: PathBuf,
     stages: Option<u16>,
+    context: Option<u32>,
+    sessions: Option<u16>,
 }
 
 #[derive(Deserialize)]
@@ -150,7 +155,8 @@ pub(crate) fn run(
         JobFile::Train(file) => train(&client, file, beside)?,
         JobFile::Serve(file) => {
             let entry = super::model::add(&client, &beside.join(file.model), Some(file.name))?;
-            (client.serve(&entry.name, file.stages)?, None)
+            let ServeFile { stages, context, sessions, .. } = file;
+            (client.serve(&ServeOrder { model: entry.name, stages, context, sessions })?, None)
         }
         JobFile::Batch(file) => return answer_batch(&client, file, beside, output),
     };
@@ -190,9 +196,10 @@ fn answer_batch(
     let path = beside.join(&file.model);
     let model = if path.exists() { super::model::add(client, &path, None)?.name } else { file.model };
     let replicas = file.replicas.unwrap_or(0);
-    let jobs = (0..replicas).map(|_| client.serve(&model, None)).collect::<Result<Vec<JobId>>>()?;
+    let order = ServeOrder { model, ..ServeOrder::default() };
+    let jobs = (0..replicas).map(|_| client.serve(&order)).collect::<Result<Vec<JobId>>>()?;
     let batch = Batch {
-        model,
+        model: order.model,
         input: beside.join(file.input),
         output: output.unwrap_or_else(|| beside.join(file.output)),
         at_once: file.at_once.unwrap_or(BATCH_AT_ONCE).clamp(1, BATCH_AT_ONCE_MAX),

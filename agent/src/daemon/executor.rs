@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use skein_compute::protocol::{Reply, StageTask, Task, TrainTask};
+use skein_engine::graph::PAGE_POSITIONS;
 use skein_mesh::{BlobStore, Held, Mesh, fetch_blob, fetch_blobs};
 use skein_proto::holdings::Executed;
 use skein_proto::ids::{Digest, JobId, LeaseId, NodeId};
@@ -297,7 +298,9 @@ impl Executor {
         let pieces = manifest.pieces_of(layers.clone());
         let bytes: u64 = pieces.iter().map(|(_, bytes)| bytes).sum();
         let per_token = config.cache_bytes_per_token_and_layer() * u64::from(layers.end - layers.start);
-        let cache_bytes = per_token * u64::from(spec.context) * u64::from(spec.sessions);
+        // Caches are made of pages.
+        let context = u64::from(spec.context).next_multiple_of(PAGE_POSITIONS as u64);
+        let cache_bytes = per_token * context * u64::from(spec.sessions);
         let needed = bytes.saturating_add(cache_bytes);
         if needed > self.shared.memory_bytes {
             return Err(format!(

@@ -306,7 +306,6 @@ impl Pipeline {
     }
 
     /// Serves the steps of a session until it ends; how many of its positions were right.
-
     async fn relay(
         &self,
         upstream: &mut LinkReceiver,

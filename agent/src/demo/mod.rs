@@ -30,6 +30,7 @@ use crate::cmd::jobs::phase_text;
 use crate::cmd::run::show;
 use crate::cmd::{bytes_text, nats, thousandth};
 use crate::daemon::status::{Payout, Settled, Status};
+use crate::serve::desk::ServeOrder;
 
 const TEXT: &[u8] = include_bytes!("../../demo/shakespeare.txt");
 const PROMPT: &str = "HAMLET.\nTo be, or not to be";
@@ -247,7 +248,11 @@ impl Demo {
         let weights = self.folder.join("shakespeare.safetensors");
         customer.get_blob(model, &weights)?;
         let entry = crate::cmd::model::add(customer, &weights, None)?;
-        let id = customer.serve(&entry.name, Some(self.agents))?;
+        let id = customer.serve(&ServeOrder {
+            model: entry.name,
+            stages: Some(self.agents),
+            ..ServeOrder::default()
+        })?;
         let spinner = self.spinner("loading stages");
         let job = wait_for("the stages to load", Duration::from_secs(120), || {
             let jobs: Vec<JobStatus> = customer.get("/api/jobs")?;

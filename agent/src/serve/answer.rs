@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use skein_engine::draft::DRAFT_MAX;
+use skein_engine::graph::PAGE_POSITIONS;
 use skein_engine::step::{Pick, Sampling};
 use smol::{Task, channel};
 
@@ -13,7 +15,7 @@ use super::generation::{Broken, Generation};
 use super::served::Served;
 use super::slots::{QueueFull, Slot, Turn};
 use super::text::Text;
-use crate::limits::{CHOICES_MAX, PIECES_QUEUED_MAX, READER_STALLED_MAX};
+use crate::limits::{CHOICES_MAX, PIECES_QUEUED_MAX, READER_STALLED_MAX, ROOM_STEP};
 
 /// What is to be answered.
 pub(crate) struct Question {
@@ -112,7 +114,7 @@ impl Answer {
         let context = served.context as usize;
         question.check(context, served.manifest().config.vocabulary)?;
         let usage = Usage { prompt: question.prompts.iter().map(Vec::len).sum(), generated: 0 };
-        let tokens = question.prompts.first().map_or(0, |prompt| question.room(prompt, context).1);
+        let tokens = question.prompts.first().map_or(0, |prompt| question.room(prompt, context).first());
         let first = served.slots.queue(tokens)?;
         let (sender, pieces) = channel::bounded(PIECES_QUEUED_MAX);
         let _choices = smol::spawn(choices(served, question, first, sender));
@@ -138,10 +140,10 @@ impl Answer {
 }
 
 impl Question {
-    /// Tokens that a choice of this prompt may have, and that it may hold, prompt included.
-    fn room(&self, prompt: &[u32], context: usize) -> (usize, usize) {
+    /// What a choice of this prompt may take.
+    fn room(&self, prompt: &[u32], context: usize) -> Room {
         let max_tokens = self.max_tokens.unwrap_or_else(|| context.saturating_sub(prompt.len()));
-        (max_tokens, prompt.len() + max_tokens)
+        Room { prompt: prompt.len(), max_tokens }
     }
 
     fn check(&self, context: usize, vocabulary: u32) -> Result<(), Refused> {
@@ -175,17 +177,19 @@ async fn choices(served: Arc<Served>, question: Question, first: Turn, sender: S
     let mut first = Some(first);
     let mut under_way = Vec::new();
     for (at, prompt) in question.prompts.iter().enumerate() {
-        let (max_tokens, held) = question.room(prompt, served.context as usize);
+        let room = question.room(prompt, served.context as usize);
         for number in 0..question.choices {
-            let turn = first.take().unwrap_or_else(|| served.slots.queue_further(held));
+            let turn = first.take().unwrap_or_else(|| served.slots.queue_further(room.first()));
             let slot = turn.wait().await;
             let seed = question.sampling.seed.wrapping_add(number as u64);
             let sampling = Sampling { seed, ..question.sampling };
             let drafts = question.draft_tokens;
-            let generation = Generation::new(Arc::clone(&served), prompt, max_tokens, sampling, drafts);
-            let wording = Wording::new(at * question.choices + number, question.stops.clone(), max_tokens);
+            let generation = Generation::new(Arc::clone(&served), prompt, room.max_tokens, sampling, drafts);
+            let wording =
+                Wording::new(at * question.choices + number, question.stops.clone(), room.max_tokens);
             let ignore_ends = question.ignore_ends;
-            let choice = choice(Arc::clone(&served), generation, wording, ignore_ends, slot, sender.clone());
+            let place = Place { slot: Some(slot), room };
+            let choice = choice(Arc::clone(&served), generation, wording, ignore_ends, place, sender.clone());
             under_way.push(smol::spawn(choice));
         }
     }
@@ -196,18 +200,61 @@ async fn choices(served: Arc<Served>, question: Question, first: Turn, sender: S
     }
 }
 
+/// What a choice may hold in the caches, in tokens.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    prompt: usize,
+    max_tokens: usize,
+}
+
+impl Room {
+    /// With which it begins: answers are mostly short, and whoever reserves for the longest keeps others out.
+    fn first(self) -> usize {
+        self.after(0)
+    }
+
+    /// After so many tokens of its answer. Caches are made of pages.
+    fn after(self, answered: usize) -> usize {
+        let steps = answered / ROOM_STEP + 1;
+        let tokens = self.max_tokens.min(steps.saturating_mul(ROOM_STEP) + DRAFT_MAX + 1);
+        (self.prompt + tokens).next_multiple_of(PAGE_POSITIONS)
+    }
+}
+
+/// A choice's place, which grows with its answer.
+struct Place {
+    /// None only while it waits for a larger one.
+    slot: Option<Slot>,
+    room: Room,
+}
+
+impl Place {
+    /// Makes room for the next lap. Where there is none, the choice leaves, so that others come to their end, queues
+    /// again, and goes on by replay.
+    async fn fit(&mut self, served: &Served, generation: &mut Generation) {
+        let wanted = self.room.after(generation.answered());
+        if self.slot.as_mut().is_some_and(|slot| slot.tokens() >= wanted || slot.grow(wanted)) {
+            return;
+        }
+        generation.pause().await;
+        self.slot = None;
+        self.slot = Some(served.slots.queue_further(wanted).wait().await);
+    }
+}
+
 /// One choice from its first token to its last, unless nobody listens any more.
 async fn choice(
     served: Arc<Served>,
     mut generation: Generation,
     mut wording: Wording,
     ignore_ends: bool,
-    slot: Slot,
+    mut place: Place,
     sender: Sender,
 ) {
     let tokenizer = &served.model.tokenizer;
     let spell = |token| (ignore_ends || !tokenizer.is_end(token)).then(|| tokenizer.bytes_of(token));
     loop {
+        place.fit(&served, &mut generation).await;
         let piece = match generation.next().await {
             Ok(picks) => wording.add(picks, spell).map(Ok),
             Err(broken) => Some(Err(broken)),
@@ -227,7 +274,7 @@ async fn choice(
     drop(sender);
     let ending = async move {
         let sample = generation.end().await;
-        drop(slot);
+        drop(place);
         if let Some(sample) = sample {
             served.samples.offer(sample).await;
         }

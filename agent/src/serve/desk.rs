@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+use skein_engine::graph::PAGE_POSITIONS;
 use skein_proto::ids::JobId;
 use skein_proto::job::{JobSpec, ServeSpec, Work};
 use skein_proto::message::JobStatus;
@@ -31,6 +33,20 @@ pub(crate) enum FindError {
     Missing(String),
     #[error("{0}")]
     Unavailable(String),
+}
+
+/// How a model that was added is to be served.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ServeOrder {
+    /// Its name.
+    pub(crate) model: String,
+    /// Exactly so many stages; as few as possible if absent.
+    pub(crate) stages: Option<u16>,
+    /// Longest sequence in tokens; the model's own if absent, up to [`SERVE_CONTEXT`].
+    pub(crate) context: Option<u32>,
+    /// So many sequences of that length fit the caches; [`SERVE_SESSIONS`] if absent.
+    pub(crate) sessions: Option<u16>,
 }
 
 /// One per agent. Clones share it.
@@ -84,7 +100,8 @@ impl Desk {
             if let Some(used) = shared.started.get_mut(&job.id) {
                 *used = Instant::now();
             }
-            let tokens = spec.context as usize * usize::from(spec.sessions);
+            let context = (spec.context as usize).next_multiple_of(PAGE_POSITIONS);
+            let tokens = context * usize::from(spec.sessions);
             let slots = || Slots::new(tokens, SESSIONS_PER_MODEL, REQUESTS_WAITING_MAX);
             shared.slots.entry(job.id).or_insert_with(slots).clone()
         };
@@ -128,7 +145,7 @@ impl Desk {
         if let Some(job) = self.serving(name).await?.0.into_iter().next() {
             return Ok(job);
         }
-        let spec = self.job(&entry, None)?;
+        let spec = self.job(&entry, &ServeOrder::default())?;
         let submitted = self.ask(|answer| Call::Submit(spec, answer)).await?;
         let id = submitted.map_err(FindError::Unavailable)?;
         tracing::info!(model = name, job = %id.short(), "put into service");
@@ -149,12 +166,16 @@ impl Desk {
     ///
     /// # Errors
     /// When there is no randomness.
-    pub(crate) fn job(&self, entry: &Entry, stages: Option<u16>) -> Result<JobSpec, FindError> {
+    pub(crate) fn job(&self, entry: &Entry, order: &ServeOrder) -> Result<JobSpec, FindError> {
         let mut nonce = [0; 8];
         getrandom::fill(&mut nonce).map_err(|error| FindError::Unavailable(error.to_string()))?;
-        let context = entry.context.min(SERVE_CONTEXT);
-        let serve =
-            ServeSpec { model: entry.model, size: entry.size, context, sessions: SERVE_SESSIONS, stages };
+        let serve = ServeSpec {
+            model: entry.model,
+            size: entry.size,
+            context: order.context.unwrap_or_else(|| entry.context.min(SERVE_CONTEXT)),
+            sessions: order.sessions.unwrap_or(SERVE_SESSIONS),
+            stages: order.stages,
+        };
         Ok(JobSpec { name: entry.name.clone(), nonce: u64::from_le_bytes(nonce), work: Work::Serve(serve) })
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use skein_engine::draft::{Drafter, accept};
 use skein_engine::step::{Output, Pick, Sampling, Want};
+use skein_proto::ids::{LeaseId, NodeId};
 use skein_proto::message::StageAt;
 
 use super::samples::{Claim, Sample};
@@ -44,7 +45,10 @@ pub(crate) struct Generation {
     session: Option<Session>,
     /// Tokens that the session's caches hold.
     cached: usize,
+    /// Pipelines that broke one after the other, without a token between.
     replays: usize,
+    /// Pipelines that broke in all.
+    breaks: usize,
     claims: Vec<Claim>,
 }
 
@@ -71,6 +75,7 @@ impl Generation {
             session: None,
             cached: 0,
             replays: 0,
+            breaks: 0,
             claims: Vec::new(),
         }
     }
@@ -90,6 +95,7 @@ impl Generation {
                 Ok(picks) => {
                     let chosen: Vec<u32> = picks.iter().map(|pick| pick.token).collect();
                     self.drafter.extend(&chosen);
+                    self.replays = 0;
                     return Ok(picks);
                 }
                 Err(Broken::Withdrawn(why)) => return Err(Broken::Withdrawn(why)),
@@ -97,13 +103,14 @@ impl Generation {
             };
             self.session = None;
             self.replays += 1;
+            self.breaks += 1;
             tracing::info!(replays = self.replays, "{broken}; going through another pipeline");
             if self.replays > REPLAYS_MAX {
-                let message = format!("gave up after {REPLAYS_MAX} pipelines: {broken}");
+                let message = format!("gave up after {REPLAYS_MAX} pipelines that broke at once: {broken}");
                 return Err(Broken::Pipeline(message));
             }
-            // The coordinator needs a moment to notice what we noticed.
-            smol::Timer::after(PLACEMENT_POLL).await;
+            // The coordinator needs a moment to notice what we noticed, and a crowded stage to have room again.
+            smol::Timer::after(PLACEMENT_POLL * u32::try_from(self.replays).unwrap_or(1)).await;
         }
     }
 
@@ -159,15 +166,24 @@ impl Generation {
         Ok(picks)
     }
 
-    /// Ends the session. What can be checked of the answer, if it has one.
-    pub(crate) async fn end(mut self) -> Option<Sample> {
+    /// Frees what it holds at the stages; the next lap sends everything again. Who chose last, if anybody.
+    pub(crate) async fn pause(&mut self) -> Option<(NodeId, LeaseId)> {
         let session = self.session.take()?;
         let last = session.last();
         let length = u32::try_from(self.cached).unwrap_or(u32::MAX);
         match session.end(length).await {
             Ok(spans) => self.claims.extend(spans.into_iter().map(|span| Claim::new(last, span))),
-            Err(error) => tracing::debug!(%error, "a session did not end well"),
+            Err(error) => {
+                tracing::debug!(%error, "a session did not end well");
+                self.breaks += 1;
+            }
         }
+        Some(last)
+    }
+
+    /// Ends the session. What can be checked of the answer, if it has one.
+    pub(crate) async fn end(mut self) -> Option<Sample> {
+        let last = self.pause().await?;
         let (prompt, answer) = self.drafter.tokens().split_at(self.prompt);
         Some(Sample {
             model: self.served.digest,
@@ -176,7 +192,7 @@ impl Generation {
             sampling: self.sampling.into(),
             prompt: prompt.to_vec(),
             answer: answer.to_vec(),
-            pipelines: self.replays + 1,
+            breaks: self.breaks,
             claims: self.claims,
         })
     }

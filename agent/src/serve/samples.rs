@@ -32,8 +32,8 @@ pub(crate) struct Sample {
     pub(crate) prompt: Vec<u32>,
     /// Tokens answered.
     pub(crate) answer: Vec<u32>,
-    /// Through so many pipelines, all but one of which broke.
-    pub(crate) pipelines: usize,
+    /// So many pipelines broke meanwhile.
+    pub(crate) breaks: usize,
     pub(crate) claims: Vec<Claim>,
 }
 

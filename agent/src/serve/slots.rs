@@ -1,6 +1,7 @@
 //! Admission: how many tokens may be in the caches of a served model at once, and who waits.
 //!
-//! First come, first served: a long request at the head of the queue is not overtaken, so nobody starves.
+//! First come, first served: a long request at the head of the queue is not overtaken, so nobody starves. An answer that
+//! may become long takes a little room first and grows; where there is none to grow into, it queues again, at the end.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -59,6 +60,26 @@ impl State {
 pub(crate) struct Slot {
     slots: Slots,
     tokens: usize,
+}
+
+impl Slot {
+    /// Tokens that the answer may hold.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Makes it `tokens`, if there is room now. Those who wait are overtaken: whoever is inside ends sooner or later,
+    /// and lets them in.
+    pub(crate) fn grow(&mut self, tokens: usize) -> bool {
+        let mut state = lock(&self.slots.shared);
+        let more = tokens.saturating_sub(self.tokens);
+        let fits = state.tokens >= more;
+        if fits {
+            state.tokens -= more;
+            self.tokens += more;
+        }
+        fits
+    }
 }
 
 impl Slots {
@@ -195,6 +216,22 @@ mod tests {
             drop(let_in);
             assert_eq!(slots.busy(), 0);
             assert!(entered(&mut Box::pin(slots.queue(10).unwrap().wait())).await.is_some());
+        });
+    }
+
+    #[test]
+    fn a_place_grows_while_there_is_room() {
+        block_on(async {
+            let slots = Slots::new(100, 8, 8);
+            let mut first = slots.queue(40).unwrap().wait().await;
+            let second = slots.queue(40).unwrap().wait().await;
+            assert!(first.grow(60) && first.tokens() == 60);
+            assert!(!first.grow(61) && first.tokens() == 60);
+            let mut waiting = Box::pin(slots.queue(50).unwrap().wait());
+            drop(second);
+            assert!(entered(&mut waiting).await.is_none(), "40 are free");
+            drop(first);
+            assert!(entered(&mut waiting).await.is_some());
         });
     }
 
