@@ -136,41 +136,59 @@ const PROMPTS: [&str; 20] = [
     "The quick brown fox",
 ];
 
-/// How many greedy continuations are the same, text for text.
+/// How many greedy continuations are the same, text for text; and how many of llama.cpp's own are, with flash attention
+/// and without, which computes the same in another order.
 fn greedy(model: &str) -> Result<Value> {
     let network = Network::of(1, 3_600_000)?;
     let agent = &network.agents[0];
     serve_file(agent, std::path::Path::new(model), "smol", 1)?;
-    let tool = llama("llama-completion")?;
-    let tokens = GREEDY_TOKENS.to_string();
-    let (mut equal, mut different) = (0, Vec::new());
+    let (mut equal, mut self_equal, mut different) = (0, 0, Vec::new());
     for prompt in PROMPTS {
-        let request =
-            json!({ "model": "smol", "prompt": prompt, "max_tokens": GREEDY_TOKENS, "temperature": 0 });
+        let request = json!({
+            "model": "smol", "prompt": prompt, "max_tokens": GREEDY_TOKENS, "temperature": 0, "logprobs": 2,
+        });
         let answer = agent.post("/v1/completions", request.to_string().as_bytes())?.json()?;
         let ours = answer["choices"][0]["text"].as_str().with_context(|| format!("no text in {answer}"))?;
-        let arguments = [
-            "-m",
-            model,
-            "-p",
-            prompt,
-            "-n",
-            &tokens,
-            "--temp",
-            "0",
-            "-no-cnv",
-            "--no-display-prompt",
-            "-t",
-            "2",
-        ];
-        let (theirs, _) = timed(&tool, &arguments)?;
-        let theirs = theirs.trim_end_matches('\n').replace(" [end of text]", "");
-        if ours.trim_end() == theirs.trim_end() {
+        let theirs = llama_continues(model, prompt, "on")?;
+        self_equal += usize::from(llama_continues(model, prompt, "off")? == theirs);
+        if ours.trim_end() == theirs {
             equal += 1;
         } else {
-            different.push(json!({ "prompt": prompt, "ours": ours, "llama_cpp": theirs }));
+            let margin = margin(&answer["choices"][0]["logprobs"], &theirs)?;
+            different
+                .push(json!({ "prompt": prompt, "ours": ours, "llama_cpp": theirs, "margin_nats": margin }));
         }
     }
     network.finish()?;
-    Ok(json!({ "prompts": PROMPTS.len(), "tokens": GREEDY_TOKENS, "equal": equal, "different": different }))
+    Ok(json!({
+        "prompts": PROMPTS.len(), "tokens": GREEDY_TOKENS, "equal": equal, "llama_cpp_with_itself": self_equal,
+        "different": different,
+    }))
+}
+
+/// llama.cpp's greedy continuation.
+fn llama_continues(model: &str, prompt: &str, flash_attention: &str) -> Result<String> {
+    let tokens = GREEDY_TOKENS.to_string();
+    let arguments =
+        ["-m", model, "-p", prompt, "-n", &tokens, "--temp", "0", "-no-cnv", "--no-display-prompt"];
+    let more = ["-t", "2", "-fa", flash_attention];
+    let (text, _) = timed(&llama("llama-completion")?, &[&arguments[..], &more].concat())?;
+    Ok(text.trim_end_matches('\n').replace(" [end of text]", "").trim_end().to_owned())
+}
+
+/// How much likelier our first token that is not theirs was than the next likeliest, in nats: of a close call, little.
+fn margin(logprobs: &Value, theirs: &str) -> Result<f64> {
+    let (tokens, tops) = (logprobs["tokens"].as_array(), logprobs["top_logprobs"].as_array());
+    let (tokens, tops) = tokens.zip(tops).context("no log-probabilities")?;
+    let mut text = String::new();
+    for (token, top) in tokens.iter().zip(tops) {
+        text.push_str(token.as_str().unwrap_or_default());
+        if !theirs.starts_with(text.trim_end()) {
+            let mut likely: Vec<f64> =
+                top.as_object().into_iter().flatten().filter_map(|(_, p)| p.as_f64()).collect();
+            likely.sort_by(f64::total_cmp);
+            return Ok(likely.last().unwrap_or(&0.0) - likely.first().unwrap_or(&0.0));
+        }
+    }
+    Ok(0.0)
 }
