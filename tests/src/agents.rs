@@ -456,7 +456,7 @@ pub fn training(data: &str, rounds: u32, inner_steps: u32) -> Value {
     json!({
         "kind": "train", "shape": shape(2, 32), "data": data, "rounds": rounds, "inner_steps": inner_steps,
         "batch": 4, "learning_rate_millionths": 3000, "outer_rate_millionths": 700_000,
-        "outer_momentum_millionths": 900_000, "seed": 1,
+        "outer_momentum_millionths": 900_000, "seed": 1, "delta_bits": 4,
     })
 }
 

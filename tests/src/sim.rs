@@ -186,6 +186,7 @@ impl World {
             learning_rate_millionths: 3_000,
             outer_rate_millionths: 700_000,
             outer_momentum_millionths: 900_000,
+            delta_bits: 4,
             seed: self.prng.bits(),
         };
         self.submit(owner, Work::Train(spec))

@@ -278,6 +278,7 @@ fn lies(rogue: &Rogue, victim: &Agent, reign: Reign) -> Result<()> {
         learning_rate_millionths: 0,
         outer_rate_millionths: 0,
         outer_momentum_millionths: 0,
+        delta_bits: 4,
         seed: 0,
     };
     let spec = JobSpec { name: "\u{1b}[2J".repeat(1_000), nonce: 0, work: Work::Train(spec) };

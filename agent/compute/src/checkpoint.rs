@@ -16,6 +16,7 @@ use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::CHECKPOINT_BYTES_MAX;
+use crate::packing::{BLOCK, Bits, Packed, pack, unpack};
 use crate::random::{mix, mix_all, normal};
 use crate::shape::{ModelShape, Role, TensorSpec};
 
@@ -27,6 +28,9 @@ const METADATA_KEY: &str = "skein";
 
 /// Names of the outer momentum start with this.
 const MOMENTUM_PREFIX: &str = "momentum.";
+
+/// Names of a packed delta's scales start with this.
+const SCALES_PREFIX: &str = "scales.";
 
 /// Deviation of the initial embeddings and positions. The first norm rescales rows, so only their size relative to
 /// what the layers add matters: large tables let attention tell positions apart from the first step.
@@ -102,6 +106,8 @@ pub struct Delta {
     pub shape: ModelShape,
     /// The round that the shard started from.
     pub round: u32,
+    /// Of an element in the file, which holds no more than they tell.
+    pub bits: Bits,
     /// One row-major vector per tensor of [`ModelShape::tensors`].
     pub values: Vec<Vec<f32>>,
 }
@@ -132,6 +138,9 @@ struct Header {
     kind: Kind,
     round: u32,
     shape: ModelShape,
+    /// Of a delta's elements; a checkpoint is always f32 and says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bits: Option<u8>,
 }
 
 impl Checkpoint {
@@ -182,7 +191,8 @@ impl Checkpoint {
         let specs = self.shape.tensors();
         let mut views = views(path, "", &specs, &self.weights)?;
         views.extend(self::views(path, MOMENTUM_PREFIX, &specs, &self.momentum)?);
-        write(path, Header { kind: Kind::Checkpoint, round: self.round, shape: self.shape }, views)
+        let header = Header { kind: Kind::Checkpoint, round: self.round, shape: self.shape, bits: None };
+        write(path, header, views)
     }
 }
 
@@ -195,9 +205,16 @@ impl Delta {
         let bytes = read_bounded(path)?;
         let (header, tensors) = open(path, &bytes, Kind::Delta)?;
         let specs = header.shape.tensors();
-        let values = take(path, &tensors, "", &specs)?;
-        nothing_else(path, &tensors, specs.len())?;
-        Ok(Self { shape: header.shape, round: header.round, values })
+        let bits = header.bits.and_then(Bits::of).ok_or_else(|| CheckpointError::Content {
+            path: path.to_owned(),
+            problem: format!("elements of {:?} bits, known are 4, 8 and 32", header.bits),
+        })?;
+        let (values, expected) = match bits {
+            Bits::All => (take(path, &tensors, "", &specs)?, specs.len()),
+            Bits::Four | Bits::Eight => (take_packed(path, &tensors, &specs, bits)?, 2 * specs.len()),
+        };
+        nothing_else(path, &tensors, expected)?;
+        Ok(Self { shape: header.shape, round: header.round, bits, values })
     }
 
     /// Writes the delta and returns the digest of the file, which is complete and on disk when it appears.
@@ -206,8 +223,22 @@ impl Delta {
     /// [`CheckpointError::Write`] or, for tensors that do not fit the shape, [`CheckpointError::Content`].
     pub fn write(&self, path: &Path) -> Result<Digest, CheckpointError> {
         let specs = self.shape.tensors();
-        let views = views(path, "", &specs, &self.values)?;
-        write(path, Header { kind: Kind::Delta, round: self.round, shape: self.shape }, views)
+        let whole = views(path, "", &specs, &self.values)?;
+        let bits = Some(self.bits.number());
+        let header = Header { kind: Kind::Delta, round: self.round, shape: self.shape, bits };
+        if self.bits == Bits::All {
+            return write(path, header, whole);
+        }
+        let mut packed = Vec::with_capacity(2 * specs.len());
+        for (spec, values) in specs.iter().zip(&self.values) {
+            let Packed { codes, scales } = pack(values, self.bits);
+            let (elements, blocks) = (codes.len(), scales.len() / 2);
+            packed
+                .push((spec.name.clone(), Bytes { dtype: Dtype::U8, dimensions: [elements], bytes: codes }));
+            let scales = Bytes { dtype: Dtype::BF16, dimensions: [blocks], bytes: scales };
+            packed.push((format!("{SCALES_PREFIX}{}", spec.name), scales));
+        }
+        write(path, header, packed)
     }
 }
 
@@ -266,6 +297,32 @@ fn take(
     Ok(taken)
 }
 
+/// Likewise for the tensors of a packed delta.
+fn take_packed(
+    path: &Path,
+    tensors: &SafeTensors<'_>,
+    specs: &[TensorSpec],
+    bits: Bits,
+) -> Result<Vec<Vec<f32>>, CheckpointError> {
+    let content = |problem| CheckpointError::Content { path: path.to_owned(), problem };
+    let part = |name: &str, dtype: Dtype, length: usize| {
+        let view = tensors.tensor(name).map_err(|_| content(format!("tensor {name} is missing")))?;
+        if view.dtype() == dtype && view.shape() == [length] {
+            return Ok(view.data());
+        }
+        let (found, shape) = (view.dtype(), view.shape());
+        Err(content(format!("tensor {name} is {found:?} {shape:?}, wanted {dtype:?} [{length}]")))
+    };
+    let taken = specs.iter().map(|spec| {
+        let elements = spec.elements();
+        let codes = part(&spec.name, Dtype::U8, bits.code_bytes(elements))?;
+        let scales = part(&format!("{SCALES_PREFIX}{}", spec.name), Dtype::BF16, elements.div_ceil(BLOCK))?;
+        unpack(codes, scales, bits, elements)
+            .ok_or_else(|| content(format!("tensor {} holds what is not finite", spec.name)))
+    });
+    taken.collect()
+}
+
 fn nothing_else(path: &Path, tensors: &SafeTensors<'_>, expected: usize) -> Result<(), CheckpointError> {
     if tensors.len() == expected {
         return Ok(());
@@ -298,6 +355,31 @@ impl View for Source<'_> {
     }
 }
 
+/// Packed bytes on their way to a file.
+struct Bytes {
+    dtype: Dtype,
+    dimensions: [usize; 1],
+    bytes: Vec<u8>,
+}
+
+impl View for Bytes {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.dimensions
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 fn views<'a>(
     path: &Path,
     prefix: &str,
@@ -317,7 +399,7 @@ fn views<'a>(
 }
 
 /// Writes beside the final name, syncs, then renames, so that a file under its final name is always whole.
-fn write(path: &Path, header: Header, views: Vec<(String, Source<'_>)>) -> Result<Digest, CheckpointError> {
+fn write<V: View>(path: &Path, header: Header, views: Vec<(String, V)>) -> Result<Digest, CheckpointError> {
     let text = serde_json::to_string(&header)
         .map_err(|error| CheckpointError::Content { path: path.to_owned(), problem: error.to_string() })?;
     let metadata = HashMap::from([(METADATA_KEY.to_owned(), text)]);
@@ -373,9 +455,15 @@ mod tests {
         assert_eq!(*blake3::hash(&bytes).as_bytes(), digest);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no partial file is left");
 
-        let delta = Delta { shape: shape(), round: 9, values: checkpoint.weights };
-        delta.write(&first).unwrap();
-        assert_eq!(Delta::read(&first).unwrap(), delta);
+        for bits in [Bits::All, Bits::Eight, Bits::Four] {
+            let delta = Delta { shape: shape(), round: 9, bits, values: checkpoint.weights.clone() };
+            delta.write(&first).unwrap();
+            let read = Delta::read(&first).unwrap();
+            assert_eq!(read == delta, bits == Bits::All);
+            read.write(&second).unwrap();
+            assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap(), "what was rounded stays");
+            assert_eq!(Delta::read(&second).unwrap(), read);
+        }
         let refused = Checkpoint::read(&first).unwrap_err().to_string();
         assert!(refused.contains("this is a Delta"), "{refused}");
     }

@@ -9,6 +9,7 @@ pub mod device;
 mod gpt;
 pub mod limits;
 pub mod outer;
+pub mod packing;
 pub mod probe;
 pub mod protocol;
 mod random;

@@ -120,6 +120,7 @@ fn norm(tensors: &[Vec<f32>]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packing::Bits;
     use crate::shape::ModelShape;
 
     fn written(directory: &Path, name: &str, state: &Checkpoint, values: impl Fn(usize) -> f32) -> PathBuf {
@@ -133,7 +134,7 @@ mod tests {
         };
         let values = state.weights.iter().map(fill).collect();
         let path = directory.join(name);
-        Delta { shape: state.shape, round: state.round, values }.write(&path).unwrap();
+        Delta { shape: state.shape, round: state.round, bits: Bits::All, values }.write(&path).unwrap();
         path
     }
 

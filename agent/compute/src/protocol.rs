@@ -143,6 +143,8 @@ pub struct TrainTask {
     pub of: u32,
     /// Seed of the job's data.
     pub seed: u64,
+    /// Of an element of the delta: 4, 8 or 32.
+    pub delta_bits: u8,
     /// The delta to write.
     pub out: String,
 }

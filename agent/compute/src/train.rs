@@ -10,6 +10,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Delta};
 use crate::data::{Batch, DataError, StepId, Text};
 use crate::gpt::{Gpt, upload};
 use crate::limits::{BATCH_MAX, BATCH_TOKENS_MAX, EVALUATE_TOKENS_AT_ONCE, INNER_STEPS_MAX};
+use crate::packing::{Bits, pack, unpack};
 use crate::shape::{ModelShape, Role};
 
 const BETA_1: f32 = 0.9;
@@ -89,6 +90,8 @@ pub struct Inner {
     pub learning_rate: f32,
     /// Steps, counted over all rounds, during which the learning rate rises linearly.
     pub warmup_steps: u32,
+    /// Of an element of the delta.
+    pub bits: Bits,
 }
 
 /// What one inner phase did.
@@ -102,19 +105,39 @@ pub struct InnerResult {
     pub tokens: u64,
 }
 
-/// AdamW's moments, which stay with a worker from one round of a job to the next. The default has no past.
+/// What stays with a worker from one round of a job to the next: AdamW's moments, and what rounding kept back of the
+/// deltas so far, which the next one makes good (error feedback). The default has no past.
 #[derive(Default)]
 pub struct Moments {
     shape: Option<ModelShape>,
     states: Vec<Option<AdamWState<2>>>,
+    kept_back: Vec<Vec<f32>>,
 }
 
 impl Moments {
     /// Starts afresh unless these are moments of `shape`.
     fn fit(&mut self, shape: ModelShape) {
         if self.shape != Some(shape) {
-            *self = Self { shape: Some(shape), states: shape.tensors().iter().map(|_| None).collect() };
+            let specs = shape.tensors();
+            let states = specs.iter().map(|_| None).collect();
+            let kept_back = specs.iter().map(|spec| vec![0.0; spec.elements()]).collect();
+            *self = Self { shape: Some(shape), states, kept_back };
         }
+    }
+
+    /// Rounds a delta to what so many bits tell, and keeps the rest for the next.
+    fn round(&mut self, values: &mut [Vec<f32>], bits: Bits) -> Result<(), TrainError> {
+        for (values, kept_back) in values.iter_mut().zip(&mut self.kept_back) {
+            let wanted: Vec<f32> =
+                values.iter().zip(kept_back.iter()).map(|(value, kept)| value + kept).collect();
+            let packed = pack(&wanted, bits);
+            *values = unpack(&packed.codes, &packed.scales, bits, wanted.len())
+                .ok_or_else(|| TrainError::Device("the delta leaves the range of f32".to_owned()))?;
+            for ((kept, wanted), sent) in kept_back.iter_mut().zip(wanted).zip(values.iter()) {
+                *kept = wanted - sent;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -163,7 +186,8 @@ pub fn inner_phase(
         return Err(TrainError::Diverged { loss: f32::NAN, step: inner.steps, round: inner.round });
     }
     let tokens = u64::from(inner.steps) * u64::from(inner.batch) * shape.context() as u64;
-    let delta = Delta { shape, round: inner.round, values };
+    moments.round(&mut values, inner.bits)?;
+    let delta = Delta { shape, round: inner.round, bits: inner.bits, values };
     Ok(InnerResult { delta, loss: losses / f64::from(inner.steps), tokens })
 }
 
@@ -294,4 +318,40 @@ fn download(tensor: Tensor<2>) -> Result<Vec<f32>, TrainError> {
 
 fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TrainError> {
     crate::device::read(tensor).map_err(TrainError::Device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rounding_keeps_back_comes_with_the_next_delta() {
+        let shape = ModelShape::new(1, 8, 2, 4).unwrap();
+        let mut moments = Moments::default();
+        moments.fit(shape);
+        let meant: Vec<Vec<f32>> = shape
+            .tensors()
+            .iter()
+            .map(|spec| (0..spec.elements()).map(|at| 1e-3 * (at as f32 * 0.7).sin()).collect())
+            .collect();
+        let mut sum = vec![0.0; meant.iter().map(Vec::len).sum()];
+        let off = |sum: &[f32], times: f32| -> f32 {
+            let differences =
+                meant.iter().flatten().zip(sum).map(|(meant, sum)| (meant - sum / times).powi(2));
+            differences.sum::<f32>().sqrt()
+        };
+        let mut first = 0.0;
+        for time in 1..=10_u8 {
+            let mut values = meant.clone();
+            moments.round(&mut values, Bits::Four).unwrap();
+            for (sum, sent) in sum.iter_mut().zip(values.iter().flatten()) {
+                *sum += sent;
+            }
+            if time == 1 {
+                first = off(&sum, 1.0);
+            }
+        }
+        let last = off(&sum, 10.0);
+        assert!(first > 0.0 && last < first / 5.0, "off by {first} once and by {last} on average over ten");
+    }
 }

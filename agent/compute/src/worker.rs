@@ -22,6 +22,7 @@ use crate::checkpoint::Checkpoint;
 use crate::device::{DeviceChoice, DeviceError};
 use crate::limits::{CANCELS_MAX, TASKS_QUEUED_MAX};
 use crate::outer::{OuterRate, merge};
+use crate::packing::Bits;
 use crate::protocol::{FrameError, Reply, Request, Response, Task, TrainTask, read_frame, write_frame};
 use crate::stages;
 use crate::train::{Inner, Moments, TrainError, evaluate, inner_phase};
@@ -309,6 +310,9 @@ impl<W: Write> Worker<W> {
             batch: task.batch,
             learning_rate: millionths(task.learning_rate_millionths),
             warmup_steps: task.warmup_steps,
+            bits: Bits::of(task.delta_bits).ok_or_else(|| {
+                Stop::Failed(format!("deltas of {} bits, known are 4, 8 and 32", task.delta_bits))
+            })?,
         };
         let moments = match &mut self.moments {
             Some((job, moments)) if *job == task.job => moments,

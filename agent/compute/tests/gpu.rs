@@ -10,6 +10,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use skein_compute::checkpoint::{Checkpoint, Delta};
 use skein_compute::device::DeviceChoice;
+use skein_compute::packing::Bits;
 use skein_compute::probe::{Adapter, exercise, list};
 use skein_compute::shape::ModelShape;
 use skein_compute::train::{Inner, Moments, inner_phase};
@@ -35,6 +36,7 @@ fn step(device: &Device, state: &Path, text: &Path) -> (Delta, f64) {
         batch: 2,
         learning_rate: 0.01,
         warmup_steps: 1,
+        bits: Bits::All,
     };
     let result = inner_phase(device, state, text, &inner, &mut Moments::default(), |_, _| true).unwrap();
     (result.delta, result.loss)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use skein_compute::checkpoint::{Checkpoint, Delta};
 use skein_compute::outer::{OuterRate, merge};
+use skein_compute::packing::Bits;
 use skein_compute::shape::ModelShape;
 use skein_compute::train::{Inner, Moments, TrainError, evaluate, inner_phase};
 
@@ -37,7 +38,17 @@ impl Place {
 }
 
 fn inner(steps: u32) -> Inner {
-    Inner { seed: 5, round: 0, index: 0, of: 2, steps, batch: 4, learning_rate: 0.01, warmup_steps: 5 }
+    Inner {
+        seed: 5,
+        round: 0,
+        index: 0,
+        of: 2,
+        steps,
+        batch: 4,
+        learning_rate: 0.01,
+        warmup_steps: 5,
+        bits: Bits::All,
+    }
 }
 
 fn train(state: &Path, text: &Path, inner: &Inner, moments: &mut Moments) -> Result<Delta, TrainError> {

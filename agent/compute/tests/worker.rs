@@ -92,6 +92,7 @@ fn train_task(place: &Path, index: u32, steps: u32) -> TrainTask {
         batch: 2,
         learning_rate_millionths: 10_000,
         warmup_steps: 4,
+        delta_bits: 4,
         round: 0,
         index,
         of: 2,

@@ -31,6 +31,7 @@ batch = 4                       # sequences per step
 learning_rate = 0.003           # AdamW, inside; falls to a fifth over the rounds
 outer_rate = 0.7                # Nesterov, outside
 outer_momentum = 0.7
+delta_bits = 4                  # of what agents send each other per weight and round: 4, 8 or 32
 seed = 1
 [shape]                         # a byte-level GPT
 layers = 6
@@ -91,8 +92,14 @@ struct TrainFile {
     learning_rate: f64,
     outer_rate: f64,
     outer_momentum: f64,
+    #[serde(default = "delta_bits")]
+    delta_bits: u8,
     seed: u64,
     shape: Shape,
+}
+
+fn delta_bits() -> u8 {
+    4
 }
 
 #[derive(Deserialize)]
@@ -181,6 +188,7 @@ fn train(client: &Client, file: TrainFile, beside: &Path) -> Result<(JobId, Opti
         outer_rate_millionths: millionths("outer_rate", file.outer_rate)?,
         outer_momentum_millionths: millionths("outer_momentum", file.outer_momentum)?,
         seed: file.seed,
+        delta_bits: file.delta_bits,
     });
     let id = client.submit(&JobSpec { name: file.name, nonce: u64::from_le_bytes(nonce), work })?;
     Ok((id, file.output.map(|output| beside.join(output))))

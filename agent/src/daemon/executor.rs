@@ -213,6 +213,7 @@ impl Executor {
                 index: u32::from(*index),
                 of: u32::from(*of),
                 seed: spec.seed,
+                delta_bits: spec.delta_bits,
                 out,
             }),
             Shard::Merge { state, deltas, spec, evaluate, .. } => Task::Merge {

@@ -173,6 +173,7 @@ impl Demo {
             outer_rate_millionths: 700_000,
             outer_momentum_millionths: 700_000,
             seed: 7,
+            delta_bits: 4,
         });
         let id = customer.submit(&JobSpec { name: "shakespeare".into(), nonce: 1, work })?;
         let bar = self.bar();

@@ -54,6 +54,8 @@ pub struct TrainSpec {
     pub outer_momentum_millionths: u32,
     /// Seed of the initial weights and of the order of the data.
     pub seed: u64,
+    /// Bits of an element of the pseudo-gradients that agents send each other: 4, 8 or 32.
+    pub delta_bits: u8,
 }
 
 /// What a language model asks of the agents that serve it, as its owner counts it from the model's manifest.
@@ -201,7 +203,8 @@ impl TrainSpec {
         check((1..=2_000_000).contains(&outer), "outer_rate", f64::from(outer) / 1e6, hint)?;
         let momentum = self.outer_momentum_millionths;
         let hint = "from 0 to below 1; 0.9 is usual";
-        check(momentum < 1_000_000, "outer_momentum", f64::from(momentum) / 1e6, hint)
+        check(momentum < 1_000_000, "outer_momentum", f64::from(momentum) / 1e6, hint)?;
+        check([4, 8, 32].contains(&self.delta_bits), "delta_bits", self.delta_bits, "4, 8 or 32")
     }
 }
 

@@ -57,6 +57,7 @@ pub(crate) fn train() -> TrainSpec {
         learning_rate_millionths: 3_000,
         outer_rate_millionths: 700_000,
         outer_momentum_millionths: 900_000,
+        delta_bits: 4,
         seed: 42,
     }
 }
