@@ -251,7 +251,7 @@ impl Demo {
         let entry = crate::cmd::model::add(customer, &weights, None)?;
         let id = customer.serve(&ServeOrder {
             model: entry.name,
-            stages: Some(self.agents),
+            stages: Some(self.agents.min(SHAPE.layers)),
             ..ServeOrder::default()
         })?;
         let spinner = self.spinner("loading stages");
