@@ -2,12 +2,13 @@
 //!
 //! Built on the mesh crate, because its lies are told above the transport. Must never be believed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ed25519_dalek::SigningKey;
-use skein_mesh::{Event, Mesh, MeshConfig};
+use skein_mesh::{BlobStore, Event, Mesh, MeshConfig, StreamKind, serve_blob};
 use skein_proto::election::Reign;
 use skein_proto::ids::{Millis, NetworkId, NodeId};
 use skein_proto::message::Message;
@@ -15,7 +16,7 @@ use skein_proto::offer::Offer;
 use skein_proto::signed::{Signed, decode, encode};
 use smol::channel::Receiver;
 
-use crate::agents::{Agent, SOON};
+use crate::agents::{Agent, SOON, wait_for};
 
 /// First byte of a frame: for the core.
 pub const CORE: u8 = 0;
@@ -101,7 +102,19 @@ impl Rogue {
         self.frame([&[CORE], encode(message).as_slice()].concat());
     }
 
-    /// Offers to work, as an honest newcomer would.
+    /// Connects to another agent as well.
+    ///
+    /// # Errors
+    /// When it does not let it in.
+    pub fn meet(&self, agent: &Agent) -> Result<()> {
+        let node: NodeId = agent.node.parse()?;
+        self.mesh.keep(format!("{}@{}", agent.node, agent.listen).parse()?);
+        wait_for("a further connection", SOON, || {
+            Ok(self.mesh.peers().iter().any(|(peer, _)| *peer == node).then_some(()))
+        })
+    }
+
+    /// Offers to work, as an honest newcomer would, to everybody it is connected to.
     pub fn offer(&self, now: Millis) {
         let offer = Offer {
             device: "rogue".into(),
@@ -114,7 +127,10 @@ impl Rogue {
             issued_at: now,
         };
         let offer = Signed::new(offer, &self.network, &self.key).into_envelope();
-        self.say(&Message::Offers(vec![offer]));
+        let frame = [&[CORE], encode(&Message::Offers(vec![offer])).as_slice()].concat();
+        for (peer, _) in self.mesh.peers() {
+            let _ = self.mesh.send(peer, frame.clone());
+        }
     }
 
     /// Waits for a message of the victim in which `find` finds something.
@@ -131,6 +147,30 @@ impl Rogue {
                 && let Some(found) = decode(bytes).ok().and_then(&mut find)
             {
                 return Ok(found);
+            }
+        }
+    }
+
+    /// Serves what lies in `store` to whoever fetches it, and hands every message of the victim to `act`, until `done`.
+    pub fn work(&self, store: &BlobStore, done: &AtomicBool, mut act: impl FnMut(Message)) {
+        while !done.load(Ordering::Relaxed) {
+            let event = smol::block_on(smol::future::or(async { self.events.recv().await.ok() }, async {
+                smol::Timer::after(Duration::from_millis(50)).await;
+                None
+            }));
+            match event {
+                Some(Event::Stream { stream, kind: StreamKind::Blob, .. }) => {
+                    let store = store.clone();
+                    smol::spawn(async move { serve_blob(stream, &store).await }).detach();
+                }
+                Some(Event::Control { from, frame }) if from == self.victim => {
+                    if let Some((&CORE, bytes)) = frame.split_first()
+                        && let Ok(message) = decode(bytes)
+                    {
+                        act(message);
+                    }
+                }
+                _ => {}
             }
         }
     }

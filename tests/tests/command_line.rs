@@ -202,8 +202,8 @@ fn the_example_of_a_job_is_a_job_that_runs() -> Result<()> {
         .map(|line| format!("{line}\n"))
         .collect();
     let path = folder.join("serve.toml");
-    // The model is too small for three.
-    fs::write(&path, set(&serve, "stages", "2")?)?;
+    // The model is too small for three stages, and for long conversations.
+    fs::write(&path, set(&set(&serve, "stages", "2")?, "context", "32")?)?;
     let path = path.display().to_string();
     let said = run(&["run", &path, "--data-dir", &agent.dir()])?;
     ensure!(said.code == 0 && said.out.contains("/v1/completions"), "{said:?}");

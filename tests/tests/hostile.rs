@@ -6,10 +6,12 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use skein_mesh::BlobStore;
 use skein_proto::election::Reign;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, Term, Units};
 use skein_proto::job::{JobSpec, Shape, Shard, TrainSpec, Work};
@@ -382,6 +384,65 @@ fn a_lease_that_expired_is_not_paid_however_late_its_receipt_comes() -> Result<(
     drop(rogue);
     let done = agent.job_done(&job)?;
     ensure!(done["tokens"].as_u64() < Some(1_000_000), "the liar's tokens were counted: {done}");
+    network.finish()
+}
+
+#[test]
+fn a_pseudo_gradient_of_nonsense_is_left_out_and_its_maker_gets_no_more_work() -> Result<()> {
+    let network = Network::of(3, LONG_EPOCH_MS)?;
+    let coordinator = &network.agents[network.coordinator()?];
+    let term = Term(coordinator.status()?["term"].as_u64().context("no term")?);
+    let rogue = Rogue::join(coordinator, 0x69)?;
+    rogue.obey(Some(Reign { term, coordinator: coordinator.node.parse()? }));
+    for agent in &network.agents {
+        rogue.meet(agent)?;
+    }
+    rogue.offer(Millis(1));
+    for agent in &network.agents {
+        wait_for("the offer to be known", SOON, || {
+            let status = agent.status()?;
+            let mut peers = status["peers"].as_array().into_iter().flatten();
+            Ok(peers.any(|peer| peer["device"] == "rogue").then_some(()))
+        })?;
+    }
+    // What it gives for its work: a file, but no pseudo-gradient.
+    let store = BlobStore::open(network.folder.path().join("rogue"))?;
+    let nonsense = network.folder.path().join("nonsense");
+    std::fs::write(&nonsense, b"weights, believe me")?;
+    let nonsense = smol::block_on(store.adopt(nonsense))?;
+    let (done, given) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (job, last) = thread::scope(|scope| -> Result<(Value, usize)> {
+        scope.spawn(|| {
+            rogue.work(&store, &done, |message| {
+                let Message::Grant { lease, .. } = message else { return };
+                let id = lease.unverified().id();
+                if let Shard::Train { .. } = lease.unverified().shard {
+                    given.fetch_add(1, Ordering::Relaxed);
+                    let mut receipt = receipt(&rogue, lease).unverified().clone();
+                    receipt.outputs = vec![nonsense];
+                    let receipt = Signed::new(receipt, &rogue.network, &rogue.key);
+                    rogue.say(&Message::Receipt(receipt.into_envelope()));
+                } else {
+                    rogue.say(&Message::Failed { lease: id, reason: "no".into() });
+                }
+            });
+        });
+        let worked = || -> Result<(Value, usize)> {
+            let data = coordinator.put(&TEXT[..40_000])?;
+            let job = coordinator.submit("train", training(&data, 5, 5))?;
+            let told = coordinator.job_until(&job, "the rogue to be found out", PATIENCE, |job| {
+                job["refused"][0].as_str().is_some()
+            })?;
+            ensure!(told["refused"][0] == rogue.node().to_string(), "{told}");
+            let until_then = given.load(Ordering::Relaxed);
+            Ok((coordinator.job_done(&job)?, until_then))
+        };
+        let worked = worked();
+        done.store(true, Ordering::Relaxed);
+        worked
+    })?;
+    ensure!(last > 0 && given.load(Ordering::Relaxed) == last, "it got more work after it was found out");
+    ensure!(job["digests_equal"] == true && job["round"] == 5, "{job}");
     network.finish()
 }
 

@@ -38,6 +38,9 @@ pub const DELTAS_MAX: usize = 4_096;
 /// A delta whose L2 norm exceeds this many times the norm of the weights it belongs to is refused: one such delta would
 /// ruin the mean. Tiny models at high learning rates honestly move by three times their initial norm.
 pub const DELTA_NORM_RATIO_MAX: f64 = 16.0;
+/// Of three deltas and more, one whose norm exceeds the median's so many times is refused too. Honest shards of one round
+/// take as many steps at the same rate from the same weights.
+pub const DELTA_MEDIAN_RATIO_MAX: f64 = 10.0;
 
 /// Held-out tokens per evaluation: enough that the mean moves by about 0.03 nats at most between text samples.
 pub const HELD_OUT_TOKENS: usize = 8_192;

@@ -1,11 +1,14 @@
 //! Owns the outer step of DiLoCo: the mean of the shards' deltas, Nesterov momentum, the next checkpoint.
 //! Must never use a device or more than one thread of arithmetic per element: the result is compared between
 //! machines by digest, so every sum is f32, in the order in which the deltas were given.
+//!
+//! A delta comes from a stranger. What is wrong with its bytes is the same for everybody, so all leave the same ones out
+//! and come to the same result.
 
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Delta};
-use crate::limits::{DELTA_NORM_RATIO_MAX, DELTAS_MAX};
+use crate::limits::{DELTA_MEDIAN_RATIO_MAX, DELTA_NORM_RATIO_MAX, DELTAS_MAX};
 
 /// Why no next checkpoint was made. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,19 @@ pub enum OuterError {
         /// L2 norm of the weights.
         weights: f64,
     },
+    /// A delta is far larger than those beside it.
+    #[error("{path}: norm {norm:.3e} is more than {DELTA_MEDIAN_RATIO_MAX} times the others' {median:.3e}")]
+    Outlier {
+        /// The delta at fault.
+        path: PathBuf,
+        /// Its L2 norm.
+        norm: f64,
+        /// Median of all deltas' norms.
+        median: f64,
+    },
+    /// No delta is left.
+    #[error("every delta is refused, the first because of {0}")]
+    Nothing(String),
     /// The step left the range of f32.
     #[error("the outer step gives values that are not finite; lower the outer rate or momentum")]
     Overflow,
@@ -53,31 +69,77 @@ pub struct OuterRate {
     pub momentum: f32,
 }
 
+/// An outer step.
+#[derive(Debug)]
+pub struct Merged {
+    /// The next checkpoint.
+    pub next: Checkpoint,
+    /// The deltas that were left out, by their places among those given, and why.
+    pub refused: Vec<(usize, String)>,
+}
+
 /// Merges the delta files into the checkpoint: `b ← μb + mean(Δ)`, `θ ← θ − η(mean(Δ) + μb)`, `round ← round + 1`.
+/// A delta that is not what it should be is left out.
 ///
 /// # Errors
-/// [`OuterError`] names the file at fault.
-pub fn merge(checkpoint: &Path, deltas: &[PathBuf], rate: OuterRate) -> Result<Checkpoint, OuterError> {
+/// [`OuterError`] when the checkpoint or a delta cannot be read from the disk, or no delta is left.
+pub fn merge(checkpoint: &Path, deltas: &[PathBuf], rate: OuterRate) -> Result<Merged, OuterError> {
     if deltas.is_empty() || deltas.len() > DELTAS_MAX {
         return Err(OuterError::Count { count: deltas.len() });
     }
     let mut state = Checkpoint::read(checkpoint)?;
-    let weights = norm(&state.weights);
+    let (good, refused) = sift(&state, deltas)?;
+    if good.is_empty() {
+        return Err(OuterError::Nothing(refused.into_iter().map(|(_, why)| why).next().unwrap_or_default()));
+    }
     let mut sum: Vec<Vec<f32>> = state.weights.iter().map(|tensor| vec![0.0; tensor.len()]).collect();
-    for path in deltas {
+    for path in &good {
         // One delta is in memory at a time, however many there are.
         let delta = Delta::read(path)?;
-        check(&state, &delta, path, weights)?;
         for (sum, values) in sum.iter_mut().flatten().zip(delta.values.iter().flatten()) {
             *sum += values;
         }
     }
-    step(&mut state, &sum, deltas.len(), rate);
+    step(&mut state, &sum, good.len(), rate);
     let finite = state.weights.iter().chain(&state.momentum).flatten().all(|value| value.is_finite());
-    if finite { Ok(state) } else { Err(OuterError::Overflow) }
+    if finite { Ok(Merged { next: state, refused }) } else { Err(OuterError::Overflow) }
 }
 
-fn check(state: &Checkpoint, delta: &Delta, path: &Path, weights: f64) -> Result<(), OuterError> {
+type Sifted<'a> = (Vec<&'a PathBuf>, Vec<(usize, String)>);
+
+/// The deltas that are what they should be, and why the others are not.
+fn sift<'a>(state: &Checkpoint, deltas: &'a [PathBuf]) -> Result<Sifted<'a>, OuterError> {
+    let weights = norm(&state.weights);
+    let mut norms = Vec::new();
+    let mut refused = Vec::new();
+    for (place, path) in deltas.iter().enumerate() {
+        let found = Delta::read(path).map_err(OuterError::from);
+        match found.and_then(|delta| check(state, &delta, path, weights)) {
+            Ok(norm) => norms.push((place, path, norm)),
+            // That is this machine's trouble, not the delta's.
+            Err(error @ OuterError::File(CheckpointError::Read { .. })) => return Err(error),
+            Err(error) => refused.push((place, error.to_string())),
+        }
+    }
+    let mut sorted: Vec<f64> = norms.iter().map(|(_, _, norm)| *norm).collect();
+    sorted.sort_by(f64::total_cmp);
+    // The lower of the two in the middle: of any two, nobody can tell which is wrong.
+    let median = if sorted.len() < 3 { f64::INFINITY } else { sorted[(sorted.len() - 1) / 2] };
+    let mut good = Vec::new();
+    for (place, path, norm) in norms {
+        if norm > DELTA_MEDIAN_RATIO_MAX * median {
+            let error = OuterError::Outlier { path: path.clone(), norm, median };
+            refused.push((place, error.to_string()));
+        } else {
+            good.push(path);
+        }
+    }
+    refused.sort_by_key(|(place, _)| *place);
+    Ok((good, refused))
+}
+
+/// The delta's norm.
+fn check(state: &Checkpoint, delta: &Delta, path: &Path, weights: f64) -> Result<f64, OuterError> {
     let mismatch = |problem| OuterError::Mismatch { path: path.to_owned(), problem };
     if delta.shape != state.shape {
         return Err(mismatch(format!(
@@ -95,7 +157,7 @@ fn check(state: &Checkpoint, delta: &Delta, path: &Path, weights: f64) -> Result
     if norm > DELTA_NORM_RATIO_MAX * weights {
         return Err(OuterError::Absurd { path: path.to_owned(), norm, weights });
     }
-    Ok(())
+    Ok(norm)
 }
 
 /// The arithmetic alone, element by element. Multiplications and additions are written apart so that no compiler
@@ -150,38 +212,58 @@ mod tests {
         // First element: deltas 0.5 and 0.25, mean 0.375; b = 0.375; θ = 1 − 0.5(0.375 + 0.28125) = 0.671875.
         let a = written(directory.path(), "a", &state, |i| if i == 0 { 0.5 } else { 0.0 });
         let b = written(directory.path(), "b", &state, |i| if i == 0 { 0.25 } else { 0.0 });
-        let next = merge(&start, &[a, b], rate).unwrap();
+        let next = merge(&start, &[a, b], rate).unwrap().next;
         assert_eq!((next.weights[0][0], next.momentum[0][0], next.round), (0.671_875, 0.375, 1));
         assert_eq!(next.weights[0][1..], state.weights[0][1..], "what no delta touches stays");
         // One delta −0.125: b = 0.75·0.375 − 0.125 = 0.15625; θ −= 0.5(−0.125 + 0.1171875) → 0.67578125.
         next.write(&start).unwrap();
         let c = written(directory.path(), "c", &next, |i| if i == 0 { -0.125 } else { 0.0 });
-        let last = merge(&start, &[c], rate).unwrap();
+        let last = merge(&start, &[c], rate).unwrap().next;
         assert_eq!((last.weights[0][0], last.momentum[0][0], last.round), (0.675_781_25, 0.156_25, 2));
     }
 
     #[test]
-    fn the_file_at_fault_is_named() {
+    fn what_is_not_what_it_should_be_is_left_out_and_named() {
         let directory = tempfile::tempdir().unwrap();
         let start = directory.path().join("start");
         let shape = ModelShape::new(1, 4, 1, 2).unwrap();
         let state = Checkpoint::initial(shape, 5);
         state.write(&start).unwrap();
         let rate = OuterRate { rate: 0.7, momentum: 0.9 };
-        let good = written(directory.path(), "good", &state, |_| 1e-3);
-        let refuse =
-            |bad: &PathBuf| merge(&start, &[good.clone(), bad.clone()], rate).unwrap_err().to_string();
+        let file = |name: &str, value: f32| written(directory.path(), name, &state, |_| value);
+        let good = [file("one", 1e-3), file("two", 2e-3)];
+        let without = merge(&start, &good, rate).unwrap();
+        assert!(without.refused.is_empty());
 
-        let absurd = written(directory.path(), "absurd", &state, |_| 1e6);
-        assert!(refuse(&absurd).contains("absurd: norm"));
-        let nan = written(directory.path(), "poison", &state, |i| if i == 7 { f32::NAN } else { 0.0 });
-        assert!(refuse(&nan).contains("poison: tensor"));
+        let cut = directory.path().join("cut");
+        std::fs::write(&cut, &std::fs::read(&good[0]).unwrap()[..300]).unwrap();
         let old = Checkpoint { round: 3, ..state.clone() };
-        let stale = written(directory.path(), "stale", &old, |_| 0.0);
-        assert!(refuse(&stale).contains("stale: the delta is of round 3"));
         let other = Checkpoint::initial(ModelShape::new(2, 4, 1, 2).unwrap(), 5);
-        let foreign = written(directory.path(), "foreign", &other, |_| 0.0);
-        assert!(refuse(&foreign).contains("foreign: the delta is for"));
+        for (bad, why) in [
+            (file("absurd", 1e6), "absurd: norm"),
+            (file("loud", 5e-2), "more than 10 times the others"),
+            (
+                written(directory.path(), "poison", &state, |i| if i == 7 { f32::NAN } else { 0.0 }),
+                "poison: tensor",
+            ),
+            (written(directory.path(), "stale", &old, |_| 0.0), "stale: the delta is of round 3"),
+            (written(directory.path(), "foreign", &other, |_| 0.0), "foreign: the delta is for"),
+            (cut, "cut is not a safetensors file"),
+        ] {
+            let all = [good[0].clone(), bad.clone(), good[1].clone()];
+            let merged = merge(&start, &all, rate).unwrap();
+            assert_eq!(merged.next, without.next, "{why}");
+            let [(1, reason)] = merged.refused.as_slice() else { panic!("{why}: {:?}", merged.refused) };
+            assert!(reason.contains(why), "{reason}");
+            if why != "more than 10 times the others" {
+                assert!(matches!(merge(&start, &[bad], rate), Err(OuterError::Nothing(_))), "{why}");
+            }
+        }
+        let missing = [good[0].clone(), directory.path().join("missing")];
+        assert!(
+            matches!(merge(&start, &missing, rate), Err(OuterError::File(_))),
+            "it may be there tomorrow"
+        );
         assert!(matches!(merge(&start, &[], rate), Err(OuterError::Count { count: 0 })));
     }
 
@@ -195,8 +277,8 @@ mod tests {
             .map(|n| written(directory.path(), &format!("d{n}"), &state, |i| 1e-3 / (1 + i * (n + 1)) as f32))
             .collect();
         let rate = OuterRate { rate: 0.7, momentum: 0.9 };
-        let one = merge(&start, &deltas, rate).unwrap().write(&directory.path().join("one")).unwrap();
-        let two = merge(&start, &deltas, rate).unwrap().write(&directory.path().join("two")).unwrap();
+        let one = merge(&start, &deltas, rate).unwrap().next.write(&directory.path().join("one")).unwrap();
+        let two = merge(&start, &deltas, rate).unwrap().next.write(&directory.path().join("two")).unwrap();
         assert_eq!(one, two);
     }
 }

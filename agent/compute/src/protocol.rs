@@ -226,6 +226,8 @@ pub enum Reply {
         round: u32,
         /// Held-out loss in millionths of a nat per token, if an evaluation was asked for.
         held_out_micronats: Option<i64>,
+        /// Deltas that were left out, by their places in the task, and why.
+        refused: Vec<(u32, String)>,
     },
     /// The held-out loss.
     Evaluated {

@@ -21,7 +21,7 @@ use crate::bench::bench;
 use crate::checkpoint::Checkpoint;
 use crate::device::{DeviceChoice, DeviceError};
 use crate::limits::{CANCELS_MAX, TASKS_QUEUED_MAX};
-use crate::outer::{OuterRate, merge};
+use crate::outer::{Merged, OuterRate, merge};
 use crate::packing::Bits;
 use crate::protocol::{FrameError, Reply, Request, Response, Task, TrainTask, read_frame, write_frame};
 use crate::stages;
@@ -266,14 +266,15 @@ impl<W: Write> Worker<W> {
                     momentum: millionths(momentum_millionths),
                 };
                 let deltas: Vec<PathBuf> = deltas.into_iter().map(PathBuf::from).collect();
-                let next = merge(Path::new(&state), &deltas, rate)?;
+                let Merged { next, refused } = merge(Path::new(&state), &deltas, rate)?;
                 // Before the file appears, so that a failure has written nothing.
                 let held_out_micronats = match evaluate {
                     Some(data) => Some(self.evaluate(id, &next, &data)?.0),
                     None => None,
                 };
                 let digest = next.write(Path::new(&out))?;
-                Ok(Reply::Merged { digest, round: next.round, held_out_micronats })
+                let refused = refused.into_iter().map(|(place, why)| (place as u32, why)).collect();
+                Ok(Reply::Merged { digest, round: next.round, held_out_micronats, refused })
             }
             Task::Evaluate { state, data } => {
                 let checkpoint = Checkpoint::read(Path::new(&state))?;

@@ -76,7 +76,7 @@ fn two_shards_and_outer_steps_learn_a_repetitive_text() {
                 path
             })
             .collect();
-        let next = merge(&state, &deltas, OuterRate { rate: 0.7, momentum: 0.6 }).unwrap();
+        let next = merge(&state, &deltas, OuterRate { rate: 0.7, momentum: 0.6 }).unwrap().next;
         state = place.path(&format!("{}", round + 1));
         next.write(&state).unwrap();
     }

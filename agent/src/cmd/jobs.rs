@@ -45,7 +45,11 @@ fn line(job: &JobStatus) -> String {
             let loss = job
                 .held_out_micronats
                 .map_or_else(String::new, |loss| format!(", held-out loss {}", nats_text(loss)));
-            ("train", format!("outer step {} of {}{loss}", job.round, train.rounds))
+            let refused = match job.refused.len() {
+                0 => String::new(),
+                count => format!(", work of {count} agents refused"),
+            };
+            ("train", format!("outer step {} of {}{loss}{refused}", job.round, train.rounds))
         }
         Work::Serve(_) => ("serve", format!("{} stages ready", job.stages.len())),
     };

@@ -16,6 +16,7 @@ use skein_proto::holdings::Executed;
 use skein_proto::ids::{Digest, JobId, LeaseId, NodeId};
 use skein_proto::job::{Shape, Shard, TrainSpec};
 use skein_proto::lease::Pace;
+use skein_proto::limits::OUTPUTS_MAX;
 use skein_proto::node::Execution;
 use smol::channel;
 
@@ -171,11 +172,18 @@ impl Executor {
         };
         let call = self.kept_alive(lease, self.shared.worker.call(task, progress)).await;
         let reply = call.map_err(|error| error.to_string())?;
+        let mut refused_deltas = Vec::new();
         let (loss_micronats, tokens) = if let Reply::Initialised { .. } = reply {
             (Some(self.held_out_loss(execution, &out).await?), 0)
         } else if let Reply::Trained { loss_micronats, tokens, .. } = reply {
             (Some(loss_micronats), tokens)
-        } else if let Reply::Merged { held_out_micronats, .. } = reply {
+        } else if let Reply::Merged { held_out_micronats, refused, .. } = reply {
+            let Shard::Merge { deltas, .. } = &execution.shard else { return Err(OUT_OF_TURN.into()) };
+            for (place, why) in refused {
+                let Some(delta) = deltas.get(place as usize) else { continue };
+                tracing::warn!(delta = %delta.short(), why, "a pseudo-gradient is left out of the outer step");
+                refused_deltas.push(*delta);
+            }
             (held_out_micronats, 0)
         } else {
             return Err(OUT_OF_TURN.into());
@@ -183,7 +191,8 @@ impl Executor {
         let digest = self.shared.store.adopt(&out).await.map_err(|error| error.to_string())?;
         self.keep_only_recent(execution, digest).await;
         let inputs = execution.shard.inputs();
-        Ok(Executed { inputs, outputs: vec![digest], tokens, loss_micronats })
+        let outputs = std::iter::once(digest).chain(refused_deltas).take(OUTPUTS_MAX).collect();
+        Ok(Executed { inputs, outputs, tokens, loss_micronats })
     }
 
     /// The loss before training, on the part of the text that is never trained on.

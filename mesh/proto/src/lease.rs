@@ -120,7 +120,8 @@ pub struct Receipt {
     pub finished_at: Millis,
     /// Digests of what went in: the shard's blobs; for a stage, one rolling digest of its inputs.
     pub inputs: Vec<Digest>,
-    /// Digests of what came out; for a stage, one rolling digest of its outputs.
+    /// Digests of what came out. For an outer step, after the next checkpoint, the pseudo-gradients that were refused. For a
+    /// stage, one rolling digest of its outputs, and that of what it committed to.
     pub outputs: Vec<Digest>,
     /// Tokens trained on or served.
     pub tokens: u64,

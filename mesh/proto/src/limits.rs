@@ -76,6 +76,8 @@ pub const LONELY_MS: u64 = 5_000;
 pub const LEASE_TTL_MS: u32 = 15_000;
 /// A holder asks for renewal so often while it makes progress.
 pub const RENEW_MS: u64 = 2_000;
+/// Agents that a job tells of as refused.
+pub const REFUSED_MAX: usize = 64;
 /// A shard that failed so often fails its job.
 pub const ATTEMPTS_MAX: u8 = 5;
 /// What the coordinator has not answered about an own job is said again so often.

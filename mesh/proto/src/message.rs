@@ -10,7 +10,7 @@ use crate::election::Reign;
 use crate::ids::{Digest, JobId, LeaseId, NodeId};
 use crate::job::{JobSpec, Work};
 use crate::lease::{Acceptance, Lease, Pace, Receipt};
-use crate::limits::REASON_BYTES_MAX;
+use crate::limits::{REASON_BYTES_MAX, REFUSED_MAX};
 use crate::offer::Offer;
 use crate::signed::{Envelope, Signed};
 
@@ -186,6 +186,8 @@ pub struct JobStatus {
     pub digests_equal: bool,
     /// Shards that were granted again after an agent failed or vanished.
     pub regrants: u32,
+    /// Agents whose pseudo-gradients most others refused; they get no more shards of the job.
+    pub refused: Vec<NodeId>,
     /// The pipeline of a serving job, complete and ready, or empty.
     pub stages: Vec<StageAt>,
     /// Why it waits, for people, where that is known.
@@ -213,6 +215,7 @@ impl JobStatus {
             state: None,
             digests_equal: true,
             regrants: 0,
+            refused: Vec::new(),
             stages: Vec::new(),
             note: None,
         }
@@ -261,7 +264,8 @@ impl JobStatus {
         let note_fits = self.note.as_ref().is_none_or(|note| note.len() <= REASON_BYTES_MAX);
         // A job that was refused for its specification is told as failed, with that specification.
         let refused = matches!(self.phase, Phase::Failed { .. }) && self.name.len() <= REASON_BYTES_MAX;
-        (refused || spec.validate().is_ok()) && reason_fits && stages_join && note_fits
+        let few = self.refused.len() <= REFUSED_MAX;
+        (refused || spec.validate().is_ok()) && reason_fits && stages_join && note_fits && few
     }
 }
 

@@ -17,7 +17,7 @@ use crate::limits::{
 use crate::links::Links;
 use crate::message::{JobStatus, Message, Phase, Resume, StageAt, bounded_reason};
 use crate::placement::Hand;
-use crate::plan::{Next, Plan, ServePlan, Slot, Task, TrainPlan};
+use crate::plan::{Next, Outcome, Plan, ServePlan, Slot, Task, TrainPlan};
 use crate::signed::{Envelope, Signed};
 
 /// One outgoing message.
@@ -255,7 +255,12 @@ impl Office {
                 if matches!(grant.task.slot, Slot::Train(_)) {
                     job.status.loss_micronats = receipt.loss_micronats;
                 }
-                plan.completed(grant.task.slot, agent, result, receipt.loss_micronats, &mut job.status)
+                let outcome = Outcome {
+                    output: result,
+                    refused: receipt.outputs.get(1..).unwrap_or_default(),
+                    loss_micronats: receipt.loss_micronats,
+                };
+                plan.completed(grant.task.slot, agent, outcome, &mut job.status)
             }
             // A stage ended although nobody released it.
             (Plan::Serve(plan), _) => plan.lost(grant.task.slot, &mut job.status),
@@ -399,7 +404,7 @@ impl Office {
             if job.pending.is_empty() && !busy.contains(id) {
                 let noted = job.status.note.clone();
                 job.pending = match &mut job.plan {
-                    Plan::Train(plan) => plan.tasks(hands).into(),
+                    Plan::Train(plan) => plan.tasks(hands, &job.status).into(),
                     Plan::Serve(plan) if links_known => {
                         plan.tasks(&room.free(), &self.links, &mut job.status).into()
                     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Digest, NodeId};
 use crate::job::{ServeSpec, Shard, TrainSpec};
-use crate::limits::ATTEMPTS_MAX;
+use crate::limits::{ATTEMPTS_MAX, REFUSED_MAX};
 use crate::links::Links;
 use crate::message::{JobStatus, Phase, StageAt, Trained, bounded_reason, cover};
 use crate::placement::{Hand, NoRoom, Seat, place, substitute};
@@ -49,6 +49,17 @@ impl Task {
     }
 }
 
+/// What came of a finished shard.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome<'a> {
+    /// Its result.
+    pub output: Digest,
+    /// Of an outer step: the pseudo-gradients that were not what they should be.
+    pub refused: &'a [Digest],
+    /// The loss, if the shard measures one.
+    pub loss_micronats: Option<i64>,
+}
+
 /// What follows from a finished or lost shard.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
@@ -82,6 +93,10 @@ pub struct TrainPlan {
     step: TrainStep,
     /// Outer steps in a row that failed on every agent.
     failed_merges: u8,
+    /// Who made which pseudo-gradient of this round.
+    makers: BTreeMap<Digest, NodeId>,
+    /// Whose pseudo-gradient was refused, by whom.
+    accused: BTreeMap<NodeId, BTreeSet<NodeId>>,
 }
 
 #[derive(Debug)]
@@ -111,11 +126,30 @@ impl TrainPlan {
     /// Starts at the beginning or where an earlier coordinator left off.
     pub fn new(spec: TrainSpec, before: Option<Trained>) -> Self {
         let (round, state) = before.map_or((0, None), |before| (before.round, Some(before.state)));
-        Self { spec, round, state, step: TrainStep::Idle, failed_merges: 0 }
+        Self {
+            spec,
+            round,
+            state,
+            step: TrainStep::Idle,
+            failed_merges: 0,
+            makers: BTreeMap::new(),
+            accused: BTreeMap::new(),
+        }
     }
 
-    /// The tasks of the next step, over the agents at hand (at least one).
-    pub fn tasks(&mut self, hands: &[Hand]) -> Vec<Task> {
+    /// The tasks of the next step, over the agents at hand (at least one). Whoever gave a pseudo-gradient that most of the
+    /// others refused gets none, unless nobody else is there.
+    pub fn tasks(&mut self, hands: &[Hand], status: &JobStatus) -> Vec<Task> {
+        let trusted: Vec<Hand> =
+            hands.iter().filter(|hand| !status.refused.contains(&hand.node)).cloned().collect();
+        let mut tasks = self.tasks_for(if trusted.is_empty() { hands } else { &trusted });
+        for task in &mut tasks {
+            task.avoid.extend(&status.refused);
+        }
+        tasks
+    }
+
+    fn tasks_for(&mut self, hands: &[Hand]) -> Vec<Task> {
         let Some(state) = self.state else {
             self.step = TrainStep::Init;
             let shard = Shard::Init { shape: self.spec.shape, seed: self.spec.seed, data: self.spec.data };
@@ -138,6 +172,7 @@ impl TrainPlan {
     fn train_tasks(&mut self, state: Digest, hands: &[Hand]) -> Vec<Task> {
         let of = u16::try_from(hands.len()).unwrap_or(u16::MAX);
         self.step = TrainStep::Training { of, deltas: BTreeMap::new() };
+        self.makers.clear();
         let shard = |index| Shard::Train { state, spec: self.spec.clone(), round: self.round, index, of };
         (0..of).map(|index| Task::new(Slot::Train(index), shard(index))).collect()
     }
@@ -161,15 +196,15 @@ impl TrainPlan {
         hands.iter().enumerate().map(task).collect()
     }
 
-    /// A shard was finished by `agent`: its result, and the loss if the shard measures one.
+    /// A shard was finished by `agent`.
     pub fn completed(
         &mut self,
         slot: Slot,
         agent: NodeId,
-        output: Digest,
-        loss_micronats: Option<i64>,
+        outcome: Outcome<'_>,
         status: &mut JobStatus,
     ) -> Next {
+        let Outcome { output, refused, loss_micronats } = outcome;
         match (&mut self.step, slot) {
             (TrainStep::Init, Slot::Init) => {
                 self.state = Some(output);
@@ -181,11 +216,15 @@ impl TrainPlan {
             }
             (TrainStep::Training { of, deltas }, Slot::Train(index)) => {
                 deltas.insert(index, output);
+                self.makers.insert(output, agent);
                 if deltas.len() == usize::from(*of) { Next::Plan } else { Next::Wait }
             }
             (TrainStep::Merging { out, results, .. }, Slot::Merge(node)) => {
                 out.remove(&node);
                 results.insert(agent, output);
+                for maker in refused.iter().filter_map(|delta| self.makers.get(delta)) {
+                    self.accused.entry(*maker).or_default().insert(agent);
+                }
                 if loss_micronats.is_some() {
                     status.held_out_micronats = loss_micronats;
                 }
@@ -234,6 +273,16 @@ impl TrainPlan {
             };
         };
         self.failed_merges = 0;
+        // A single merger may lie about another's work; most of them do not.
+        let agreed = results.len() / 2;
+        for (maker, accusers) in std::mem::take(&mut self.accused) {
+            if accusers.len() > agreed
+                && status.refused.len() < REFUSED_MAX
+                && !status.refused.contains(&maker)
+            {
+                status.refused.push(maker);
+            }
+        }
         status.digests_equal &= votes.len() == 1;
         self.state = Some(*state);
         self.round += 1;

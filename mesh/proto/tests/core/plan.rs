@@ -5,7 +5,7 @@ use skein_proto::job::Shard;
 use skein_proto::limits::ATTEMPTS_MAX;
 use skein_proto::message::JobStatus;
 use skein_proto::placement::Hand;
-use skein_proto::plan::{Next, Slot, Task, TrainPlan};
+use skein_proto::plan::{Next, Outcome, Slot, Task, TrainPlan};
 use skein_proto::signed::Signed;
 
 use crate::fixture;
@@ -30,12 +30,19 @@ impl Run {
     }
 
     fn tasks(&mut self) -> Vec<Task> {
-        self.plan.tasks(&self.hands)
+        self.plan.tasks(&self.hands, &self.status)
     }
 
     fn completed(&mut self, slot: Slot, agent: u8, output: &[u8]) -> Next {
         let agent = NodeId([agent; 32]);
-        self.plan.completed(slot, agent, Digest::of(output), Some(7), &mut self.status)
+        let outcome = Outcome { output: Digest::of(output), refused: &[], loss_micronats: Some(7) };
+        self.plan.completed(slot, agent, outcome, &mut self.status)
+    }
+
+    /// An agent merges, and refuses these.
+    fn refuses(&mut self, agent: u8, refused: &[Digest]) -> Next {
+        let outcome = Outcome { output: Digest::of(b"state 1"), refused, loss_micronats: None };
+        self.plan.completed(merge(agent), NodeId([agent; 32]), outcome, &mut self.status)
     }
 
     fn lost(&mut self, slot: Slot, reason: Option<&str>) -> Next {
@@ -52,6 +59,28 @@ impl Run {
         }
         self.tasks()
     }
+}
+
+#[test]
+fn whose_work_most_refuse_gets_no_more_of_it() {
+    let mut run = Run::new(3);
+    for (place, task) in run.tasks().iter().enumerate() {
+        let maker = u8::try_from(place).unwrap() + 1;
+        run.completed(task.slot, maker, format!("delta {maker}").as_bytes());
+    }
+    assert_eq!(run.tasks().len(), 3);
+    let nonsense = [Digest::of(b"delta 2"), Digest::of(b"of another round")];
+    run.refuses(1, &nonsense);
+    // A liar accuses somebody honest, and is alone with that.
+    run.refuses(2, &[Digest::of(b"delta 3")]);
+    assert_eq!(run.status.refused, []);
+    assert_eq!(run.refuses(3, &nonsense), Next::Plan);
+    assert_eq!(run.status.refused, [NodeId([2; 32])]);
+    let tasks = run.tasks();
+    assert_eq!(tasks.len(), 2, "the work is cut for those who are left");
+    assert!(tasks.iter().all(|task| task.avoid.contains(&NodeId([2; 32]))));
+    run.hands.retain(|hand| hand.node == NodeId([2; 32]));
+    assert_eq!(run.tasks().len(), 1, "better than nobody");
 }
 
 fn merge(number: u8) -> Slot {

@@ -1,0 +1,87 @@
+//! The same tokens trained by three agents that send four bits a weight, by three that send f32, and by one alone: the
+//! loss of each, and what the first two send.
+//!
+//! `cargo run --release -p skein-tests --example training [SEEDS]` (3 by default, about four minutes each) prints one
+//! JSON object. Losses are held-out nats per byte of the demo's text; traffic is counted from the end of the first
+//! outer step to the last, so without text and first weights, which are sent once.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use skein_tests::agents::{Network, PATIENCE, TEXT};
+use skein_tests::yardstick::median;
+
+const AGENTS: u32 = 3;
+const ROUNDS: u32 = 4;
+const INNER_STEPS: u32 = 100;
+
+fn main() -> Result<()> {
+    let seeds = std::env::args().nth(1).map_or(Ok(3), |text| text.parse::<u64>())?;
+    let three = Network::of(AGENTS as usize, 3_600_000)?;
+    let alone = Network::of(1, 3_600_000)?;
+    let (mut of_one, mut of_f32, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut traffic = Vec::new();
+    for seed in 1..=seeds {
+        let four = train(&three, seed, 4, INNER_STEPS)?;
+        let all = train(&three, seed, 32, INNER_STEPS)?;
+        // One agent takes the steps of all.
+        let one = train(&alone, seed, 32, INNER_STEPS * AGENTS)?;
+        eprintln!("seed {seed}: four bits {:.4}, f32 {:.4}, one agent {:.4}", four.loss, all.loss, one.loss);
+        of_one.push((four.loss / one.loss - 1.0) * 100.0);
+        of_f32.push((four.loss / all.loss - 1.0) * 100.0);
+        traffic.push(four.bytes_per_weight_and_step);
+        runs.push(json!({
+            "seed": seed, "four_bits": four.loss, "f32": all.loss, "one_agent": one.loss,
+            "bytes_per_weight_and_step": four.bytes_per_weight_and_step,
+            "bytes_per_weight_and_step_f32": all.bytes_per_weight_and_step,
+        }));
+    }
+    // A ring sends each gradient of four bytes 2 (n - 1) / n times.
+    let ring = 4.0 * 2.0 * f64::from(AGENTS - 1) / f64::from(AGENTS);
+    let sent = median(traffic)?;
+    let report = json!({
+        "agents": AGENTS, "inner_steps": INNER_STEPS, "outer_steps": ROUNDS, "runs": runs,
+        "loss_against_f32_percent": median(of_f32)?, "loss_against_one_agent_percent": median(of_one)?,
+        "bytes_per_weight_and_step": sent, "less_than_all_reduce_each_step": ring / sent,
+    });
+    writeln!(std::io::stdout(), "{report:#}")?;
+    three.finish()?;
+    alone.finish()
+}
+
+struct Trained {
+    loss: f64,
+    /// Sent by each agent.
+    bytes_per_weight_and_step: f64,
+}
+
+fn train(network: &Network, seed: u64, bits: u8, inner_steps: u32) -> Result<Trained> {
+    let owner = &network.agents[0];
+    let shape = json!({ "layers": 6, "width": 128, "heads": 4, "context": 128 });
+    let work = json!({
+        "kind": "train", "shape": shape, "data": owner.put(TEXT)?, "rounds": ROUNDS, "inner_steps": inner_steps,
+        "batch": 4, "learning_rate_millionths": 3000, "outer_rate_millionths": 700_000,
+        "outer_momentum_millionths": 700_000, "seed": seed, "delta_bits": bits,
+    });
+    let job = owner.submit("measured", work)?;
+    owner.job_until(&job, "the first outer step", PATIENCE * 10, |job| job["round"].as_u64() >= Some(1))?;
+    let before = sent(network)?;
+    let done = owner.job_until(&job, "the last outer step", PATIENCE * 10, |job| job["phase"] == "done")?;
+    let bytes = sent(network)? - before;
+    let loss = done["held_out_micronats"].as_f64().with_context(|| format!("no loss in {done}"))? / 1e6;
+    // Twelve matrices of width squared in each layer, two tables of 256 and one of the context.
+    let weights = f64::from(12 * 6 * 128 * 128 + (2 * 256 + 128) * 128);
+    let steps = f64::from((ROUNDS - 1) * inner_steps);
+    let agents = f64::from(u32::try_from(network.agents.len())?);
+    Ok(Trained { loss, bytes_per_weight_and_step: bytes / agents / weights / steps })
+}
+
+/// Bytes that the agents sent since they started.
+fn sent(network: &Network) -> Result<f64> {
+    let counts = network.agents.iter().map(|agent| {
+        let status: Value = agent.status()?;
+        status["bytes_sent"].as_f64().with_context(|| format!("no count in {status}"))
+    });
+    counts.sum()
+}
