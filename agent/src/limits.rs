@@ -14,6 +14,8 @@ pub(crate) const PREFILL_ROWS: usize = 128;
 pub(crate) const STAGE_HEAD_BYTES_MAX: usize = 16 << 10;
 /// Activations of one step.
 pub(crate) const STAGE_FRAME_BYTES_MAX: usize = 32 << 20;
+/// Commitments that come with one answer; an honest stage has three at most, after a long draft.
+pub(crate) const SPANS_PER_ANSWER_MAX: usize = 4;
 /// Stages of one pipeline.
 pub(crate) const STAGES_MAX: usize = 128;
 /// Sessions that pass through one agent at once.

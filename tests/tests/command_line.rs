@@ -191,6 +191,13 @@ fn the_example_of_a_job_is_a_job_that_runs() -> Result<()> {
     ensure!(said.code == 0 && said.out.starts_with("done") && said.out.contains("wrote"), "{said:?}");
     let weights = fs::read(folder.join("shakespeare.safetensors"))?;
     ensure!(weights.len() > 10_000, "the result has {} bytes", weights.len());
+    let drawn = fs::read_to_string(folder.join("shakespeare.curve.svg"))?;
+    ensure!(drawn.starts_with("<svg") && drawn.contains("held out"), "{drawn}");
+    let curve = fs::read_to_string(folder.join("shakespeare.curve.jsonl"))?;
+    let points: Vec<Value> = curve.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let rounds: Vec<Option<u64>> = points.iter().map(|point| point["round"].as_u64()).collect();
+    ensure!(rounds == [Some(0), Some(1), Some(2)], "{curve}");
+    ensure!(points.iter().all(|point| point["held_out_micronats"].as_i64() > Some(0)), "{curve}");
 
     // The comment below it is a job as well: serve what was trained.
     let serving = text.split("# A serving job").nth(1).and_then(|rest| rest.split("\n\n").next());

@@ -15,6 +15,7 @@ use smol::stream::StreamExt;
 
 use super::{Door, Problem, whole_body};
 use crate::daemon::Call;
+use crate::daemon::curve::Point;
 use crate::daemon::status::{ClaimState, Status};
 use crate::limits::{API_BODY_TIMEOUT, BLOB_BYTES_MAX};
 use crate::serve::desk::ServeOrder;
@@ -38,6 +39,17 @@ pub(super) async fn job(
     job.map(Json).ok_or_else(|| {
         Problem::missing(format!("no job {} here\nhint: GET /api/jobs lists them", id.short()))
     })
+}
+
+/// The loss curve of a training job that was submitted here.
+pub(super) async fn metrics(
+    State(door): State<Door>,
+    Path(id): Path<String>,
+) -> Result<Json<Vec<Point>>, Problem> {
+    let id = parse_job(&id)?;
+    let curves = door.curves.clone();
+    let points = smol::unblock(move || curves.points(id)).await;
+    points.map(Json).map_err(|error| Problem::broken(error.to_string()))
 }
 
 pub(super) async fn submit(State(door): State<Door>, body: Body) -> Result<Json<Value>, Problem> {

@@ -8,7 +8,7 @@ mod control;
 mod openai;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -25,22 +25,44 @@ use smol::channel;
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 use tower_service::Service;
 
+use crate::daemon::curve::Curves;
 use crate::daemon::{Call, Event, Running};
 use crate::limits::{API_BODY_TIMEOUT, API_CONNECTIONS_MAX, API_HEADER_TIMEOUT, BODY_BYTES_MAX};
 use crate::serve::desk::Desk;
 
 /// What every handler can reach.
 #[derive(Clone)]
-struct Door {
+pub(crate) struct Door {
     feed: channel::Sender<Event>,
     store: BlobStore,
     uploads: Arc<Path>,
     token: Arc<str>,
     loopback: bool,
     desk: Desk,
+    curves: Curves,
 }
 
 impl Door {
+    /// For the agent that runs so. Blobs that customers send are gathered in `uploads`.
+    pub(crate) fn new(
+        running: &Running,
+        feed: channel::Sender<Event>,
+        store: BlobStore,
+        uploads: &Path,
+        desk: Desk,
+        curves: Curves,
+    ) -> Self {
+        Self {
+            feed,
+            store,
+            uploads: uploads.into(),
+            token: running.token.as_str().into(),
+            loopback: running.api.ip().is_loopback(),
+            desk,
+            curves,
+        }
+    }
+
     /// Asks the daemon's loop.
     async fn ask<T>(&self, call: impl FnOnce(channel::Sender<T>) -> Call) -> Result<T, Problem> {
         let (answer, heard) = channel::bounded(1);
@@ -142,22 +164,7 @@ impl IntoResponse for Problem {
 }
 
 /// Serves until the process ends.
-pub(crate) async fn serve(
-    socket: smol::net::TcpListener,
-    running: Running,
-    feed: channel::Sender<Event>,
-    store: BlobStore,
-    uploads: PathBuf,
-    desk: Desk,
-) {
-    let door = Door {
-        feed,
-        store,
-        uploads: uploads.into(),
-        token: running.token.into(),
-        loopback: running.api.ip().is_loopback(),
-        desk,
-    };
+pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
     let orders = Router::new()
         .route("/api/jobs", post(control::submit))
         .route("/api/jobs/{id}/cancel", post(control::cancel))
@@ -172,6 +179,7 @@ pub(crate) async fn serve(
         .route("/api/status", get(control::status))
         .route("/api/jobs", get(control::jobs))
         .route("/api/jobs/{id}", get(control::job))
+        .route("/api/jobs/{id}/metrics", get(control::metrics))
         .route("/api/models", get(control::models))
         .route("/api/blobs/{digest}", get(control::get_blob))
         .route("/v1/models", get(openai::models))

@@ -21,7 +21,7 @@ use skein_proto::ids::{Digest, NodeId};
 use super::eval::{device, threads, whole};
 use super::{print_json, say};
 use crate::cli::CheckArgs;
-use crate::limits::{MANIFEST_BYTES_MAX, SERVE_CONTEXT};
+use crate::limits::MANIFEST_BYTES_MAX;
 use crate::serve::samples::{Sample, Samples};
 
 /// An answer that cannot be told is neither accepted nor rejected.
@@ -65,7 +65,7 @@ pub(crate) fn run(args: CheckArgs) -> Result<ExitCode> {
         let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         match serde_json::from_slice::<Sample>(&text) {
             Ok(sample) => models.entry(sample.model).or_default().push((file, sample)),
-            Err(error) => say(&format!("{} is left out: {error}", file.display()))?,
+            Err(error) => tracing::warn!(file = %file.display(), %error, "a kept answer is left out"),
         }
     }
     if models.is_empty() && !args.json {
@@ -80,9 +80,9 @@ pub(crate) fn run(args: CheckArgs) -> Result<ExitCode> {
     let mut findings = Vec::new();
     for (model, samples) in models {
         let longest = samples.iter().map(|(_, sample)| sample.prompt.len() + sample.answer.len()).max();
-        let context = longest.and_then(|longest| u32::try_from(longest).ok()).unwrap_or(SERVE_CONTEXT);
+        let context = longest.and_then(|longest| u32::try_from(longest).ok()).unwrap_or(1);
         let mut stage = source(&store, model)
-            .and_then(|source| whole(&source, &device, threads(args.threads), context.min(SERVE_CONTEXT), 1))
+            .and_then(|source| whole(&source, &device, threads(args.threads), context, 1))
             .map_err(|error| format!("{error:#}"));
         for (file, sample) in samples {
             let finding = match &mut stage {

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod check;
 pub(crate) mod claim;
+pub(crate) mod curve;
 pub(crate) mod down;
 pub(crate) mod eval;
 pub(crate) mod jobs;

@@ -17,6 +17,7 @@ use super::jobs::{nats_text, phase_text};
 use super::say;
 use crate::cli::DataDir;
 use crate::client::Client;
+use crate::daemon::curve::Point;
 use crate::limits::{BATCH_AT_ONCE, BATCH_AT_ONCE_MAX};
 use crate::serve::desk::ServeOrder;
 
@@ -299,6 +300,9 @@ fn finish(client: &Client, job: &JobStatus, output: Option<PathBuf>) -> Result<E
             if let Some(path) = output {
                 let bytes = client.get_blob(state, &path)?;
                 say(&format!("wrote {} ({})", path.display(), super::bytes_text(bytes)))?;
+                let points: Vec<Point> = client.get(&format!("/api/jobs/{}/metrics", job.id))?;
+                let curve = super::curve::write(&path, &job.name, &points)?;
+                say(&format!("wrote {}, the loss over tokens", curve.display()))?;
             }
             Ok(ExitCode::SUCCESS)
         }

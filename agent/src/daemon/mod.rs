@@ -3,6 +3,7 @@
 //! No decision is made here. Everything that can happen is an [`Event`]; what must be durable is written
 //! before anything queued after it is sent. Must never load a GPU driver: that is the worker's.
 
+pub(crate) mod curve;
 pub(crate) mod executor;
 pub(crate) mod journal;
 pub(crate) mod pipeline;
@@ -28,6 +29,7 @@ use skein_proto::offer::Offer;
 use skein_proto::signed::encode;
 use smol::channel;
 
+use self::curve::Curves;
 use self::executor::{Executor, Report};
 use self::journal::Journal;
 use self::pipeline::Pipeline;
@@ -116,6 +118,7 @@ pub(crate) struct Daemon {
     store: BlobStore,
     journal: Journal,
     treasury: Treasury,
+    curves: Curves,
     worker: Option<(Worker, Executor, Pipeline)>,
     trouble: Option<String>,
     device_reason: String,
@@ -263,7 +266,11 @@ impl Daemon {
                     executor.stop(lease);
                 }
             }
-            Output::JobChanged(job) => tracing::trace!(job = %job.short(), "job changed"),
+            Output::JobChanged(id) => {
+                if let Some(job) = self.node.jobs().get(&id).filter(|job| job.owner == self.node.id()) {
+                    self.curves.follow(self.clock.now(), job);
+                }
+            }
             Output::CoordinatorChanged(reign) => match reign {
                 Some(reign) if reign.coordinator == self.node.id() => {
                     tracing::info!(term = reign.term.0, "this agent is the coordinator now");

@@ -29,8 +29,8 @@ use smol::channel;
 use super::lock;
 use super::worker::Worker;
 use crate::limits::{
-    LINK_FRAMES_QUEUED_MAX, REASON_WAIT, SESSIONS_MAX, STAGE_FRAME_BYTES_MAX, STAGE_HEAD_BYTES_MAX,
-    STAGES_MAX, STEP_TIMEOUT,
+    LINK_FRAMES_QUEUED_MAX, REASON_WAIT, SESSIONS_MAX, SPANS_PER_ANSWER_MAX, STAGE_FRAME_BYTES_MAX,
+    STAGE_HEAD_BYTES_MAX, STAGES_MAX, STEP_TIMEOUT,
 };
 
 /// The first frame of a link.
@@ -434,7 +434,8 @@ impl Session {
         let Some(bytes) = bytes else { return broken("a stage is gone") };
         match decode(&bytes) {
             Ok(Frame::Answer { output, spans }) => {
-                if spans.iter().all(|span| span.is_bounded(self.length)) {
+                let few = spans.len() <= SPANS_PER_ANSWER_MAX;
+                if few && spans.iter().all(|span| span.is_bounded(self.length)) {
                     Ok(Answered { output, spans })
                 } else {
                     broken("the last stage commits to what was not asked for")

@@ -17,6 +17,7 @@ use skein_proto::node::Node;
 use skein_proto::offer::Offer;
 use smol::channel;
 
+use super::curve::Curves;
 use super::executor::Executor;
 use super::journal::Journal;
 use super::pipeline::Pipeline;
@@ -86,8 +87,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let samples = Samples::new(&data_dir);
     let desk = Desk::new(feed.clone(), Library::new(mesh.clone(), store.clone()), registry, samples);
     tidy_up(desk.clone(), store.clone(), config.disk_bytes);
-    smol::spawn(crate::api::serve(api_socket, running, feed.clone(), store.clone(), scratch.clone(), desk))
-        .detach();
+    let curves = Curves::new(&data_dir);
+    let door = crate::api::Door::new(&running, feed.clone(), store.clone(), &scratch, desk, curves.clone());
+    smol::spawn(crate::api::serve(api_socket, door)).detach();
     let measuring = measure(config.clone(), clock, node.id(), mesh.clone(), store.clone(), scratch);
     let measured = feed.clone();
     smol::spawn(async move {
@@ -105,6 +107,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         store,
         journal,
         treasury,
+        curves: curves.clone(),
         worker: None,
         trouble: None,
         device_reason: String::new(),
