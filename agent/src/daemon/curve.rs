@@ -1,4 +1,5 @@
-//! The loss curves of this owner's training jobs: a point for every outer step, one line of JSON each.
+//! The loss curves of this owner's training jobs: a point for every outer step, one line of JSON each. Steps that follow
+//! each other faster than the coordinator tells of them share one.
 //!
 //! The file outlives the job and the agent; what is in it is never rewritten. Must never hold up the daemon: a curve
 //! that cannot be kept is a line in the log.
