@@ -19,15 +19,16 @@ const INNER_STEPS: u32 = 100;
 fn main() -> Result<()> {
     let seeds = std::env::args().nth(1).map_or(Ok(3), |text| text.parse::<u64>())?;
     let three = Network::of(AGENTS as usize, 3_600_000)?;
-    let alone = Network::of(1, 3_600_000)?;
-    let (mut of_one, mut of_f32, mut runs) = (Vec::new(), Vec::new(), Vec::new());
-    let mut traffic = Vec::new();
+    let mut sharded = Vec::new();
     for seed in 1..=seeds {
-        let four = train(&three, seed, 4, INNER_STEPS)?;
-        let all = train(&three, seed, 32, INNER_STEPS)?;
+        sharded.push((train(&three, seed, 4, INNER_STEPS)?, train(&three, seed, 32, INNER_STEPS)?));
+    }
+    three.finish()?;
+    let alone = Network::of(1, 3_600_000)?;
+    let (mut of_one, mut of_f32, mut traffic, mut runs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (seed, (four, all)) in (1..=seeds).zip(&sharded) {
         // One agent takes the steps of all.
         let one = train(&alone, seed, 32, INNER_STEPS * AGENTS)?;
-        eprintln!("seed {seed}: four bits {:.4}, f32 {:.4}, one agent {:.4}", four.loss, all.loss, one.loss);
         of_one.push((four.loss / one.loss - 1.0) * 100.0);
         of_f32.push((four.loss / all.loss - 1.0) * 100.0);
         traffic.push(four.bytes_per_weight_and_step);
@@ -37,6 +38,7 @@ fn main() -> Result<()> {
             "bytes_per_weight_and_step_f32": all.bytes_per_weight_and_step,
         }));
     }
+    alone.finish()?;
     // A ring sends each gradient of four bytes 2 (n - 1) / n times.
     let ring = 4.0 * 2.0 * f64::from(AGENTS - 1) / f64::from(AGENTS);
     let sent = median(traffic)?;
@@ -46,8 +48,7 @@ fn main() -> Result<()> {
         "bytes_per_weight_and_step": sent, "less_than_all_reduce_each_step": ring / sent,
     });
     writeln!(std::io::stdout(), "{report:#}")?;
-    three.finish()?;
-    alone.finish()
+    Ok(())
 }
 
 struct Trained {
@@ -69,6 +70,7 @@ fn train(network: &Network, seed: u64, bits: u8, inner_steps: u32) -> Result<Tra
     let before = sent(network)?;
     let done = owner.job_until(&job, "the last outer step", PATIENCE * 10, |job| job["phase"] == "done")?;
     let bytes = sent(network)? - before;
+    eprintln!("seed {seed}, {bits} bits, {} agents: {}", network.agents.len(), done["held_out_micronats"]);
     let loss = done["held_out_micronats"].as_f64().with_context(|| format!("no loss in {done}"))? / 1e6;
     // Twelve matrices of width squared in each layer, two tables of 256 and one of the context.
     let weights = f64::from(12 * 6 * 128 * 128 + (2 * 256 + 128) * 128);
