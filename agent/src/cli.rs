@@ -217,6 +217,17 @@ pub(crate) struct ChatArgs {
     pub(crate) verbose: bool,
 }
 
+/// What runs a model in this process, without an agent.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Processor {
+    /// The device to work on: `cpu`, or part of an adapter's name
+    #[arg(long, env = "SKEIN_DEVICE", value_name = "NAME|cpu", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Processor threads; 0 for all
+    #[arg(long, env = "SKEIN_THREADS", default_value_t = 0, value_name = "N")]
+    pub(crate) threads: usize,
+}
+
 /// What `skein eval` takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EvalArgs {
@@ -233,12 +244,8 @@ pub(crate) struct EvalArgs {
     /// Most chunks to score [default: all]
     #[arg(long)]
     pub(crate) chunks: Option<u32>,
-    /// The device to work on: `cpu`, or part of an adapter's name
-    #[arg(long, env = "SKEIN_DEVICE", value_name = "NAME|cpu", default_value = "cpu")]
-    pub(crate) device: String,
-    /// Processor threads; 0 for all
-    #[arg(long, env = "SKEIN_THREADS", default_value_t = 0, value_name = "N")]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) processor: Processor,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -249,12 +256,8 @@ pub(crate) struct EvalArgs {
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) data_dir: DataDir,
-    /// The device to work on: `cpu`, or part of an adapter's name
-    #[arg(long, env = "SKEIN_DEVICE", value_name = "NAME|cpu", default_value = "cpu")]
-    pub(crate) device: String,
-    /// Processor threads; 0 for all
-    #[arg(long, env = "SKEIN_THREADS", default_value_t = 0, value_name = "N")]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) processor: Processor,
     /// Print one JSON array
     #[arg(long)]
     pub(crate) json: bool,

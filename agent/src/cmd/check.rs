@@ -8,20 +8,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use skein_engine::manifest::{Manifest, PieceSource};
 use skein_engine::recheck::recheck;
 use skein_engine::stage::Stage;
 use skein_engine::toploc::Comparison;
 use skein_mesh::BlobStore;
 use skein_proto::ids::{Digest, NodeId};
 
-use super::eval::{device, threads, whole};
+use super::eval::{device, pieces, threads, whole};
 use super::{print_json, say};
 use crate::cli::CheckArgs;
-use crate::limits::MANIFEST_BYTES_MAX;
 use crate::serve::samples::{Sample, Samples};
 
 /// An answer that cannot be told is neither accepted nor rejected.
@@ -72,7 +70,7 @@ pub(crate) fn run(args: CheckArgs) -> Result<ExitCode> {
         say("no answers wait to be checked\nhint: ask a model something through this agent first")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let device = device(&args.device)?;
+    let device = device(&args.processor.device)?;
     let store = BlobStore::open(data_dir.join("blobs"))?;
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(ProgressStyle::with_template("checking {bar:30} {pos}/{len} answers, {eta} left")?);
@@ -81,8 +79,8 @@ pub(crate) fn run(args: CheckArgs) -> Result<ExitCode> {
     for (model, samples) in models {
         let longest = samples.iter().map(|(_, sample)| sample.prompt.len() + sample.answer.len()).max();
         let context = longest.and_then(|longest| u32::try_from(longest).ok()).unwrap_or(1);
-        let mut stage = source(&store, model)
-            .and_then(|source| whole(&source, &device, threads(args.threads), context, 1))
+        let mut stage = pieces(&store, model)
+            .and_then(|source| whole(&source, &device, threads(args.processor.threads), context, 1))
             .map_err(|error| format!("{error:#}"));
         for (file, sample) in samples {
             let finding = match &mut stage {
@@ -108,16 +106,6 @@ pub(crate) fn run(args: CheckArgs) -> Result<ExitCode> {
     }
     let unknown = findings.iter().any(|finding| finding.verdict == Verdict::Unknown);
     Ok(if rejected > 0 || unknown { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// The model, if every piece of it is here.
-fn source(store: &BlobStore, model: Digest) -> Result<PieceSource> {
-    let bytes = smol::block_on(store.load(model, MANIFEST_BYTES_MAX)).map_err(|_| {
-        anyhow!("model {} is not here\nhint: check where it was added, or add it", model.short())
-    })?;
-    let store = store.clone();
-    let path = Box::new(move |piece: &[u8; 32]| store.path(&Digest(*piece)));
-    Ok(PieceSource::new(Manifest::decode(&bytes)?, path))
 }
 
 fn check(stage: &mut Stage, file: PathBuf, sample: &Sample) -> Finding {

@@ -18,6 +18,7 @@ use skein_proto::ids::Digest;
 
 use super::{print_json, say};
 use crate::cli::{DataDir, EvalArgs};
+use crate::limits::MANIFEST_BYTES_MAX;
 use crate::serve::registry::Registry;
 
 /// # Errors
@@ -32,8 +33,9 @@ pub(crate) fn run(args: EvalArgs) -> Result<ExitCode> {
     let begin =
         tokenizer.prompt("").first().copied().filter(|token| tokenizer.vocabulary().bos() == Some(*token));
     let tokens: Vec<u32> = begin.into_iter().chain(tokenizer.encode(&text, false)).collect();
-    let device = device(&args.device)?;
-    let mut stage = whole(model.source.as_ref(), &device, threads(args.threads), args.ctx, 1)?;
+    let device = device(&args.processor.device)?;
+    let threads = threads(args.processor.threads);
+    let mut stage = whole(model.source.as_ref(), &device, threads, args.ctx, 1)?;
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} chunks, {eta} left, {msg}")?);
     let most = args.chunks.map_or(usize::MAX, |chunks| chunks as usize).saturating_mul(args.ctx as usize);
@@ -73,9 +75,20 @@ fn open(model: &str, data_dir: DataDir) -> Result<Imported> {
         || format!("there is no file `{model}`, and no model of that name in {}", data_dir.display());
     let store = BlobStore::open(&blobs).with_context(nothing)?;
     let entry = Registry::open(&data_dir, store.clone())?.get(model).with_context(nothing)?;
-    let manifest = Manifest::decode(&std::fs::read(store.path(&entry.model))?)?;
+    Ok(import::from_pieces(pieces(&store, entry.model)?)?)
+}
+
+/// A model by its digest, from the pieces in this store.
+///
+/// # Errors
+/// When its manifest is not there.
+pub(crate) fn pieces(store: &BlobStore, model: Digest) -> Result<PieceSource> {
+    let bytes = smol::block_on(store.load(model, MANIFEST_BYTES_MAX)).with_context(|| {
+        format!("model {} is not here\nhint: run this where it was added, or add it", model.short())
+    })?;
+    let store = store.clone();
     let path = Box::new(move |piece: &[u8; 32]| store.path(&Digest(*piece)));
-    Ok(import::from_pieces(PieceSource::new(manifest, path))?)
+    Ok(PieceSource::new(Manifest::decode(&bytes)?, path))
 }
 
 /// All layers of a model in this process, with room for so many sessions of so many tokens.
