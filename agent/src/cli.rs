@@ -70,16 +70,42 @@ pub(crate) enum Verb {
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
-    /// List the jobs that this agent knows, or end one
+    /// List the jobs that this agent knows
     Jobs {
         #[command(flatten)]
         data_dir: DataDir,
-        /// End this job (its owner only): the first digits of its id suffice
-        #[arg(long, value_name = "ID")]
-        cancel: Option<String>,
         /// Print one JSON array
         #[arg(long)]
         json: bool,
+    },
+    /// Show how a training job came on, outer step by outer step
+    Logs {
+        #[command(flatten)]
+        job: JobChoice,
+        /// Go on until the job ends
+        #[arg(long, short)]
+        follow: bool,
+        /// Print JSON Lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a job
+    Cancel {
+        #[command(flatten)]
+        job: JobChoice,
+    },
+    /// Take up a training job that was cancelled or failed, at its last outer step
+    Resume {
+        #[command(flatten)]
+        job: JobChoice,
+    },
+    /// Fetch what a training job has made so far
+    Result {
+        #[command(flatten)]
+        job: JobChoice,
+        /// The folder to write
+        #[arg(long, short, value_name = "FOLDER")]
+        output: PathBuf,
     },
     /// Work with signed logs
     Log {
@@ -215,6 +241,15 @@ pub(crate) struct ChatArgs {
     /// Tell how fast it was
     #[arg(long, short)]
     pub(crate) verbose: bool,
+}
+
+/// One of the jobs that an agent knows.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct JobChoice {
+    #[command(flatten)]
+    pub(crate) data_dir: DataDir,
+    /// The first digits of its id, as `skein jobs` lists it
+    pub(crate) id: String,
 }
 
 /// What runs a model in this process, without an agent.

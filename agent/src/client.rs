@@ -1,5 +1,6 @@
 //! How the other verbs talk to the running agent: its local API, found through `agent.json`.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -115,13 +116,28 @@ impl Client {
     /// # Errors
     /// When it is not held, or the file cannot be written.
     pub(crate) fn get_blob(&self, digest: Digest, into: &Path) -> Result<u64> {
-        let answer = self.agent.get(self.url(&format!("/api/blobs/{digest}"))).call();
+        let answer = self.agent.get(self.url(&format!("/api/blobs/{digest}?fetch=true"))).call();
         let mut response = self.answered(answer)?;
         let mut file =
             std::fs::File::create(into).with_context(|| format!("cannot write {}", into.display()))?;
         let mut body = response.body_mut().as_reader();
         let copied = std::io::copy(&mut body, &mut file);
         copied.with_context(|| format!("cannot write {}", into.display()))
+    }
+
+    /// A small blob that the agent holds, at most `most` bytes long, and truly the one asked for.
+    ///
+    /// # Errors
+    /// When it is not held, or too large.
+    pub(crate) fn get_bytes(&self, digest: Digest, most: u64) -> Result<Vec<u8>> {
+        let answer = self.agent.get(self.url(&format!("/api/blobs/{digest}?fetch=true"))).call();
+        let mut response = self.answered(answer)?;
+        let mut bytes = Vec::new();
+        std::io::Read::take(response.body_mut().as_reader(), most + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > most || Digest::of(&bytes) != digest {
+            bail!("the agent gave back another blob than {}, or a larger one than expected", digest.short());
+        }
+        Ok(bytes)
     }
 
     /// Submits a job.

@@ -43,7 +43,11 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Run { data_dir, job, example, detach, output } => {
             cmd::run::run(data_dir, job, example, detach, output)
         }
-        Verb::Jobs { data_dir, cancel, json } => cmd::jobs::run(data_dir, cancel, json),
+        Verb::Jobs { data_dir, json } => cmd::jobs::list(data_dir, json),
+        Verb::Logs { job, follow, json } => cmd::jobs::logs(job, follow, json),
+        Verb::Cancel { job } => cmd::jobs::cancel(job),
+        Verb::Resume { job } => cmd::jobs::resume(job),
+        Verb::Result { job, output } => cmd::jobs::result(job, &output),
         Verb::Log { verb: LogVerb::Verify { data_dir, log, json } } => cmd::log::verify(data_dir, log, json),
         Verb::Claim { data_dir, dry_run, json } => cmd::claim::run(data_dir, dry_run, json),
         Verb::Demo { data_dir, agents, json } => demo::run(data_dir.data_dir, agents, json),

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use skein_tests::agents::{Network, model, shape, wait_for};
+use skein_tests::agents::{Network, model, wait_for};
 
 const MEASURED: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let network = Network::of(3, 20_000)?;
-    model(&network.agents[0], &shape(4, 64))?;
+    model(&network.agents[0], 4, 64)?;
     // An idle worker is ended after half a minute; what is left is the daemon.
     wait_for("the workers to be ended", Duration::from_secs(120), || {
         for agent in &network.agents {

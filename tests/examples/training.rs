@@ -10,6 +10,7 @@ use std::io::Write;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use skein_tests::agents::{Network, PATIENCE, TEXT};
+use skein_tests::command::run;
 use skein_tests::yardstick::median;
 
 const AGENTS: u32 = 3;
@@ -59,21 +60,24 @@ struct Trained {
 
 fn train(network: &Network, seed: u64, bits: u8, inner_steps: u32) -> Result<Trained> {
     let owner = &network.agents[0];
-    let shape = json!({ "layers": 6, "width": 128, "heads": 4, "context": 128 });
-    let work = json!({
-        "kind": "train", "shape": shape, "data": owner.put(TEXT)?, "rounds": ROUNDS, "inner_steps": inner_steps,
-        "batch": 4, "learning_rate_millionths": 3000, "outer_rate_millionths": 700_000,
-        "outer_momentum_millionths": 700_000, "seed": seed, "delta_bits": bits,
-    });
-    let job = owner.submit("measured", work)?;
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("text.txt"), TEXT)?;
+    let file = format!(
+        "kind = \"train\"\nname = \"measured\"\ndata = \"text.txt\"\nrounds = {ROUNDS}\ninner_steps = {inner_steps}\n\
+         batch = 4\ncontext = 128\nlearning_rate = 0.003\nseed = {seed}\ndelta_bits = {bits}\n\
+         [shape]\nlayers = 6\nwidth = 128\nheads = 4\ncontext = 128\n"
+    );
+    let path = folder.path().join("train.toml");
+    std::fs::write(&path, file)?;
+    let ran = run(&["run", &path.display().to_string(), "--detach", "--data-dir", &owner.dir()])?;
+    let job = ran.out.trim().to_owned();
     owner.job_until(&job, "the first outer step", PATIENCE * 10, |job| job["round"].as_u64() >= Some(1))?;
     let before = sent(network)?;
-    let done = owner.job_until(&job, "the last outer step", PATIENCE * 10, |job| job["phase"] == "done")?;
+    let done = owner.job_until(&job, "the last outer step", PATIENCE * 20, |job| job["phase"] == "done")?;
     let bytes = sent(network)? - before;
     eprintln!("seed {seed}, {bits} bits, {} agents: {}", network.agents.len(), done["held_out_micronats"]);
     let loss = done["held_out_micronats"].as_f64().with_context(|| format!("no loss in {done}"))? / 1e6;
-    // Twelve matrices of width squared in each layer, two tables of 256 and one of the context.
-    let weights = f64::from(12 * 6 * 128 * 128 + (2 * 256 + 128) * 128);
+    let weights = done["work"]["size"]["trained"].as_f64().context("no size")?;
     let steps = f64::from((ROUNDS - 1) * inner_steps);
     let agents = f64::from(u32::try_from(network.agents.len())?);
     Ok(Trained { loss, bytes_per_weight_and_step: bytes / agents / weights / steps })

@@ -451,42 +451,73 @@ impl Drop for Agent {
     }
 }
 
-/// The work of a small training job over a text that `data` names.
-pub fn training(data: &str, rounds: u32, inner_steps: u32) -> Value {
-    json!({
-        "kind": "train", "shape": shape(2, 32), "data": data, "rounds": rounds, "inner_steps": inner_steps,
-        "batch": 4, "learning_rate_millionths": 3000, "outer_rate_millionths": 700_000,
-        "outer_momentum_millionths": 900_000, "seed": 1, "delta_bits": 4,
-    })
+/// A small training job: what its file says beside name, kind, data and output.
+pub struct Training {
+    /// Of the shape.
+    pub layers: u16,
+    /// Of the shape and the sequences.
+    pub context: u16,
+    /// Outer steps.
+    pub rounds: u32,
+    /// Inner steps of an agent in each.
+    pub inner_steps: u32,
+    /// More lines.
+    pub more: &'static str,
 }
 
-/// A small model's shape.
-pub fn shape(layers: u16, context: u16) -> Value {
-    json!({ "layers": layers, "width": 32, "heads": 2, "context": context })
+impl Training {
+    /// Two layers over sequences of 32 bytes.
+    pub fn of(rounds: u32, inner_steps: u32) -> Self {
+        Self { layers: 2, context: 32, rounds, inner_steps, more: "" }
+    }
+
+    /// Writes the file and the text beside it; the file's path.
+    fn write(&self, folder: &Path, text: &[u8]) -> Result<String> {
+        fs::create_dir_all(folder)?;
+        let Self { layers, context, rounds, inner_steps, more } = self;
+        fs::write(folder.join("text.txt"), text)?;
+        let file = format!(
+            "kind = \"train\"\nname = \"train\"\ndata = \"text.txt\"\noutput = \"result\"\nrounds = {rounds}\n\
+             inner_steps = {inner_steps}\nbatch = 4\ncontext = {context}\nlearning_rate = 0.003\nseed = 1\n{more}\n\
+             [shape]\nlayers = {layers}\nwidth = 32\nheads = 2\ncontext = {context}\n"
+        );
+        let path = folder.join("train.toml");
+        fs::write(&path, file)?;
+        Ok(path.display().to_string())
+    }
 }
 
-/// Makes a model of `shape` at this agent, hardly trained; returns the checkpoint's digest.
+/// Submits a training job at this agent as a customer would; returns its id.
+///
+/// # Errors
+/// When it is refused.
+pub fn train(agent: &Agent, text: &[u8], training: &Training) -> Result<String> {
+    let folder = tempfile::tempdir()?;
+    let file = training.write(folder.path(), text)?;
+    let ran = run(&["run", &file, "--detach", "--data-dir", &agent.dir()])?;
+    ensure!(ran.code == 0, "{ran:?}");
+    Ok(ran.out.trim().to_owned())
+}
+
+/// Makes a model at this agent, hardly trained; the folder it is in.
 ///
 /// # Errors
 /// When training fails.
-pub fn model(agent: &Agent, shape: &Value) -> Result<String> {
-    let data = agent.put(&TEXT[..20_000])?;
-    let mut work = training(&data, 1, 1);
-    work["shape"] = shape.clone();
-    let job = agent.submit("model", work)?;
-    let done = agent.job_done(&job)?;
-    Ok(done["state"].as_str().context("no checkpoint")?.to_owned())
+pub fn model(agent: &Agent, layers: u16, context: u16) -> Result<PathBuf> {
+    let folder = agent.data_dir.join("customer");
+    let training = Training { layers, context, ..Training::of(1, 1) };
+    let file = training.write(&folder, &TEXT[..20_000])?;
+    let ran = run(&["run", &file, "--data-dir", &agent.dir()])?;
+    ensure!(ran.code == 0, "{ran:?}");
+    Ok(folder.join("result"))
 }
 
-/// Adds a checkpoint to this agent as `tiny`, has it served over `stages` agents, and waits until it is; returns the
-/// job's id.
+/// Adds a model to this agent as `tiny`, has it served over `stages` agents, and waits until it is; returns the job's id.
 ///
 /// # Errors
 /// When it does not come up.
-pub fn serve(agent: &Agent, model: &str, stages: u16) -> Result<String> {
-    let weights = agent.data_dir.join("tiny.safetensors");
-    fs::write(&weights, agent.blob(model)?.context("the checkpoint is not held")?)?;
-    serve_file(agent, &weights, "tiny", stages)
+pub fn serve(agent: &Agent, model: &Path, stages: u16) -> Result<String> {
+    serve_file(agent, model, "tiny", stages)
 }
 
 /// Likewise for a model in any file, by any name.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ed25519_dalek::SigningKey;
 use skein_proto::ids::{Digest, LeaseId, Millis, NodeId};
-use skein_proto::job::{ModelSize, Shape};
+use skein_proto::job::{ModelSize, TrainSize};
 use skein_proto::node::{Execution, Node, Record};
 use skein_proto::offer::Offer;
 
@@ -83,8 +83,17 @@ impl Host {
     }
 }
 
-/// The shape of every simulated model that is trained.
-pub(crate) const SHAPE: Shape = Shape { layers: 6, width: 16, heads: 2, context: 16 };
+/// The size of every simulated model that is trained.
+pub(crate) const TRAINED: TrainSize = TrainSize {
+    layers: 6,
+    width: 16,
+    feed_width: 48,
+    heads: 4,
+    vocabulary: 256,
+    weights: 220_000,
+    resident: 236_000,
+    trained: 236_000,
+};
 
 /// The size of every simulated model that is served: six layers, so that pipelines can be cut.
 pub(crate) const SIZE: ModelSize = ModelSize {

@@ -157,19 +157,24 @@ impl Model {
     }
 
     /// Whether `state` is what training by `spec` gives: every round merged all slices of that round, made
-    /// from the state before it, back to the first weights.
+    /// from the state before it, back to the first weights; and every sequence of the data was taken once.
     ///
     /// # Errors
     /// Where the chain breaks.
     pub fn check_training(&self, spec: &TrainSpec, state: Digest) -> Result<(), Broken> {
         let mut state = state;
+        // Of the round after this one.
+        let mut follows: Option<u64> = None;
         for expected in (0..spec.rounds).rev() {
             let Some(Shard::Merge { state: before, deltas, round, .. }) = self.made.get(&state) else {
                 return Err(format!("round {expected} is not a merge"));
             };
             check(*round == expected, || format!("round {round} stands where {expected} should"))?;
+            let mut next: Option<u64> = None;
+            let mut begins = None;
             for (place, delta) in deltas.iter().enumerate() {
-                let Some(Shard::Train { state, round, index, of, .. }) = self.made.get(delta) else {
+                let Some(Shard::Train { state, round, index, of, first, steps, .. }) = self.made.get(delta)
+                else {
                     return Err(format!("round {expected} merged something that is not trained"));
                 };
                 let fits = state == before
@@ -177,10 +182,23 @@ impl Model {
                     && usize::from(*index) == place
                     && usize::from(*of) == deltas.len();
                 check(fits, || format!("round {expected} merged a foreign slice {index} of {of}"))?;
+                check(next.is_none_or(|next| next == *first), || {
+                    format!("slice {index} of round {expected} begins at sequence {first}, not {next:?}")
+                })?;
+                begins = begins.or(Some(*first));
+                next = Some(first + u64::from(*steps) * u64::from(spec.batch));
             }
+            check(follows.is_none_or(|follows| Some(follows) == next), || {
+                format!("round {expected} ends at sequence {next:?}, the next begins at {follows:?}")
+            })?;
+            follows = begins;
             state = *before;
         }
-        let first = matches!(self.made.get(&state), Some(Shard::Init { seed, .. }) if *seed == spec.seed);
+        check(follows.is_none_or(|follows| follows == 0), || {
+            format!("the first round begins at {follows:?}")
+        })?;
+        let first =
+            matches!(self.made.get(&state), Some(Shard::Init { spec: begun }) if begun.seed == spec.seed);
         check(first, || "training did not start from the job's first weights".to_owned())
     }
 }

@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use skein_proto::genesis::Genesis;
 use skein_proto::holdings::Executed;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId};
-use skein_proto::job::{JobSpec, ServeSpec, Shard, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, ServeSpec, Shard, TrainSpec, Work};
 use skein_proto::lease::Pace;
 use skein_proto::limits::TICK_MS;
 use skein_proto::message::{JobStatus, Phase};
 use skein_proto::node::{Execution, Input, Node, Output};
 use skein_proto::signed::encode;
 
-use crate::machine::{Host, Labour, SHAPE, SIZE, Wire};
+use crate::machine::{Host, Labour, SIZE, TRAINED, Wire};
 use crate::model::{Broken, Model, Terms};
 use crate::prng::Prng;
 
@@ -176,10 +176,14 @@ impl World {
     /// `owner` submits a training job of `rounds` outer steps.
     pub fn train(&mut self, owner: usize, rounds: u32) -> Result<JobId, Broken> {
         let data = Digest::of(&self.prng.bits().to_le_bytes());
-        self.hosts[owner].blobs.insert(data);
+        let model = Digest::of(&self.prng.bits().to_le_bytes());
+        self.hosts[owner].blobs.extend([data, model]);
         let spec = TrainSpec {
-            shape: SHAPE,
+            model,
+            size: TRAINED,
+            method: Method::Full,
             data,
+            context: 16,
             rounds,
             inner_steps: 4,
             batch: 2,
@@ -206,7 +210,7 @@ impl World {
         let job = node.sign_job(spec.clone());
         let id = JobId(job.digest().0);
         self.jobs.insert(id, (owner, spec));
-        self.input(owner, Input::Submit(job))?;
+        self.input(owner, Input::Submit(job, None))?;
         Ok(id)
     }
 

@@ -7,7 +7,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use skein_tests::agents::{self, Network, TEXT, training};
+use skein_tests::agents::{self, Network, TEXT, Training};
 use skein_tests::command::{explains, run, set};
 
 const LONG_EPOCH_MS: u64 = 600_000;
@@ -18,13 +18,17 @@ const USAGE: i32 = 2;
 fn every_verb_explains_itself_and_its_flags() -> Result<()> {
     let up =
         ["--headless", "--data-dir", "--listen", "--api", "--bootstrap", "--network", "--memory", "--device"];
-    let verbs: [(&[&str], &[&str]); 9] = [
+    let verbs: [(&[&str], &[&str]); 13] = [
         (&["up"], &up),
         (&["down"], &["--data-dir"]),
         (&["status"], &["--data-dir", "--json"]),
         (&["bench"], &["--data-dir", "--json", "--device"]),
         (&["run"], &["--data-dir", "--example", "--detach", "--output"]),
-        (&["jobs"], &["--data-dir", "--json", "--cancel"]),
+        (&["jobs"], &["--data-dir", "--json"]),
+        (&["logs"], &["--data-dir", "--json", "--follow", "<ID>"]),
+        (&["cancel"], &["--data-dir", "<ID>"]),
+        (&["resume"], &["--data-dir", "<ID>"]),
+        (&["result"], &["--data-dir", "--output", "<ID>"]),
         (&["claim"], &["--data-dir", "--json", "--dry-run"]),
         (&["log", "verify"], &["--data-dir", "--json"]),
         (&["demo"], &["--agents", "--json"]),
@@ -115,14 +119,13 @@ fn one_agent_answers_every_verb_in_json_and_in_words() -> Result<()> {
 
     ensure!(of(&["jobs", "--json"])?.json()? == Value::Array(Vec::new()), "jobs before any was submitted");
     ensure!(of(&["jobs"])?.out.contains("skein run"), "no jobs, and no word of how to submit one");
-    let data = agent.put(&TEXT[..20_000])?;
-    let id = agent.submit("by-hand", training(&data, 1, 2))?;
+    let id = agents::train(agent, &TEXT[..20_000], &Training::of(1, 2))?;
     agent.job_done(&id)?;
     let jobs = of(&["jobs", "--json"])?.json()?;
     ensure!(jobs[0]["id"] == id.as_str() && jobs[0]["phase"] == "done", "{jobs}");
     let words = of(&["jobs"])?;
-    ensure!(words.out.contains("by-hand") && words.out.contains("done"), "{words:?}");
-    let nobody = of(&["jobs", "--cancel", "ffffffffffff"])?;
+    ensure!(words.out.contains("train") && words.out.contains("done"), "{words:?}");
+    let nobody = of(&["cancel", "ffffffffffff"])?;
     nobody.refuses(&["ffffffffffff", "skein jobs"])?;
 
     let claim = of(&["claim", "--dry-run", "--json"])?;
@@ -189,11 +192,21 @@ fn the_example_of_a_job_is_a_job_that_runs() -> Result<()> {
     let job = job.display().to_string();
     let said = run(&["run", &job, "--data-dir", &agent.dir()])?;
     ensure!(said.code == 0 && said.out.starts_with("done") && said.out.contains("wrote"), "{said:?}");
-    let weights = fs::read(folder.join("shakespeare.safetensors"))?;
-    ensure!(weights.len() > 10_000, "the result has {} bytes", weights.len());
-    let drawn = fs::read_to_string(folder.join("shakespeare.curve.svg"))?;
+    let result = folder.join("shakespeare");
+    for name in ["model.safetensors", "shakespeare.gguf"] {
+        let length = fs::metadata(result.join(name)).with_context(|| name.to_owned())?.len();
+        ensure!(length > 10_000, "{name} has {length} bytes");
+    }
+    let report: Value = serde_json::from_slice(&fs::read(result.join("report.json"))?)?;
+    // Two outer steps of three inner ones of two sequences.
+    ensure!(
+        report["sequences"]["to"] == 12
+            && report["sequences"]["left_out"].as_array().is_some_and(Vec::is_empty),
+        "{report}"
+    );
+    let drawn = fs::read_to_string(result.join("curve.svg"))?;
     ensure!(drawn.starts_with("<svg") && drawn.contains("held out"), "{drawn}");
-    let curve = fs::read_to_string(folder.join("shakespeare.curve.jsonl"))?;
+    let curve = fs::read_to_string(result.join("curve.jsonl"))?;
     let points: Vec<Value> = curve.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let rounds: Vec<Option<u64>> = points.iter().map(|point| point["round"].as_u64()).collect();
     // So small a job may be done before the coordinator told of every step.
@@ -218,7 +231,7 @@ fn the_example_of_a_job_is_a_job_that_runs() -> Result<()> {
     let id = agent.get("/api/jobs")?;
     let serving = id.as_array().into_iter().flatten().find(|job| job["phase"] == "running");
     let id = serving.and_then(|job| job["id"].as_str()).context("it does not serve")?.to_owned();
-    let said = run(&["jobs", "--cancel", &id[..12], "--data-dir", &agent.dir()])?;
+    let said = run(&["cancel", &id[..12], "--data-dir", &agent.dir()])?;
     ensure!(said.code == 0, "{said:?}");
     agent.job_until(&id, "the end of serving", agents::SOON, |job| job["phase"] == "done")?;
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use skein_tests::agents::{self, Network, TEXT, training, wait_for};
+use skein_tests::agents::{self, Network, TEXT, Training, wait_for};
 use skein_tests::command::{Said, explains, run};
 use skein_tests::language;
 
@@ -51,8 +51,7 @@ fn tampered(log: &Path, into: PathBuf, file: &str, at: impl Fn(usize) -> usize) 
 fn a_verifier_that_shares_no_code_with_us_comes_to_our_verdict() -> Result<()> {
     let network = Network::of(1, LONG_EPOCH_MS)?;
     let agent = &network.agents[0];
-    let data = agent.put(&TEXT[..20_000])?;
-    let job = agent.submit("train", training(&data, 3, 4))?;
+    let job = agents::train(agent, &TEXT[..20_000], &Training::of(3, 4))?;
     agent.job_done(&job)?;
     // One initial state, and three rounds of training and merging, all accepted.
     wait_for("the acceptances", agents::SOON, || Ok((agent.log()?.size() == 14).then_some(())))?;

@@ -14,19 +14,17 @@ use serde_json::{Value, json};
 use skein_mesh::BlobStore;
 use skein_proto::election::Reign;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, Term, Units};
-use skein_proto::job::{JobSpec, Shape, Shard, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, Shard, TrainSize, TrainSpec, Work};
 use skein_proto::lease::{Acceptance, End, Fence, Lease, Receipt};
 use skein_proto::message::{JobStatus, Message, Phase};
 use skein_proto::signed::{Envelope, Signed};
-use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, training, wait_for};
+use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, Training, wait_for};
 use skein_tests::command::explains;
 use skein_tests::http::{Answer, request, send};
 use skein_tests::prng::Prng;
 use skein_tests::rogue::{CORE, LEDGER, Rogue};
 
 const LONG_EPOCH_MS: u64 = 600_000;
-const SHAPE: Shape = Shape { layers: 2, width: 32, heads: 2, context: 32 };
-
 /// The answer is this refusal, and says why.
 fn refuses(answer: &Answer, status: u16, words: &[&str]) -> Result<()> {
     ensure!(answer.status == status, "{status} expected: {answer:?}");
@@ -87,7 +85,7 @@ fn requests_that_make_no_sense_are_refused_and_the_next_is_answered() -> Result<
         let answer = send(agent.api, &request("GET", &path, agent.api, &[], &[]))?;
         refuses(&answer, status, words).with_context(|| path.clone())?;
     }
-    let good = json!({ "name": "train", "nonce": 1, "work": training(&none, 1, 1) });
+    let good = json!({ "name": "train", "nonce": 1, "work": work(&none) });
     let with = |key: &str, value: Value| {
         let mut work = good["work"].clone();
         work[key] = value;
@@ -125,8 +123,7 @@ fn requests_that_make_no_sense_are_refused_and_the_next_is_answered() -> Result<
 fn a_completion_that_cannot_be_is_refused_with_its_reason() -> Result<()> {
     let network = Network::of(1, LONG_EPOCH_MS)?;
     let agent = &network.agents[0];
-    let shape = agents::shape(2, 64);
-    let model = agents::model(agent, &shape)?;
+    let model = agents::model(agent, 2, 64)?;
     agents::serve(agent, &model, 1)?;
     let ask = |changes: Value| -> Result<Answer> {
         let mut body = json!({ "model": "tiny", "prompt": "To be", "max_tokens": 8, "temperature": 0 });
@@ -218,9 +215,53 @@ fn half_open_connections_do_not_keep_others_out() -> Result<()> {
     network.finish()
 }
 
+/// Training, as the API takes it.
+fn work(blob: &str) -> Value {
+    json!({
+        "kind": "train", "model": blob, "data": blob, "method": "full", "context": 32, "rounds": 1, "inner_steps": 1,
+        "batch": 4, "learning_rate_millionths": 3000, "outer_rate_millionths": 700_000,
+        "outer_momentum_millionths": 900_000, "seed": 1, "delta_bits": 4,
+        "size": {
+            "layers": 2, "width": 32, "feed_width": 88, "heads": 2, "vocabulary": 256, "weights": 30_000,
+            "resident": 40_000, "trained": 40_000,
+        },
+    })
+}
+
+/// What a job's owner might count of a model.
+const SIZE: TrainSize = TrainSize {
+    layers: 2,
+    width: 32,
+    feed_width: 88,
+    heads: 2,
+    vocabulary: 256,
+    weights: 30_000,
+    resident: 40_000,
+    trained: 40_000,
+};
+
+/// A job that makes sense, but for what it trains on.
+fn sensible() -> TrainSpec {
+    TrainSpec {
+        model: Digest::of(TEXT),
+        size: SIZE,
+        method: Method::Full,
+        data: Digest::of(TEXT),
+        context: 32,
+        rounds: 1,
+        inner_steps: 1,
+        batch: 1,
+        learning_rate_millionths: 1,
+        outer_rate_millionths: 1,
+        outer_momentum_millionths: 0,
+        delta_bits: 4,
+        seed: 0,
+    }
+}
+
 /// A lease of a shard that nobody asked for, signed by whoever.
 fn invented(rogue: &Rogue, agent: skein_proto::ids::NodeId, term: u64) -> Envelope<Lease> {
-    let shard = Shard::Init { shape: SHAPE, seed: 1, data: Digest::of(TEXT) };
+    let shard = Shard::Init { spec: sensible() };
     let lease = Lease {
         job: JobId([1; 32]),
         agent,
@@ -271,18 +312,7 @@ fn lies(rogue: &Rogue, victim: &Agent, reign: Reign) -> Result<()> {
     rogue.say(&Message::Renew(LeaseId([3; 32])));
     rogue.say(&Message::Cancel(JobId([4; 32])));
     // A job in the name of a key that is not its own, and a word about it that only a coordinator may say.
-    let spec = TrainSpec {
-        shape: SHAPE,
-        data: Digest::of(TEXT),
-        rounds: u32::MAX,
-        inner_steps: 0,
-        batch: 0,
-        learning_rate_millionths: 0,
-        outer_rate_millionths: 0,
-        outer_momentum_millionths: 0,
-        delta_bits: 4,
-        seed: 0,
-    };
+    let spec = TrainSpec { rounds: u32::MAX, inner_steps: 0, batch: 0, ..sensible() };
     let spec = JobSpec { name: "\u{1b}[2J".repeat(1_000), nonce: 0, work: Work::Train(spec) };
     let job = Signed::new(spec, &rogue.network, &rogue.key);
     let mut status = JobStatus::new(&job);
@@ -296,14 +326,13 @@ fn lies(rogue: &Rogue, victim: &Agent, reign: Reign) -> Result<()> {
 fn a_peer_that_lies_is_not_believed_and_harms_nobody() -> Result<()> {
     let network = Network::of(2, 3_000)?;
     let owner = &network.agents[0];
-    let data = owner.put(&TEXT[..40_000])?;
     let status = owner.status()?;
     let coordinator = network.coordinator()?;
     let reign = Reign {
         term: Term(status["term"].as_u64().context("no term")?),
         coordinator: network.agents[coordinator].node.parse()?,
     };
-    let job = owner.submit("train", training(&data, 8, 20))?;
+    let job = agents::train(owner, &TEXT[..40_000], &Training::of(8, 20))?;
     let rogues = [Rogue::join(&network.agents[0], 0x66)?, Rogue::join(&network.agents[1], 0x67)?];
     let mut prng = Prng::new(0x5eed);
     for (rogue, victim) in rogues.iter().zip(&network.agents) {
@@ -368,8 +397,7 @@ fn a_lease_that_expired_is_not_paid_however_late_its_receipt_comes() -> Result<(
     wait_for("the offer to be known", SOON, || {
         Ok((agent.status()?["peers"][0]["device"] == "rogue").then_some(()))
     })?;
-    let data = agent.put(&TEXT[..20_000])?;
-    let job = agent.submit("train", training(&data, 1, 2))?;
+    let job = agents::train(agent, &TEXT[..20_000], &Training::of(1, 2))?;
     // A real grant to a member like others, which then does nothing with it.
     let lease = rogue.hears("a grant", |message| {
         if let Message::Grant { lease, .. } = message { Some(lease) } else { None }
@@ -428,8 +456,7 @@ fn a_pseudo_gradient_of_nonsense_is_left_out_and_its_maker_gets_no_more_work() -
             });
         });
         let worked = || -> Result<(Value, usize)> {
-            let data = coordinator.put(&TEXT[..40_000])?;
-            let job = coordinator.submit("train", training(&data, 5, 5))?;
+            let job = agents::train(coordinator, &TEXT[..40_000], &Training::of(5, 5))?;
             let told = coordinator.job_until(&job, "the rogue to be found out", PATIENCE, |job| {
                 job["refused"][0].as_str().is_some()
             })?;
@@ -469,8 +496,7 @@ fn datagrams_of_noise_keep_nobody_from_working() -> Result<()> {
         }
         Ok(sent)
     });
-    let data = network.agents[0].put(&TEXT[..40_000])?;
-    let job = network.agents[0].submit("train", training(&data, 4, 10))?;
+    let job = agents::train(&network.agents[0], &TEXT[..40_000], &Training::of(4, 10))?;
     let done = network.agents[0].job_done(&job)?;
     ensure!(done["digests_equal"] == true, "{done}");
     let sent = noise.join().ok().context("the noise broke off")??;

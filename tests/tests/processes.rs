@@ -13,7 +13,7 @@ use skein_ledger::entry::Entry;
 use skein_proto::ids::Digest;
 use skein_proto::job::Shard;
 use skein_proto::lease::End;
-use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, training, wait_for};
+use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, Training, wait_for};
 use skein_tests::command::{run, signal};
 use skein_tests::http;
 
@@ -66,8 +66,7 @@ fn a_member_killed_while_training_costs_nothing_that_was_acknowledged() -> Resul
     let coordinator = network.coordinator()?;
     let owner = usize::from(coordinator == 0);
     let victim = (0..3).find(|place| ![coordinator, owner].contains(place)).context("no third agent")?;
-    let data = network.agents[owner].put(&TEXT[..40_000])?;
-    let job = network.agents[owner].submit("train", training(&data, 8, 20))?;
+    let job = agents::train(&network.agents[owner], &TEXT[..40_000], &Training::of(8, 20))?;
     network.agents[owner].job_until(&job, "the first outer step", SOON, |job| {
         job["round"].as_u64().is_some_and(|round| (1..6).contains(&round))
     })?;
@@ -99,7 +98,7 @@ fn a_member_killed_while_training_costs_nothing_that_was_acknowledged() -> Resul
     ensure!(network.agents[victim].node == node, "another identity after the restart");
     ensure!(number(&network.agents[victim].status()?["log"]["entries"])? == on_disk, "the log changed");
     network.met(3)?;
-    let again = network.agents[owner].submit("again", training(&data, 2, 5))?;
+    let again = agents::train(&network.agents[owner], &TEXT[..40_000], &Training::of(2, 5))?;
     network.agents[owner].job_done(&again)?;
     let log = wait_for("the acceptances", SOON, || {
         let log = network.agents[victim].log()?;
@@ -140,8 +139,7 @@ fn a_stage_killed_while_it_generates_is_replaced_within_the_stream() -> Result<(
     let coordinator = network.coordinator()?;
     let door = usize::from(coordinator == 0);
     let victim = (0..3).find(|place| ![coordinator, door].contains(place)).context("no third agent")?;
-    let shape = agents::shape(3, 1_024);
-    let model = agents::model(&network.agents[door], &shape)?;
+    let model = agents::model(&network.agents[door], 3, 1_024)?;
     agents::serve(&network.agents[door], &model, 3)?;
     let request = json!({ "model": "tiny", "prompt": "To be", "max_tokens": 1_000, "temperature": 0 });
     let whole = network.agents[door].order("/v1/completions", &request)?;
@@ -196,10 +194,8 @@ fn busy(agent: &Agent) -> Result<()> {
 fn a_worker_that_dies_or_hangs_costs_its_lease_and_nothing_else() -> Result<()> {
     let network = Network::of(1, LONG_EPOCH_MS)?;
     let agent = &network.agents[0];
-    let data = agent.put(&TEXT[..40_000])?;
-    let mut work = training(&data, 4, 200);
-    work["shape"] = agents::shape(2, 64);
-    let job = agent.submit("train", work)?;
+    let training = Training { context: 64, ..Training::of(4, 200) };
+    let job = agents::train(agent, &TEXT[..40_000], &training)?;
     for (fault, deaths) in [("KILL", 1), ("ABRT", 2)] {
         busy(agent)?;
         let pid = worker(agent, None)?;
@@ -242,8 +238,7 @@ fn a_worker_that_dies_or_hangs_costs_its_lease_and_nothing_else() -> Result<()> 
 fn a_worker_that_dies_again_and_again_is_started_more_and_more_slowly() -> Result<()> {
     let network = Network::of(1, LONG_EPOCH_MS)?;
     let agent = &network.agents[0];
-    let shape = agents::shape(2, 64);
-    let model = agents::model(agent, &shape)?;
+    let model = agents::model(agent, 2, 64)?;
     // A stage wants its worker back at once, as often as it dies.
     agents::serve(agent, &model, 1)?;
     let mut waits = Vec::new();
@@ -267,8 +262,7 @@ fn a_worker_that_dies_again_and_again_is_started_more_and_more_slowly() -> Resul
 fn a_stage_whose_worker_hangs_is_replaced() -> Result<()> {
     let network = Network::of(1, LONG_EPOCH_MS)?;
     let agent = &network.agents[0];
-    let shape = agents::shape(2, 64);
-    let model = agents::model(agent, &shape)?;
+    let model = agents::model(agent, 2, 64)?;
     agents::serve(agent, &model, 1)?;
     let request = json!({ "model": "tiny", "prompt": "To be", "max_tokens": 8, "temperature": 0 });
     let expected = agent.order("/v1/completions", &request)?["choices"][0]["text"].clone();
@@ -288,8 +282,7 @@ fn the_coordinator_is_killed_and_the_job_goes_on_under_another() -> Result<()> {
     let first = network.coordinator()?;
     let owner = (0..3).find(|&place| place != first).context("nobody else")?;
     let term = number(&network.agents[owner].status()?["term"])?;
-    let data = network.agents[owner].put(&TEXT[..40_000])?;
-    let job = network.agents[owner].submit("train", training(&data, 8, 20))?;
+    let job = agents::train(&network.agents[owner], &TEXT[..40_000], &Training::of(8, 20))?;
     let before = network.agents[owner].job_until(&job, "the first outer step", SOON, |job| {
         job["round"].as_u64().is_some_and(|round| (1..6).contains(&round))
     })?;
@@ -319,7 +312,7 @@ fn the_coordinator_is_killed_and_the_job_goes_on_under_another() -> Result<()> {
     network.met(3)?;
     let status = network.agents[owner].status()?;
     ensure!(number(&status["term"])? >= term, "an earlier term is obeyed again: {status}");
-    let more = network.agents[first].submit("more", training(&data, 2, 5))?;
+    let more = agents::train(&network.agents[first], &TEXT[..40_000], &Training::of(2, 5))?;
     network.agents[first].job_done(&more)?;
     network.finish()
 }
@@ -340,8 +333,7 @@ fn agreed(network: &Network, enough: impl Fn(&Value) -> bool) -> Result<Value> {
 fn epochs_are_settled_exactly_and_all_agree_also_after_a_restart() -> Result<()> {
     let mut network = Network::of(3, 4_000)?;
     let owner = &network.agents[0];
-    let data = owner.put(&TEXT[..40_000])?;
-    let job = owner.submit("train", training(&data, 6, 10))?;
+    let job = agents::train(owner, &TEXT[..40_000], &Training::of(6, 10))?;
     let done = owner.job_done(&job)?;
     ensure!(done["digests_equal"] == true, "{done}");
     let shared = |ledger: &Value| {
@@ -377,7 +369,7 @@ fn epochs_are_settled_exactly_and_all_agree_also_after_a_restart() -> Result<()>
     network.agents[2].kill()?;
     let away = network.agents.remove(2);
     let owner = &network.agents[0];
-    let more = owner.submit("more", training(&data, 3, 10))?;
+    let more = agents::train(owner, &TEXT[..40_000], &Training::of(3, 10))?;
     owner.job_done(&more)?;
     let height = number(&ledger["height"])?;
     agreed(&network, |ledger| number(&ledger["height"]).is_ok_and(|now| now > height))?;
@@ -399,8 +391,7 @@ fn leases_and_receipts(agent: &Agent, taken: u64) -> Result<()> {
 #[test]
 fn an_agent_that_is_told_to_leave_ends_its_leases_and_exits_well() -> Result<()> {
     let mut network = Network::of(2, LONG_EPOCH_MS)?;
-    let shape = agents::shape(2, 64);
-    let model = agents::model(&network.agents[0], &shape)?;
+    let model = agents::model(&network.agents[0], 2, 64)?;
     agents::serve(&network.agents[0], &model, 2)?;
     for (place, by_signal) in [(1, false), (0, true)] {
         let status = wait_for("its stages", SOON, || {

@@ -15,10 +15,13 @@ use safetensors::tensor::{Dtype, SafeTensorError, View};
 use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 
+use skein_engine::dtype::dequantize;
+use skein_engine::source::{SourceError, TensorSource};
+
 use crate::limits::CHECKPOINT_BYTES_MAX;
 use crate::packing::{BLOCK, Bits, Packed, pack, unpack};
 use crate::random::{mix, mix_all, normal};
-use crate::shape::{ModelShape, Role, TensorSpec};
+use crate::trainee::{LORA_A, LORA_B, Method, TensorSpec, Trainee};
 
 /// BLAKE3 digest of a file.
 pub type Digest = [u8; 32];
@@ -31,17 +34,6 @@ const MOMENTUM_PREFIX: &str = "momentum.";
 
 /// Names of a packed delta's scales start with this.
 const SCALES_PREFIX: &str = "scales.";
-
-/// Deviation of the initial embeddings and positions. The first norm rescales rows, so only their size relative to
-/// what the layers add matters: large tables let attention tell positions apart from the first step.
-const TABLE_DEVIATION: f32 = 0.2;
-
-/// Deviation of initial matrices times the root of the width. 0.7 learned a megabyte of prose about twice as fast as
-/// GPT-2's fixed deviation of 0.02 (held-out 2.32 nats instead of 2.48 after 300 steps at width 128).
-const MATRIX_GAIN: f32 = 0.7;
-
-/// Likewise for matrices that write into the residual stream, further divided by the root of their number.
-const RESIDUAL_GAIN: f32 = 0.23;
 
 /// Why a checkpoint or delta could not be read or written. Nothing was changed on disk under the final name.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +68,9 @@ pub enum CheckpointError {
         /// What the parser said.
         source: SafeTensorError,
     },
+    /// The weights to start from could not be read.
+    #[error("the model to train cannot be used: {0}")]
+    Model(String),
     /// The file is safetensors, but not what was expected.
     #[error("{path}: {problem}")]
     Content {
@@ -86,11 +81,9 @@ pub enum CheckpointError {
     },
 }
 
-/// Weights and outer momentum between two rounds; both walk [`ModelShape::tensors`].
+/// Weights and outer momentum between two rounds; both walk [`Trainee::tensors`].
 #[derive(Clone, PartialEq)]
 pub struct Checkpoint {
-    /// Shape of the model.
-    pub shape: ModelShape,
     /// Outer steps taken so far.
     pub round: u32,
     /// One row-major vector per tensor.
@@ -102,26 +95,24 @@ pub struct Checkpoint {
 /// The pseudo-gradient of one shard: weights before less weights after, per tensor.
 #[derive(Clone, PartialEq)]
 pub struct Delta {
-    /// Shape of the model.
-    pub shape: ModelShape,
     /// The round that the shard started from.
     pub round: u32,
     /// Of an element in the file, which holds no more than they tell.
     pub bits: Bits,
-    /// One row-major vector per tensor of [`ModelShape::tensors`].
+    /// One row-major vector per tensor of [`Trainee::tensors`].
     pub values: Vec<Vec<f32>>,
 }
 
 // Millions of numbers in a log or a failed assertion help nobody.
 impl fmt::Debug for Checkpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Checkpoint(round {}, {:?})", self.round, self.shape)
+        write!(formatter, "Checkpoint(round {})", self.round)
     }
 }
 
 impl fmt::Debug for Delta {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Delta(round {}, {:?})", self.round, self.shape)
+        write!(formatter, "Delta(round {}, {:?})", self.round, self.bits)
     }
 }
 
@@ -137,61 +128,56 @@ enum Kind {
 struct Header {
     kind: Kind,
     round: u32,
-    shape: ModelShape,
     /// Of a delta's elements; a checkpoint is always f32 and says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     bits: Option<u8>,
 }
 
 impl Checkpoint {
-    /// Round 0 of a job: weights drawn from `seed` in exact integer arithmetic, so every machine draws the same.
-    #[must_use]
-    pub fn initial(shape: ModelShape, seed: u64) -> Self {
-        let specs = shape.tensors();
-        // IEEE 754 defines division and square root to the last bit, so these too are the same everywhere.
-        let width = (shape.width() as f32).sqrt();
-        let residual = RESIDUAL_GAIN / width / (2.0 * shape.layers() as f32).sqrt();
-        let weights = specs
-            .iter()
-            .enumerate()
-            .map(|(number, spec)| {
+    /// Round 0 of a job: the model's own weights, or an adapter that changes nothing yet, drawn from `seed` in exact
+    /// integer arithmetic, so every machine draws the same.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Model`] when the model's weights cannot be read or are not finite.
+    pub fn initial(trainee: &Trainee, source: &dyn TensorSource, seed: u64) -> Result<Self, CheckpointError> {
+        let specs = trainee.tensors();
+        let tensor = |(number, spec): (usize, &TensorSpec)| match trainee.method() {
+            Method::Full => read_weights(source, &spec.name),
+            Method::Lora { .. } if spec.name.ends_with(LORA_B) => Ok(vec![0.0; spec.elements()]),
+            Method::Lora { .. } => {
+                debug_assert!(spec.name.ends_with(LORA_A), "an adapter has two parts");
                 let stream = mix_all(&[seed, number as u64]);
-                let deviation = match spec.role {
-                    Role::Gain => return vec![1.0; spec.elements()],
-                    Role::Table => TABLE_DEVIATION,
-                    Role::Matrix => MATRIX_GAIN / width,
-                    Role::ResidualMatrix => residual,
-                };
-                (0..spec.elements() as u64).map(|i| deviation * normal(mix(stream ^ i))).collect()
-            })
-            .collect();
+                // The deviation of PEFT's own initial values: uniform between -1/√inputs and 1/√inputs.
+                let deviation = 1.0 / (3.0 * spec.columns as f32).sqrt();
+                Ok((0..spec.elements() as u64).map(|i| deviation * normal(mix(stream ^ i))).collect())
+            }
+        };
+        let weights = specs.iter().enumerate().map(tensor).collect::<Result<_, _>>()?;
         let momentum = specs.iter().map(|spec| vec![0.0; spec.elements()]).collect();
-        Self { shape, round: 0, weights, momentum }
+        Ok(Self { round: 0, weights, momentum })
     }
 
     /// Reads and checks a checkpoint.
     ///
     /// # Errors
     /// [`CheckpointError`] names the file and, where one is at fault, the tensor.
-    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+    pub fn read(path: &Path, specs: &[TensorSpec]) -> Result<Self, CheckpointError> {
         let bytes = read_bounded(path)?;
         let (header, tensors) = open(path, &bytes, Kind::Checkpoint)?;
-        let specs = header.shape.tensors();
-        let weights = take(path, &tensors, "", &specs)?;
-        let momentum = take(path, &tensors, MOMENTUM_PREFIX, &specs)?;
+        let weights = take(path, &tensors, "", specs)?;
+        let momentum = take(path, &tensors, MOMENTUM_PREFIX, specs)?;
         nothing_else(path, &tensors, 2 * specs.len())?;
-        Ok(Self { shape: header.shape, round: header.round, weights, momentum })
+        Ok(Self { round: header.round, weights, momentum })
     }
 
     /// Writes the checkpoint and returns the digest of the file, which is complete and on disk when it appears.
     ///
     /// # Errors
     /// [`CheckpointError::Write`] or, for tensors that do not fit the shape, [`CheckpointError::Content`].
-    pub fn write(&self, path: &Path) -> Result<Digest, CheckpointError> {
-        let specs = self.shape.tensors();
-        let mut views = views(path, "", &specs, &self.weights)?;
-        views.extend(self::views(path, MOMENTUM_PREFIX, &specs, &self.momentum)?);
-        let header = Header { kind: Kind::Checkpoint, round: self.round, shape: self.shape, bits: None };
+    pub fn write(&self, path: &Path, specs: &[TensorSpec]) -> Result<Digest, CheckpointError> {
+        let mut views = views(path, "", specs, &self.weights)?;
+        views.extend(self::views(path, MOMENTUM_PREFIX, specs, &self.momentum)?);
+        let header = Header { kind: Kind::Checkpoint, round: self.round, bits: None };
         write(path, header, views)
     }
 }
@@ -201,31 +187,29 @@ impl Delta {
     ///
     /// # Errors
     /// [`CheckpointError`] names the file and, where one is at fault, the tensor.
-    pub fn read(path: &Path) -> Result<Self, CheckpointError> {
+    pub fn read(path: &Path, specs: &[TensorSpec]) -> Result<Self, CheckpointError> {
         let bytes = read_bounded(path)?;
         let (header, tensors) = open(path, &bytes, Kind::Delta)?;
-        let specs = header.shape.tensors();
         let bits = header.bits.and_then(Bits::of).ok_or_else(|| CheckpointError::Content {
             path: path.to_owned(),
             problem: format!("elements of {:?} bits, known are 4, 8 and 32", header.bits),
         })?;
         let (values, expected) = match bits {
-            Bits::All => (take(path, &tensors, "", &specs)?, specs.len()),
-            Bits::Four | Bits::Eight => (take_packed(path, &tensors, &specs, bits)?, 2 * specs.len()),
+            Bits::All => (take(path, &tensors, "", specs)?, specs.len()),
+            Bits::Four | Bits::Eight => (take_packed(path, &tensors, specs, bits)?, 2 * specs.len()),
         };
         nothing_else(path, &tensors, expected)?;
-        Ok(Self { shape: header.shape, round: header.round, bits, values })
+        Ok(Self { round: header.round, bits, values })
     }
 
     /// Writes the delta and returns the digest of the file, which is complete and on disk when it appears.
     ///
     /// # Errors
     /// [`CheckpointError::Write`] or, for tensors that do not fit the shape, [`CheckpointError::Content`].
-    pub fn write(&self, path: &Path) -> Result<Digest, CheckpointError> {
-        let specs = self.shape.tensors();
-        let whole = views(path, "", &specs, &self.values)?;
+    pub fn write(&self, path: &Path, specs: &[TensorSpec]) -> Result<Digest, CheckpointError> {
+        let whole = views(path, "", specs, &self.values)?;
         let bits = Some(self.bits.number());
-        let header = Header { kind: Kind::Delta, round: self.round, shape: self.shape, bits };
+        let header = Header { kind: Kind::Delta, round: self.round, bits };
         if self.bits == Bits::All {
             return write(path, header, whole);
         }
@@ -239,6 +223,25 @@ impl Delta {
             packed.push((format!("{SCALES_PREFIX}{}", spec.name), scales));
         }
         write(path, header, packed)
+    }
+}
+
+/// As it stands in files: vectors have one dimension.
+fn dimensions(spec: &TensorSpec) -> Vec<usize> {
+    if spec.rows == 1 { vec![spec.columns] } else { vec![spec.rows, spec.columns] }
+}
+
+/// A tensor of the model, as numbers.
+pub(crate) fn read_weights(source: &dyn TensorSource, name: &str) -> Result<Vec<f32>, CheckpointError> {
+    let unusable = |problem: String| CheckpointError::Model(problem);
+    let info = source.tensors().get(name).ok_or_else(|| SourceError::Missing(name.to_owned()));
+    let info = info.map_err(|error| unusable(error.to_string()))?;
+    let bytes = source.read(name).map_err(|error| unusable(error.to_string()))?;
+    let mut values = vec![0.0; (info.rows * info.columns) as usize];
+    dequantize(info.dtype, &bytes, &mut values).map_err(|error| unusable(error.to_string()))?;
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(at) => Err(unusable(format!("tensor {name} holds {} at element {at}", values[at]))),
     }
 }
 
@@ -279,12 +282,12 @@ fn take(
     for spec in specs {
         let name = format!("{prefix}{}", spec.name);
         let view = tensors.tensor(&name).map_err(|_| content(format!("tensor {name} is missing")))?;
-        if view.dtype() != Dtype::F32 || view.shape() != spec.dimensions {
+        if view.dtype() != Dtype::F32 || view.shape() != dimensions(spec) {
             return Err(content(format!(
                 "tensor {name} is {:?} {:?}, wanted F32 {:?}",
                 view.dtype(),
                 view.shape(),
-                spec.dimensions
+                dimensions(spec)
             )));
         }
         let (words, _) = view.data().as_chunks::<4>();
@@ -333,7 +336,7 @@ fn nothing_else(path: &Path, tensors: &SafeTensors<'_>, expected: usize) -> Resu
 
 /// A tensor on its way to a file.
 struct Source<'a> {
-    dimensions: &'a [usize],
+    dimensions: Vec<usize>,
     values: &'a [f32],
 }
 
@@ -343,7 +346,7 @@ impl View for Source<'_> {
     }
 
     fn shape(&self) -> &[usize] {
-        self.dimensions
+        &self.dimensions
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
@@ -393,7 +396,7 @@ fn views<'a>(
         return Err(CheckpointError::Content { path: path.to_owned(), problem });
     }
     let view = |(spec, values): (&'a TensorSpec, &'a Vec<f32>)| {
-        (format!("{prefix}{}", spec.name), Source { dimensions: &spec.dimensions, values })
+        (format!("{prefix}{}", spec.name), Source { dimensions: dimensions(spec), values })
     };
     Ok(specs.iter().zip(values).map(view).collect())
 }
@@ -435,65 +438,73 @@ fn sync_directory(path: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drawn::Drawn;
+    use crate::trainee::tests::config;
 
-    fn shape() -> ModelShape {
-        ModelShape::new(2, 8, 2, 4).unwrap()
+    fn begun() -> (Vec<TensorSpec>, Checkpoint) {
+        let trainee = Trainee::new(config(), false, Method::Full).unwrap();
+        let checkpoint = Checkpoint::initial(&trainee, &Drawn::new(config(), false, 3), 3).unwrap();
+        (trainee.tensors().to_vec(), checkpoint)
     }
 
     #[test]
     fn round_trips_and_repeats_its_bytes() {
         let directory = tempfile::tempdir().unwrap();
         let (first, second) = (directory.path().join("a"), directory.path().join("b"));
-        let mut checkpoint = Checkpoint::initial(shape(), 3);
+        let (specs, mut checkpoint) = begun();
         checkpoint.round = 9;
         checkpoint.momentum[1][0] = -0.5;
-        let digest = checkpoint.write(&first).unwrap();
-        assert_eq!(Checkpoint::read(&first).unwrap(), checkpoint);
-        assert_eq!(checkpoint.write(&second).unwrap(), digest);
+        let digest = checkpoint.write(&first, &specs).unwrap();
+        assert_eq!(Checkpoint::read(&first, &specs).unwrap(), checkpoint);
+        assert_eq!(checkpoint.write(&second, &specs).unwrap(), digest);
         let bytes = fs::read(&first).unwrap();
         assert_eq!(bytes, fs::read(&second).unwrap());
         assert_eq!(*blake3::hash(&bytes).as_bytes(), digest);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no partial file is left");
 
         for bits in [Bits::All, Bits::Eight, Bits::Four] {
-            let delta = Delta { shape: shape(), round: 9, bits, values: checkpoint.weights.clone() };
-            delta.write(&first).unwrap();
-            let read = Delta::read(&first).unwrap();
+            let delta = Delta { round: 9, bits, values: checkpoint.weights.clone() };
+            delta.write(&first, &specs).unwrap();
+            let read = Delta::read(&first, &specs).unwrap();
             assert_eq!(read == delta, bits == Bits::All);
-            read.write(&second).unwrap();
+            read.write(&second, &specs).unwrap();
             assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap(), "what was rounded stays");
-            assert_eq!(Delta::read(&second).unwrap(), read);
+            assert_eq!(Delta::read(&second, &specs).unwrap(), read);
         }
-        let refused = Checkpoint::read(&first).unwrap_err().to_string();
+        let refused = Checkpoint::read(&first, &specs).unwrap_err().to_string();
         assert!(refused.contains("this is a Delta"), "{refused}");
     }
 
     #[test]
-    fn initial_weights_are_pinned_for_every_machine() {
-        let directory = tempfile::tempdir().unwrap();
-        let digest = Checkpoint::initial(shape(), 3).write(&directory.path().join("a")).unwrap();
-        let other = Checkpoint::initial(shape(), 4).write(&directory.path().join("b")).unwrap();
-        assert_ne!(digest, other);
-        assert_eq!(blake3::Hash::from(digest).to_hex().as_str(), GOLDEN_INITIAL);
+    fn an_adapter_begins_as_nothing_and_is_the_same_for_a_seed() {
+        let trainee = Trainee::new(config(), false, Method::Lora { rank: 2, alpha: 4.0 }).unwrap();
+        let begin = |seed| Checkpoint::initial(&trainee, &Drawn::new(config(), false, 1), seed).unwrap();
+        assert!(begin(1) == begin(1) && begin(1) != begin(2));
+        for (spec, values) in trainee.tensors().iter().zip(begin(1).weights) {
+            assert_eq!(
+                values.iter().all(|value| *value == 0.0),
+                spec.name.ends_with(LORA_B),
+                "{}",
+                spec.name
+            );
+        }
     }
-
-    /// Changing this digest changes what a seed means on the network.
-    const GOLDEN_INITIAL: &str = "d7a1f8aa22980443b5837710e340471fc40f4264e2d07cee4f4a4bc0fcba1efd";
 
     #[test]
     fn every_truncation_and_foreign_file_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("c");
-        Checkpoint::initial(shape(), 1).write(&path).unwrap();
+        let (specs, checkpoint) = begun();
+        checkpoint.write(&path, &specs).unwrap();
         let bytes = fs::read(&path).unwrap();
         for length in (0..bytes.len()).step_by(97) {
             fs::write(&path, &bytes[..length]).unwrap();
-            assert!(Checkpoint::read(&path).is_err(), "{length} bytes");
+            assert!(Checkpoint::read(&path, &specs).is_err(), "{length} bytes");
         }
         fs::write(&path, [0xff; 64]).unwrap();
-        assert!(Checkpoint::read(&path).is_err());
+        assert!(Checkpoint::read(&path, &specs).is_err());
         assert!(matches!(
-            Checkpoint::read(directory.path().join("none").as_path()),
+            Checkpoint::read(directory.path().join("none").as_path(), &specs),
             Err(CheckpointError::Read { .. })
         ));
     }
@@ -502,36 +513,30 @@ mod tests {
     fn values_shapes_and_names_are_checked() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("c");
-        let mut checkpoint = Checkpoint::initial(shape(), 1);
+        let (specs, mut checkpoint) = begun();
         checkpoint.weights[3][1] = f32::NAN;
-        checkpoint.write(&path).unwrap();
-        let refused = Checkpoint::read(&path).unwrap_err().to_string();
+        checkpoint.write(&path, &specs).unwrap();
+        let refused = Checkpoint::read(&path, &specs).unwrap_err().to_string();
         assert!(refused.contains("holds NaN at element 1"), "{refused}");
 
         checkpoint.weights[3][1] = 0.0;
-        checkpoint.write(&path).unwrap();
+        checkpoint.write(&path, &specs).unwrap();
         let bytes = fs::read(&path).unwrap();
-        for (from, to) in [
-            ("layers.0.feed_in", "layers.0.feed_on"),
-            (r#"\"layers\":2"#, r#"\"layers\":1"#),
-            (r#"\"layers\":2"#, r#"\"layers\":3"#),
-            (r#"\"context\":4"#, r#"\"context\":5"#),
-            (r#"\"heads\":2"#, r#"\"heads\":3"#),
-            (r#"[8,24]"#, r#"[24,8]"#),
-        ] {
+        for (from, to) in [("blk.0.ffn_up", "blk.0.ffn_op"), ("[12,8]", "[8,12]"), ("\"F32\"", "\"I32\"")] {
             let text = bytes.windows(from.len()).position(|window| window == from.as_bytes());
             let at = text.unwrap_or_else(|| panic!("{from} is in the file"));
             let mut changed = bytes.clone();
             changed[at..at + to.len()].copy_from_slice(to.as_bytes());
             fs::write(&path, changed).unwrap();
-            assert!(Checkpoint::read(&path).is_err(), "{from} -> {to}");
+            assert!(Checkpoint::read(&path, &specs).is_err(), "{from} -> {to}");
         }
     }
 
     #[test]
     fn an_unwritable_place_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
-        let refused = Checkpoint::initial(shape(), 1).write(&directory.path().join("missing").join("c"));
+        let (specs, checkpoint) = begun();
+        let refused = checkpoint.write(&directory.path().join("missing").join("c"), &specs);
         assert!(matches!(refused, Err(CheckpointError::Write { .. })));
     }
 }

@@ -5,15 +5,19 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod data;
+mod decoder;
 pub mod device;
-mod gpt;
+pub mod drawn;
+#[cfg(test)]
+mod gradient_tests;
 pub mod limits;
 pub mod outer;
 pub mod packing;
 pub mod probe;
 pub mod protocol;
 mod random;
-pub mod shape;
 mod stages;
 pub mod train;
+pub mod trained;
+pub mod trainee;
 pub mod worker;

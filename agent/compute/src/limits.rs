@@ -8,20 +8,14 @@ pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// a gaming PC can spare.
 pub const CHECKPOINT_BYTES_MAX: u64 = 8 << 30;
 
-/// Largest training text that is read, in bytes.
-pub const TEXT_BYTES_MAX: u64 = 4 << 30;
+/// Largest file of tokens that is read, in bytes.
+pub const DATA_BYTES_MAX: u64 = 4 << 30;
 
-/// Most layers of a model shape.
-pub const LAYERS_MAX: u16 = 256;
+/// Most weights that learn; more would not fit a checkpoint of `CHECKPOINT_BYTES_MAX` with their momentum.
+pub const TRAINED_PARAMETERS_MAX: u64 = CHECKPOINT_BYTES_MAX / 8 - (1 << 20);
 
-/// Widest residual stream of a model shape, in elements.
-pub const WIDTH_MAX: u16 = 8_192;
-
-/// Longest context of a model shape, in tokens.
-pub const CONTEXT_MAX: u16 = 8_192;
-
-/// Most parameters of a model shape; more would not fit a checkpoint of `CHECKPOINT_BYTES_MAX` with its momentum.
-pub const PARAMETERS_MAX: u64 = CHECKPOINT_BYTES_MAX / 8 - (1 << 20);
+/// Highest rank of an adapter: beyond it, training all weights is cheaper.
+pub const LORA_RANK_MAX: u32 = 1_024;
 
 /// Most sequences in one training batch.
 pub const BATCH_MAX: u32 = 4_096;

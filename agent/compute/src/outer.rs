@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Delta};
 use crate::limits::{DELTA_MEDIAN_RATIO_MAX, DELTA_NORM_RATIO_MAX, DELTAS_MAX};
+use crate::trainee::TensorSpec;
 
 /// Why no next checkpoint was made. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -83,19 +84,24 @@ pub struct Merged {
 ///
 /// # Errors
 /// [`OuterError`] when the checkpoint or a delta cannot be read from the disk, or no delta is left.
-pub fn merge(checkpoint: &Path, deltas: &[PathBuf], rate: OuterRate) -> Result<Merged, OuterError> {
+pub fn merge(
+    specs: &[TensorSpec],
+    checkpoint: &Path,
+    deltas: &[PathBuf],
+    rate: OuterRate,
+) -> Result<Merged, OuterError> {
     if deltas.is_empty() || deltas.len() > DELTAS_MAX {
         return Err(OuterError::Count { count: deltas.len() });
     }
-    let mut state = Checkpoint::read(checkpoint)?;
-    let (good, refused) = sift(&state, deltas)?;
+    let mut state = Checkpoint::read(checkpoint, specs)?;
+    let (good, refused) = sift(specs, &state, deltas)?;
     if good.is_empty() {
         return Err(OuterError::Nothing(refused.into_iter().map(|(_, why)| why).next().unwrap_or_default()));
     }
     let mut sum: Vec<Vec<f32>> = state.weights.iter().map(|tensor| vec![0.0; tensor.len()]).collect();
     for path in &good {
         // One delta is in memory at a time, however many there are.
-        let delta = Delta::read(path)?;
+        let delta = Delta::read(path, specs)?;
         for (sum, values) in sum.iter_mut().flatten().zip(delta.values.iter().flatten()) {
             *sum += values;
         }
@@ -108,12 +114,16 @@ pub fn merge(checkpoint: &Path, deltas: &[PathBuf], rate: OuterRate) -> Result<M
 type Sifted<'a> = (Vec<&'a PathBuf>, Vec<(usize, String)>);
 
 /// The deltas that are what they should be, and why the others are not.
-fn sift<'a>(state: &Checkpoint, deltas: &'a [PathBuf]) -> Result<Sifted<'a>, OuterError> {
+fn sift<'a>(
+    specs: &[TensorSpec],
+    state: &Checkpoint,
+    deltas: &'a [PathBuf],
+) -> Result<Sifted<'a>, OuterError> {
     let weights = norm(&state.weights);
     let mut norms = Vec::new();
     let mut refused = Vec::new();
     for (place, path) in deltas.iter().enumerate() {
-        let found = Delta::read(path).map_err(OuterError::from);
+        let found = Delta::read(path, specs).map_err(OuterError::from);
         match found.and_then(|delta| check(state, &delta, path, weights)) {
             Ok(norm) => norms.push((place, path, norm)),
             // That is this machine's trouble, not the delta's.
@@ -141,12 +151,6 @@ fn sift<'a>(state: &Checkpoint, deltas: &'a [PathBuf]) -> Result<Sifted<'a>, Out
 /// The delta's norm.
 fn check(state: &Checkpoint, delta: &Delta, path: &Path, weights: f64) -> Result<f64, OuterError> {
     let mismatch = |problem| OuterError::Mismatch { path: path.to_owned(), problem };
-    if delta.shape != state.shape {
-        return Err(mismatch(format!(
-            "the delta is for {:?}, the checkpoint is {:?}",
-            delta.shape, state.shape
-        )));
-    }
     if delta.round != state.round {
         return Err(mismatch(format!(
             "the delta is of round {}, the checkpoint of {}",
@@ -183,7 +187,19 @@ fn norm(tensors: &[Vec<f32>]) -> f64 {
 mod tests {
     use super::*;
     use crate::packing::Bits;
-    use crate::shape::ModelShape;
+    use crate::trainee::tests::config;
+    use crate::trainee::{Method, Trainee};
+    use skein_engine::config::ModelConfig;
+
+    fn specs() -> Vec<TensorSpec> {
+        Trainee::new(config(), false, Method::Full).unwrap().tensors().to_vec()
+    }
+
+    /// All weights one half.
+    fn state(specs: &[TensorSpec]) -> Checkpoint {
+        let filled = |value: f32| specs.iter().map(|spec| vec![value; spec.elements()]).collect();
+        Checkpoint { round: 0, weights: filled(0.5), momentum: filled(0.0) }
+    }
 
     fn written(directory: &Path, name: &str, state: &Checkpoint, values: impl Fn(usize) -> f32) -> PathBuf {
         let mut counter = 0;
@@ -196,7 +212,7 @@ mod tests {
         };
         let values = state.weights.iter().map(fill).collect();
         let path = directory.join(name);
-        Delta { shape: state.shape, round: state.round, bits: Bits::All, values }.write(&path).unwrap();
+        Delta { round: state.round, bits: Bits::All, values }.write(&path, &specs()).unwrap();
         path
     }
 
@@ -204,21 +220,21 @@ mod tests {
     fn agrees_with_two_steps_by_hand() {
         let directory = tempfile::tempdir().unwrap();
         let start = directory.path().join("start");
-        let shape = ModelShape::new(1, 4, 1, 2).unwrap();
-        let mut state = Checkpoint::initial(shape, 5);
+        let specs = specs();
+        let mut state = state(&specs);
         state.weights[0][0] = 1.0;
-        state.write(&start).unwrap();
+        state.write(&start, &specs).unwrap();
         let rate = OuterRate { rate: 0.5, momentum: 0.75 };
         // First element: deltas 0.5 and 0.25, mean 0.375; b = 0.375; θ = 1 − 0.5(0.375 + 0.28125) = 0.671875.
         let a = written(directory.path(), "a", &state, |i| if i == 0 { 0.5 } else { 0.0 });
         let b = written(directory.path(), "b", &state, |i| if i == 0 { 0.25 } else { 0.0 });
-        let next = merge(&start, &[a, b], rate).unwrap().next;
+        let next = merge(&specs, &start, &[a, b], rate).unwrap().next;
         assert_eq!((next.weights[0][0], next.momentum[0][0], next.round), (0.671_875, 0.375, 1));
         assert_eq!(next.weights[0][1..], state.weights[0][1..], "what no delta touches stays");
         // One delta −0.125: b = 0.75·0.375 − 0.125 = 0.15625; θ −= 0.5(−0.125 + 0.1171875) → 0.67578125.
-        next.write(&start).unwrap();
+        next.write(&start, &specs).unwrap();
         let c = written(directory.path(), "c", &next, |i| if i == 0 { -0.125 } else { 0.0 });
-        let last = merge(&start, &[c], rate).unwrap().next;
+        let last = merge(&specs, &start, &[c], rate).unwrap().next;
         assert_eq!((last.weights[0][0], last.momentum[0][0], last.round), (0.675_781_25, 0.156_25, 2));
     }
 
@@ -226,19 +242,23 @@ mod tests {
     fn what_is_not_what_it_should_be_is_left_out_and_named() {
         let directory = tempfile::tempdir().unwrap();
         let start = directory.path().join("start");
-        let shape = ModelShape::new(1, 4, 1, 2).unwrap();
-        let state = Checkpoint::initial(shape, 5);
-        state.write(&start).unwrap();
+        let specs = specs();
+        let state = state(&specs);
+        state.write(&start, &specs).unwrap();
         let rate = OuterRate { rate: 0.7, momentum: 0.9 };
         let file = |name: &str, value: f32| written(directory.path(), name, &state, |_| value);
         let good = [file("one", 1e-3), file("two", 2e-3)];
-        let without = merge(&start, &good, rate).unwrap();
+        let without = merge(&specs, &start, &good, rate).unwrap();
         assert!(without.refused.is_empty());
 
         let cut = directory.path().join("cut");
         std::fs::write(&cut, &std::fs::read(&good[0]).unwrap()[..300]).unwrap();
         let old = Checkpoint { round: 3, ..state.clone() };
-        let other = Checkpoint::initial(ModelShape::new(2, 4, 1, 2).unwrap(), 5);
+        let wider = ModelConfig { feed_width: 16, ..config() };
+        let wider = Trainee::new(wider, false, Method::Full).unwrap().tensors().to_vec();
+        let foreign = directory.path().join("foreign");
+        let values = wider.iter().map(|spec| vec![0.0; spec.elements()]).collect();
+        Delta { round: 0, bits: Bits::All, values }.write(&foreign, &wider).unwrap();
         for (bad, why) in [
             (file("absurd", 1e6), "absurd: norm"),
             (file("loud", 5e-2), "more than 10 times the others"),
@@ -247,38 +267,47 @@ mod tests {
                 "poison: tensor",
             ),
             (written(directory.path(), "stale", &old, |_| 0.0), "stale: the delta is of round 3"),
-            (written(directory.path(), "foreign", &other, |_| 0.0), "foreign: the delta is for"),
+            (foreign, "foreign: tensor"),
             (cut, "cut is not a safetensors file"),
         ] {
             let all = [good[0].clone(), bad.clone(), good[1].clone()];
-            let merged = merge(&start, &all, rate).unwrap();
+            let merged = merge(&specs, &start, &all, rate).unwrap();
             assert_eq!(merged.next, without.next, "{why}");
             let [(1, reason)] = merged.refused.as_slice() else { panic!("{why}: {:?}", merged.refused) };
             assert!(reason.contains(why), "{reason}");
             if why != "more than 10 times the others" {
-                assert!(matches!(merge(&start, &[bad], rate), Err(OuterError::Nothing(_))), "{why}");
+                assert!(matches!(merge(&specs, &start, &[bad], rate), Err(OuterError::Nothing(_))), "{why}");
             }
         }
         let missing = [good[0].clone(), directory.path().join("missing")];
         assert!(
-            matches!(merge(&start, &missing, rate), Err(OuterError::File(_))),
+            matches!(merge(&specs, &start, &missing, rate), Err(OuterError::File(_))),
             "it may be there tomorrow"
         );
-        assert!(matches!(merge(&start, &[], rate), Err(OuterError::Count { count: 0 })));
+        assert!(matches!(merge(&specs, &start, &[], rate), Err(OuterError::Count { count: 0 })));
     }
 
     #[test]
     fn merging_twice_gives_the_same_file() {
         let directory = tempfile::tempdir().unwrap();
         let start = directory.path().join("start");
-        let state = Checkpoint::initial(ModelShape::new(1, 8, 2, 4).unwrap(), 5);
-        state.write(&start).unwrap();
+        let specs = specs();
+        let state = state(&specs);
+        state.write(&start, &specs).unwrap();
         let deltas: Vec<PathBuf> = (0..3)
             .map(|n| written(directory.path(), &format!("d{n}"), &state, |i| 1e-3 / (1 + i * (n + 1)) as f32))
             .collect();
         let rate = OuterRate { rate: 0.7, momentum: 0.9 };
-        let one = merge(&start, &deltas, rate).unwrap().next.write(&directory.path().join("one")).unwrap();
-        let two = merge(&start, &deltas, rate).unwrap().next.write(&directory.path().join("two")).unwrap();
+        let one = merge(&specs, &start, &deltas, rate)
+            .unwrap()
+            .next
+            .write(&directory.path().join("one"), &specs)
+            .unwrap();
+        let two = merge(&specs, &start, &deltas, rate)
+            .unwrap()
+            .next
+            .write(&directory.path().join("two"), &specs)
+            .unwrap();
         assert_eq!(one, two);
     }
 }

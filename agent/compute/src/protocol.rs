@@ -13,7 +13,7 @@ use skein_engine::toploc::Span;
 use crate::bench::BenchResult;
 use crate::checkpoint::Digest;
 use crate::limits::{DELTAS_MAX, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, PATH_BYTES_MAX};
-use crate::shape::ModelShape;
+use crate::trainee::Method;
 
 /// Why bytes are no message, or did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -55,19 +55,23 @@ pub enum Task {
     Describe,
     /// Measure the device. Ends in [`Reply::Benched`].
     Bench,
-    /// Write the initial checkpoint of a model. Ends in [`Reply::Initialised`].
+    /// Write the first checkpoint of a job. Ends in [`Reply::Initialised`].
     Init {
-        /// Shape of the model.
-        shape: ModelShape,
-        /// Seed of the weights.
+        /// What is to be trained.
+        model: ModelTask,
+        /// Seed of what is drawn.
         seed: u64,
         /// The checkpoint to write.
         out: String,
+        /// On what it is evaluated.
+        evaluate: Judge,
     },
     /// Run one inner phase. Ends in [`Reply::Trained`] or, after a cancel, [`Reply::Cancelled`].
     Train(TrainTask),
     /// Take one outer step. Ends in [`Reply::Merged`].
     Merge {
+        /// What is trained.
+        model: ModelTask,
         /// The checkpoint to start from.
         state: String,
         /// The deltas of its round; their order decides the last bits of the result.
@@ -78,15 +82,8 @@ pub enum Task {
         momentum_millionths: u32,
         /// The checkpoint to write.
         out: String,
-        /// A text on whose held-out part the new checkpoint is evaluated.
-        evaluate: Option<String>,
-    },
-    /// Evaluate a checkpoint on the held-out part of a text. Ends in [`Reply::Evaluated`].
-    Evaluate {
-        /// The checkpoint.
-        state: String,
-        /// The text.
-        data: String,
+        /// On what the new checkpoint is evaluated, if at all.
+        evaluate: Option<Judge>,
     },
     /// Load layers of a language model under a number. Ends in [`Reply::StageOpened`].
     StageOpen(StageTask),
@@ -118,29 +115,55 @@ pub enum Task {
     },
 }
 
+/// What is trained.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
+pub struct ModelTask {
+    /// The job; the optimiser's moments and the frozen weights stay in the worker as long as this does not change.
+    pub job: [u8; 32],
+    /// The model's manifest.
+    pub manifest: String,
+    /// The directory in which its pieces lie, each named by its digest in hex.
+    pub pieces: String,
+    /// Which weights learn.
+    pub method: Method,
+}
+
+/// By what a checkpoint is judged.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Judge {
+    /// The file of tokens, of which the held-out ones are used.
+    pub data: String,
+    /// Tokens per sequence.
+    pub context: u32,
+}
+
 /// One inner phase of one shard.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
 pub struct TrainTask {
-    /// The job; the optimiser's moments stay in the worker as long as this does not change.
-    pub job: [u8; 32],
+    /// What is trained.
+    pub model: ModelTask,
     /// The checkpoint to start from.
     pub state: String,
-    /// The text.
+    /// The file of tokens.
     pub data: String,
+    /// Tokens per sequence.
+    pub context: u32,
     /// Optimiser steps.
     pub inner_steps: u32,
-    /// Sequences per step, each of the model's full context.
+    /// Sequences per step.
     pub batch: u32,
+    /// Sequences whose activations are in memory at once.
+    pub at_once: u32,
     /// Learning rate in millionths.
     pub learning_rate_millionths: u32,
-    /// Steps, counted over all rounds, during which the learning rate rises linearly.
+    /// Steps of the first round during which the learning rate rises linearly.
     pub warmup_steps: u32,
     /// Outer round; must be the checkpoint's.
     pub round: u32,
-    /// Shard within the round.
-    pub index: u32,
-    /// Shards in the round.
-    pub of: u32,
+    /// Outer rounds of the job.
+    pub rounds: u32,
+    /// Number of the first window of the data, in the job's order.
+    pub first: u64,
     /// Seed of the job's data.
     pub seed: u64,
     /// Of an element of the delta: 4, 8 or 32.
@@ -202,12 +225,12 @@ pub enum Reply {
     },
     /// The device was measured.
     Benched(BenchResult),
-    /// The initial checkpoint is on disk.
+    /// The first checkpoint is on disk.
     Initialised {
         /// BLAKE3 of the file.
         digest: Digest,
-        /// Weights of the model.
-        parameters: u64,
+        /// Held-out loss in millionths of a nat per token.
+        held_out_micronats: i64,
     },
     /// The delta is on disk.
     Trained {
@@ -228,15 +251,6 @@ pub enum Reply {
         held_out_micronats: Option<i64>,
         /// Deltas that were left out, by their places in the task, and why.
         refused: Vec<(u32, String)>,
-    },
-    /// The held-out loss.
-    Evaluated {
-        /// In millionths of a nat per token.
-        loss_micronats: i64,
-        /// Tokens that it was measured on.
-        tokens: u64,
-        /// Round of the checkpoint.
-        round: u32,
     },
     /// The stage is loaded.
     StageOpened {
@@ -276,15 +290,19 @@ impl Task {
     /// Says which bound is exceeded.
     pub fn check(&self) -> Result<(), String> {
         let paths: Vec<&String> = match self {
-            Self::Init { out, .. } => vec![out],
-            Self::Train(task) => vec![&task.state, &task.data, &task.out],
-            Self::Merge { state, deltas, out, evaluate, .. } => {
+            Self::Init { model, out, evaluate, .. } => {
+                vec![&model.manifest, &model.pieces, out, &evaluate.data]
+            }
+            Self::Train(task) => {
+                vec![&task.model.manifest, &task.model.pieces, &task.state, &task.data, &task.out]
+            }
+            Self::Merge { model, state, deltas, out, evaluate, .. } => {
                 if deltas.len() > DELTAS_MAX {
                     return Err(format!("{} deltas, at most {DELTAS_MAX}", deltas.len()));
                 }
-                [state, out].into_iter().chain(deltas).chain(evaluate).collect()
+                let own = [&model.manifest, &model.pieces, state, out];
+                own.into_iter().chain(deltas).chain(evaluate.as_ref().map(|judge| &judge.data)).collect()
             }
-            Self::Evaluate { state, data } => vec![state, data],
             Self::StageOpen(task) => vec![&task.manifest, &task.pieces],
             Self::Describe
             | Self::Bench
@@ -405,7 +423,7 @@ mod tests {
     #[test]
     fn the_encoding_is_pinned() {
         let frame = encode(&Request { id: 7, body: Task::Cancel { id: 3 } }).unwrap();
-        assert_eq!(frame, [17, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 10, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(frame, [17, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 9, 3, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -79,7 +79,6 @@ pub(crate) fn serve<W: Write>(
             | Task::Init { .. }
             | Task::Train(_)
             | Task::Merge { .. }
-            | Task::Evaluate { .. }
             | Task::Cancel { .. } => replies.send(id, Reply::failed("no task of a stage".to_owned()))?,
         }
     }

@@ -1,17 +1,19 @@
 //! Owns the inner phase of DiLoCo: AdamW steps from a checkpoint to a delta, and the held-out evaluation.
-//! Must never keep weights between tasks: they come from the checkpoint each round. Only the optimiser's moments stay.
+//! Must never keep weights that learn between tasks: they come from the checkpoint each round. Only the optimiser's moments
+//! stay, and what is frozen.
 
 use std::path::Path;
 
 use burn::optim::{AdamW, AdamWConfig, AdamWState, Optimizer};
 use burn::tensor::{Device, Tensor};
+use skein_engine::source::TensorSource;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Delta};
-use crate::data::{Batch, DataError, StepId, Text};
-use crate::gpt::{Gpt, upload};
+use crate::checkpoint::{Checkpoint, CheckpointError, Delta, read_weights};
+use crate::data::{Batch, DataError, Dataset};
+use crate::decoder::{Decoder, Weights, turned, upload};
 use crate::limits::{BATCH_MAX, BATCH_TOKENS_MAX, EVALUATE_TOKENS_AT_ONCE, INNER_STEPS_MAX};
 use crate::packing::{Bits, pack, unpack};
-use crate::shape::{ModelShape, Role};
+use crate::trainee::{Role, TensorSpec, Trainee};
 
 const BETA_1: f32 = 0.9;
 const BETA_2: f32 = 0.95;
@@ -20,6 +22,9 @@ const WEIGHT_DECAY: f32 = 0.1;
 
 /// The gradient's norm over all tensors is cut to this.
 const GRADIENT_NORM_MAX: f32 = 1.0;
+
+/// The learning rate's last value, as a share of its first.
+const FINAL_RATE: f64 = 0.2;
 
 /// Why an inner phase or an evaluation gave no result. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -74,21 +79,25 @@ pub enum TrainError {
 /// Settings of one inner phase.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Inner {
-    /// Seed of the job; with the three below and the step it decides every batch.
+    /// Seed of the job; with the number of a window it decides which it is.
     pub seed: u64,
     /// Outer round; must be the checkpoint's.
     pub round: u32,
-    /// Shard within the round, below `of`.
-    pub index: u32,
-    /// Shards in the round.
-    pub of: u32,
+    /// Outer rounds of the job, over which the learning rate falls.
+    pub rounds: u32,
+    /// Number of the first window; those that follow are taken one after the other.
+    pub first: u64,
     /// Optimiser steps.
     pub steps: u32,
-    /// Sequences per step, each of the model's full context.
+    /// Sequences per step.
     pub batch: u32,
+    /// Tokens per sequence.
+    pub context: u32,
+    /// Sequences whose activations are in memory at once; their gradients add up to the step's.
+    pub at_once: u32,
     /// Learning rate after the warm-up.
     pub learning_rate: f32,
-    /// Steps, counted over all rounds, during which the learning rate rises linearly.
+    /// Steps of the first round during which the learning rate rises linearly.
     pub warmup_steps: u32,
     /// Of an element of the delta.
     pub bits: Bits,
@@ -105,23 +114,70 @@ pub struct InnerResult {
     pub tokens: u64,
 }
 
+/// A model to be trained, and where it is.
+pub struct Model {
+    /// What learns.
+    pub trainee: Trainee,
+    /// What does not, on the device.
+    frozen: Weights,
+    device: Device,
+}
+
+impl Model {
+    /// Puts what is frozen on the device.
+    ///
+    /// # Errors
+    /// [`TrainError`] when it cannot be read.
+    pub fn load(trainee: Trainee, source: &dyn TensorSource, device: &Device) -> Result<Self, TrainError> {
+        let device = device.clone().without_autodiff();
+        let mut frozen = Weights::new();
+        for tensor in trainee.frozen() {
+            let values = read_weights(source, &tensor.name)?;
+            let role = Role::of(&tensor.name, tensor.rows);
+            let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
+            frozen.insert(tensor.name, upload(role, rows, columns, values, &device));
+        }
+        Ok(Self { trainee, frozen, device })
+    }
+
+    pub(crate) fn upload(&self, weights: &[Vec<f32>]) -> Vec<Tensor<2>> {
+        let specs = self.trainee.tensors();
+        debug_assert_eq!(specs.len(), weights.len(), "checked when the file was read");
+        let upload = |(spec, values): (&TensorSpec, &Vec<f32>)| {
+            upload(spec.role, spec.rows, spec.columns, values.clone(), &self.device)
+        };
+        specs.iter().zip(weights).map(upload).collect()
+    }
+
+    /// The decoder of these tensors, given in canonical order, with what is frozen.
+    pub(crate) fn decoder(&self, learning: &[Tensor<2>], tracked: bool) -> Result<Decoder<'_>, TrainError> {
+        let frozen = self.frozen.iter().map(|(name, tensor)| {
+            let tensor = if tracked { tensor.clone().autodiff() } else { tensor.clone() };
+            (name.clone(), tensor)
+        });
+        let names = self.trainee.tensors().iter().map(|spec| spec.name.clone());
+        let weights: Weights = frozen.chain(names.zip(learning.iter().cloned())).collect();
+        let incomplete = || TrainError::Device("the model does not hold every tensor".to_owned());
+        Decoder::new(&self.trainee, &weights).ok_or_else(incomplete)
+    }
+}
+
 /// What stays with a worker from one round of a job to the next: AdamW's moments, and what rounding kept back of the
 /// deltas so far, which the next one makes good (error feedback). The default has no past.
 #[derive(Default)]
 pub struct Moments {
-    shape: Option<ModelShape>,
+    specs: Vec<TensorSpec>,
     states: Vec<Option<AdamWState<2>>>,
     kept_back: Vec<Vec<f32>>,
 }
 
 impl Moments {
-    /// Starts afresh unless these are moments of `shape`.
-    fn fit(&mut self, shape: ModelShape) {
-        if self.shape != Some(shape) {
-            let specs = shape.tensors();
+    /// Starts afresh unless these are moments of such tensors.
+    fn fit(&mut self, specs: &[TensorSpec]) {
+        if self.specs != specs {
             let states = specs.iter().map(|_| None).collect();
             let kept_back = specs.iter().map(|spec| vec![0.0; spec.elements()]).collect();
-            *self = Self { shape: Some(shape), states, kept_back };
+            *self = Self { specs: specs.to_vec(), states, kept_back };
         }
     }
 
@@ -141,77 +197,87 @@ impl Moments {
     }
 }
 
-/// Runs one inner phase from the checkpoint file `state` on the text file `data`. `after_step(steps, loss)` is called
-/// after each step and returns false to cancel. `moments` of another shape are replaced.
+/// Runs one inner phase from the checkpoint file `state` on the data file `data`. `after_step(steps, loss)` is called
+/// after each step and returns false to cancel. `moments` of other tensors are replaced.
 ///
 /// # Errors
 /// [`TrainError`]; after an error the moments are those of the steps that were finished.
 pub fn inner_phase(
-    device: &Device,
+    model: &Model,
     state: &Path,
     data: &Path,
     inner: &Inner,
     moments: &mut Moments,
     mut after_step: impl FnMut(u32, f32) -> bool,
 ) -> Result<InnerResult, TrainError> {
-    let checkpoint = Checkpoint::read(state)?;
-    let shape = checkpoint.shape;
-    check(inner, &checkpoint)?;
-    let text = Text::read(data, shape.context())?;
-    moments.fit(shape);
-    let device = device.clone().without_autodiff();
-    let mut weights = upload(shape, checkpoint.weights.clone(), &device);
-    let optimiser = Optimiser::new(shape);
-    let mut losses = 0.0;
+    let specs = model.trainee.tensors();
+    check(inner)?;
+    let checkpoint = Checkpoint::read(state, specs)?;
+    if checkpoint.round != inner.round {
+        return Err(TrainError::Round { found: checkpoint.round, wanted: inner.round });
+    }
+    let dataset = Dataset::read(data, model.trainee.config().vocabulary)?;
+    let windows = dataset.windows(inner.context as usize)?;
+    moments.fit(specs);
+    let mut weights = model.upload(&checkpoint.weights);
+    let optimiser = Optimiser::new(specs);
+    let (mut losses, mut judged) = (0.0, 0u32);
     for step in 0..inner.steps {
-        let id = StepId { seed: inner.seed, round: inner.round, index: inner.index, of: inner.of, step };
-        let batch = text.batch(id, inner.batch as usize);
-        let loss =
-            optimiser.step(shape, &mut weights, &mut moments.states, &batch, inner.rate(step), &device)?;
+        let first = inner.first.saturating_add(u64::from(step) * u64::from(inner.batch));
+        let batch = windows.batch(inner.seed, first, inner.batch as usize);
+        let rate = inner.rate(step);
+        let loss = optimiser.step(model, &mut weights, &mut moments.states, &batch, inner.at_once, rate)?;
+        let Some(loss) = loss else {
+            if !after_step(step + 1, f32::NAN) {
+                return Err(TrainError::Cancelled { steps: step + 1 });
+            }
+            continue;
+        };
         if !loss.is_finite() {
             return Err(TrainError::Diverged { loss, step, round: inner.round });
         }
         losses += f64::from(loss);
+        judged += 1;
         if !after_step(step + 1, loss) {
             return Err(TrainError::Cancelled { steps: step + 1 });
         }
     }
     let mut values = checkpoint.weights;
-    for (before, after) in values.iter_mut().zip(weights) {
-        for (before, after) in before.iter_mut().zip(download(after)?) {
-            *before -= after;
-        }
+    for ((before, after), spec) in values.iter_mut().zip(weights).zip(specs) {
+        let after = download(after, spec)?;
+        before.iter_mut().zip(after).for_each(|(before, after)| *before -= after);
     }
     if !values.iter().flatten().all(|value| value.is_finite()) {
         return Err(TrainError::Diverged { loss: f32::NAN, step: inner.steps, round: inner.round });
     }
-    let tokens = u64::from(inner.steps) * u64::from(inner.batch) * shape.context() as u64;
+    let tokens = u64::from(inner.steps) * u64::from(inner.batch) * u64::from(inner.context);
     moments.round(&mut values, inner.bits)?;
-    let delta = Delta { shape, round: inner.round, bits: inner.bits, values };
-    Ok(InnerResult { delta, loss: losses / f64::from(inner.steps), tokens })
+    let delta = Delta { round: inner.round, bits: inner.bits, values };
+    Ok(InnerResult { delta, loss: losses / f64::from(judged.max(1)), tokens })
 }
 
 /// Mean held-out loss in nats per token, and the number of tokens it was measured on.
 ///
 /// # Errors
 /// [`TrainError`] for unusable files or a failing device.
-pub fn evaluate(device: &Device, checkpoint: &Checkpoint, data: &Path) -> Result<(f64, u64), TrainError> {
-    let shape = checkpoint.shape;
-    let text = Text::read(data, shape.context())?;
-    let device = device.clone().without_autodiff();
-    let weights = upload(shape, checkpoint.weights.clone(), &device);
-    let model = Gpt::new(shape, &weights).ok_or_else(whole)?;
+pub fn evaluate(
+    model: &Model,
+    checkpoint: &Checkpoint,
+    data: &Path,
+    context: u32,
+) -> Result<(f64, u64), TrainError> {
+    let dataset = Dataset::read(data, model.trainee.config().vocabulary)?;
+    let weights = model.upload(&checkpoint.weights);
+    let decoder = model.decoder(&weights, false)?;
     let (mut sum, mut tokens) = (0.0, 0);
-    for batch in text.held_out(EVALUATE_TOKENS_AT_ONCE / shape.context()) {
-        let loss = scalar(model.loss(&batch, &device))?;
-        let count = batch.inputs.len() as u64;
-        sum += f64::from(loss) * count as f64;
-        tokens += count;
+    for batch in dataset.held_out(context as usize, EVALUATE_TOKENS_AT_ONCE / context.max(1) as usize)? {
+        sum += f64::from(scalar(decoder.loss(&batch, &model.device))?);
+        tokens += batch.counted().1.len() as u64;
     }
     Ok((sum / tokens as f64, tokens))
 }
 
-fn check(inner: &Inner, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+fn check(inner: &Inner) -> Result<(), TrainError> {
     let bounded = |what, value: u64, least: u64, most: u64| {
         if (least..=most).contains(&value) {
             Ok(())
@@ -219,23 +285,23 @@ fn check(inner: &Inner, checkpoint: &Checkpoint) -> Result<(), TrainError> {
             Err(TrainError::Setting { what, value, least, most })
         }
     };
-    let tokens = u64::from(inner.batch) * checkpoint.shape.context() as u64;
+    let tokens = u64::from(inner.batch) * u64::from(inner.context);
     bounded("inner steps", inner.steps.into(), 1, INNER_STEPS_MAX.into())?;
     bounded("batch", inner.batch.into(), 1, BATCH_MAX.into())?;
     bounded("tokens in a batch", tokens, 1, BATCH_TOKENS_MAX)?;
-    bounded("shards", inner.of.into(), 1, u32::MAX.into())?;
-    bounded("shard index", inner.index.into(), 0, u64::from(inner.of) - 1)?;
-    if checkpoint.round != inner.round {
-        return Err(TrainError::Round { found: checkpoint.round, wanted: inner.round });
-    }
-    Ok(())
+    bounded("sequences at once", inner.at_once.into(), 1, BATCH_MAX.into())?;
+    bounded("round", inner.round.into(), 0, u64::from(inner.rounds).saturating_sub(1))
 }
 
 impl Inner {
+    /// Rises over the first steps, then falls by a cosine to a fifth over the job's rounds.
     fn rate(&self, step: u32) -> f64 {
-        let done = u64::from(self.round) * u64::from(self.steps) + u64::from(step) + 1;
-        let ramp = done as f64 / f64::from(self.warmup_steps.max(1));
-        f64::from(self.learning_rate) * ramp.min(1.0)
+        let within = f64::from(step) / f64::from(self.steps.max(1));
+        let part = (f64::from(self.round) + within) / f64::from(self.rounds.max(1));
+        let fall = FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + (std::f64::consts::PI * part).cos());
+        let ramp =
+            if self.round == 0 { f64::from(step + 1) / f64::from(self.warmup_steps.max(1)) } else { 1.0 };
+        f64::from(self.learning_rate) * fall * ramp.min(1.0)
     }
 }
 
@@ -247,49 +313,50 @@ struct Optimiser {
 }
 
 impl Optimiser {
-    fn new(shape: ModelShape) -> Self {
+    fn new(specs: &[TensorSpec]) -> Self {
         let config = |decay| {
             let config = AdamWConfig::new().with_beta_1(BETA_1).with_beta_2(BETA_2).with_epsilon(EPSILON);
             config.with_weight_decay(decay).build()
         };
         let decays = |role| match role {
-            Role::Gain | Role::Table => false,
-            Role::Matrix | Role::ResidualMatrix => true,
+            Role::Vector | Role::Table => false,
+            Role::Matrix => true,
         };
-        let decays = shape.tensors().iter().map(|spec| decays(spec.role)).collect();
+        let decays = specs.iter().map(|spec| decays(spec.role)).collect();
         Self { decaying: config(WEIGHT_DECAY), plain: config(0.0), decays }
     }
 
-    /// One step in place; returns the loss before it. A loss that is not finite changes nothing.
+    /// One step in place; returns the mean loss before it, or nothing if no token of the batch counts. A loss that is not
+    /// finite changes nothing.
     fn step(
         &self,
-        shape: ModelShape,
+        model: &Model,
         weights: &mut [Tensor<2>],
         states: &mut [Option<AdamWState<2>>],
         batch: &Batch,
+        at_once: u32,
         rate: f64,
-        device: &Device,
-    ) -> Result<f32, TrainError> {
-        let tracked: Vec<Tensor<2>> =
-            weights.iter().map(|tensor| tensor.clone().autodiff().require_grad()).collect();
-        let model = Gpt::new(shape, &tracked).ok_or_else(whole)?;
-        let loss = model.loss(batch, &device.clone().autodiff());
-        drop(model);
-        let mut gradients = loss.backward();
-        let loss = scalar(loss.inner())?;
-        if !loss.is_finite() {
-            return Ok(loss);
+    ) -> Result<Option<f32>, TrainError> {
+        let parts: Vec<Batch> = batch.parts(at_once as usize).collect();
+        let counted: usize = parts.iter().map(|part| part.counted().1.len()).sum();
+        let mut total = 0.0;
+        let mut sum: Option<Vec<Tensor<2>>> = None;
+        for part in parts.iter().filter(|part| !part.counted().1.is_empty()) {
+            let (loss, gradients) = gradients(model, weights, part, counted)?;
+            total += loss;
+            sum = Some(match sum {
+                None => gradients,
+                Some(sum) => sum.into_iter().zip(gradients).map(|(sum, more)| sum + more).collect(),
+            });
         }
-        let mut found = Vec::with_capacity(tracked.len());
-        for tensor in &tracked {
-            let gradient = tensor.grad_remove(&mut gradients);
-            found.push(gradient.ok_or_else(|| TrainError::Device("a tensor got no gradient".to_owned()))?);
+        let Some(gradients) = sum else { return Ok(None) };
+        if !total.is_finite() {
+            return Ok(Some(total));
         }
-        drop(tracked);
-        let squares = found.iter().map(|gradient| gradient.clone().square().sum()).collect();
+        let squares = gradients.iter().map(|gradient| gradient.clone().square().sum()).collect();
         let norm = scalar(Tensor::cat(squares, 0).sum().sqrt())?;
         let scale = if norm > GRADIENT_NORM_MAX { GRADIENT_NORM_MAX / norm } else { 1.0 };
-        for (number, gradient) in found.into_iter().enumerate() {
+        for (number, gradient) in gradients.into_iter().enumerate() {
             let optimiser = if self.decays[number] { &self.decaying } else { &self.plain };
             let gradient = if scale == 1.0 { gradient } else { gradient.mul_scalar(scale) };
             let (weight, state) =
@@ -297,12 +364,31 @@ impl Optimiser {
             weights[number] = weight;
             states[number] = state;
         }
-        Ok(loss)
+        Ok(Some(total))
     }
 }
 
-fn whole() -> TrainError {
-    TrainError::Device("the model does not hold every layer".to_owned())
+/// The loss of a part of a batch of which `counted` tokens count, as its share of the batch's mean, and its gradients by
+/// the tensors that learn.
+pub(crate) fn gradients(
+    model: &Model,
+    weights: &[Tensor<2>],
+    part: &Batch,
+    counted: usize,
+) -> Result<(f32, Vec<Tensor<2>>), TrainError> {
+    let tracked: Vec<Tensor<2>> =
+        weights.iter().map(|tensor| tensor.clone().autodiff().require_grad()).collect();
+    let decoder = model.decoder(&tracked, true)?;
+    let loss = decoder.loss(part, &model.device.clone().autodiff()).div_scalar(counted as f32);
+    drop(decoder);
+    let mut gradients = loss.backward();
+    let loss = scalar(loss.inner())?;
+    let mut found = Vec::with_capacity(tracked.len());
+    for tensor in &tracked {
+        let gradient = tensor.grad_remove(&mut gradients);
+        found.push(gradient.ok_or_else(|| TrainError::Device("a tensor got no gradient".to_owned()))?);
+    }
+    Ok((loss, found))
 }
 
 /// Reads one number back from the device.
@@ -311,9 +397,13 @@ fn scalar(tensor: Tensor<1>) -> Result<f32, TrainError> {
     values.first().copied().ok_or_else(|| TrainError::Device("an empty tensor came back".to_owned()))
 }
 
-/// Reads a matrix back from the device, row-major.
-fn download(tensor: Tensor<2>) -> Result<Vec<f32>, TrainError> {
-    read(tensor)
+/// Reads a tensor back from the device, as files have it.
+pub(crate) fn download(tensor: Tensor<2>, spec: &TensorSpec) -> Result<Vec<f32>, TrainError> {
+    let values = read(tensor)?;
+    Ok(match spec.role {
+        Role::Matrix => turned(&values, spec.columns, spec.rows),
+        Role::Vector | Role::Table => values,
+    })
 }
 
 fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TrainError> {
@@ -323,14 +413,16 @@ fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TrainError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trainee::Method;
+    use crate::trainee::tests::config;
 
     #[test]
     fn what_rounding_keeps_back_comes_with_the_next_delta() {
-        let shape = ModelShape::new(1, 8, 2, 4).unwrap();
+        let trainee = Trainee::new(config(), false, Method::Full).unwrap();
+        let specs = trainee.tensors();
         let mut moments = Moments::default();
-        moments.fit(shape);
-        let meant: Vec<Vec<f32>> = shape
-            .tensors()
+        moments.fit(specs);
+        let meant: Vec<Vec<f32>> = specs
             .iter()
             .map(|spec| (0..spec.elements()).map(|at| 1e-3 * (at as f32 * 0.7).sin()).collect())
             .collect();

@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::Device;
+use skein_engine::manifest::{Manifest, PieceSource};
 
 use crate::bench::bench;
 use crate::checkpoint::Checkpoint;
@@ -23,9 +24,12 @@ use crate::device::{DeviceChoice, DeviceError};
 use crate::limits::{CANCELS_MAX, TASKS_QUEUED_MAX};
 use crate::outer::{Merged, OuterRate, merge};
 use crate::packing::Bits;
-use crate::protocol::{FrameError, Reply, Request, Response, Task, TrainTask, read_frame, write_frame};
+use crate::protocol::{
+    FrameError, Judge, ModelTask, Reply, Request, Response, Task, TrainTask, read_frame, write_frame,
+};
 use crate::stages;
-use crate::train::{Inner, Moments, TrainError, evaluate, inner_phase};
+use crate::train::{Inner, Model, Moments, TrainError, evaluate, inner_phase};
+use crate::trainee::Trainee;
 
 /// Said once per process on a GPU, where the first pass through a model compiles and times kernels.
 const TUNING: &str = "tuning kernels, first run";
@@ -108,7 +112,7 @@ pub fn run_until(
     let opened =
         catch_unwind(|| choice.open()).map_err(|panic| WorkerError::Panicked(panic_text(&*panic)))?;
     let mut worker =
-        Worker { choice: choice.clone(), device: opened?, replies, cancels, warm: false, moments: None };
+        Worker { choice: choice.clone(), device: opened?, replies, cancels, warm: false, job: None };
     worker.serve(&tasks)?;
     // The reader has ended, and with it both queues.
     stages.join().map_err(|panic| WorkerError::Panicked(panic_text(&*panic)))?.map_err(WorkerError::Frame)
@@ -210,7 +214,30 @@ struct Worker<W> {
     replies: Replies<W>,
     cancels: Cancels,
     warm: bool,
-    moments: Option<([u8; 32], Moments)>,
+    job: Option<Job>,
+}
+
+/// What stays from one task of a job to the next.
+struct Job {
+    task: ModelTask,
+    model: Model,
+    source: PieceSource,
+    moments: Moments,
+}
+
+impl Job {
+    fn open(task: &ModelTask, device: &Device) -> Result<Self, Stop> {
+        let bytes = std::fs::read(&task.manifest)
+            .map_err(|error| Stop::Failed(format!("cannot read the manifest {}: {error}", task.manifest)))?;
+        let pieces = PathBuf::from(&task.pieces);
+        let path =
+            Box::new(move |piece: &[u8; 32]| pieces.join(blake3::Hash::from(*piece).to_hex().as_str()));
+        let source = PieceSource::new(Manifest::decode(&bytes)?, path);
+        let manifest = source.manifest();
+        let trainee = Trainee::new(manifest.config.clone(), manifest.tied(), task.method)?;
+        let model = Model::load(trainee, &source, device)?;
+        Ok(Self { task: task.clone(), model, source, moments: Moments::default() })
+    }
 }
 
 /// How a task ends early: with a reply, or because the daemon cannot be reached.
@@ -238,7 +265,7 @@ impl<W: Write> Worker<W> {
                 Ok(Err(Stop::Pipe(error))) => return Err(error.into()),
                 Err(panic) => {
                     // What the task worked on may be half changed.
-                    self.moments = None;
+                    self.job = None;
                     Reply::failed(format!("the task panicked: {}", panic_text(&*panic)))
                 }
             };
@@ -255,31 +282,38 @@ impl<W: Write> Worker<W> {
         match task {
             Task::Describe => Ok(self.describe()),
             Task::Bench => bench(&self.device).map(Reply::Benched).map_err(Stop::Failed),
-            Task::Init { shape, seed, out } => {
-                let digest = Checkpoint::initial(shape, seed).write(Path::new(&out))?;
-                Ok(Reply::Initialised { digest, parameters: shape.parameters() })
+            Task::Init { model, seed, out, evaluate } => {
+                let job = self.job(&model)?;
+                let checkpoint = Checkpoint::initial(&job.model.trainee, &job.source, seed)?;
+                // Before the file appears, so that a failure has written nothing.
+                let held_out_micronats = self.evaluate(id, &model, &checkpoint, &evaluate)?;
+                let digest = checkpoint.write(Path::new(&out), self.job(&model)?.model.trainee.tensors())?;
+                Ok(Reply::Initialised { digest, held_out_micronats })
             }
             Task::Train(task) => self.train(id, &task),
-            Task::Merge { state, deltas, outer_rate_millionths, momentum_millionths, out, evaluate } => {
+            Task::Merge {
+                model,
+                state,
+                deltas,
+                outer_rate_millionths,
+                momentum_millionths,
+                out,
+                evaluate,
+            } => {
                 let rate = OuterRate {
                     rate: millionths(outer_rate_millionths),
                     momentum: millionths(momentum_millionths),
                 };
                 let deltas: Vec<PathBuf> = deltas.into_iter().map(PathBuf::from).collect();
-                let Merged { next, refused } = merge(Path::new(&state), &deltas, rate)?;
-                // Before the file appears, so that a failure has written nothing.
+                let specs = self.job(&model)?.model.trainee.tensors();
+                let Merged { next, refused } = merge(specs, Path::new(&state), &deltas, rate)?;
                 let held_out_micronats = match evaluate {
-                    Some(data) => Some(self.evaluate(id, &next, &data)?.0),
+                    Some(judge) => Some(self.evaluate(id, &model, &next, &judge)?),
                     None => None,
                 };
-                let digest = next.write(Path::new(&out))?;
+                let digest = next.write(Path::new(&out), self.job(&model)?.model.trainee.tensors())?;
                 let refused = refused.into_iter().map(|(place, why)| (place as u32, why)).collect();
                 Ok(Reply::Merged { digest, round: next.round, held_out_micronats, refused })
-            }
-            Task::Evaluate { state, data } => {
-                let checkpoint = Checkpoint::read(Path::new(&state))?;
-                let (loss_micronats, tokens) = self.evaluate(id, &checkpoint, &data)?;
-                Ok(Reply::Evaluated { loss_micronats, tokens, round: checkpoint.round })
             }
             Task::StageOpen(_)
             | Task::StageStep { .. }
@@ -305,28 +339,28 @@ impl<W: Write> Worker<W> {
         let inner = Inner {
             seed: task.seed,
             round: task.round,
-            index: task.index,
-            of: task.of,
+            rounds: task.rounds,
+            first: task.first,
             steps: task.inner_steps,
             batch: task.batch,
+            context: task.context,
+            at_once: task.at_once,
             learning_rate: millionths(task.learning_rate_millionths),
             warmup_steps: task.warmup_steps,
             bits: Bits::of(task.delta_bits).ok_or_else(|| {
                 Stop::Failed(format!("deltas of {} bits, known are 4, 8 and 32", task.delta_bits))
             })?,
         };
-        let moments = match &mut self.moments {
-            Some((job, moments)) if *job == task.job => moments,
-            other => &mut other.insert((task.job, Moments::default())).1,
-        };
+        self.job(&task.model)?;
+        let Some(job) = &mut self.job else { return Err(Stop::Failed("the model was not kept".to_owned())) };
         let (replies, cancels) = (&self.replies, &self.cancels);
         let mut pipe = Ok(());
         let result = inner_phase(
-            &self.device,
+            &job.model,
             Path::new(&task.state),
             Path::new(&task.data),
             &inner,
-            moments,
+            &mut job.moments,
             |done, loss| {
                 let loss_micronats = micronats(f64::from(loss)).ok();
                 let body = Reply::Progress { done, of: inner.steps, loss_micronats, note: String::new() };
@@ -339,14 +373,30 @@ impl<W: Write> Worker<W> {
             Err(TrainError::Cancelled { .. }) => return Err(Stop::Cancelled),
             other => other?,
         };
-        let digest = result.delta.write(Path::new(&task.out))?;
+        let digest = result.delta.write(Path::new(&task.out), job.model.trainee.tensors())?;
         Ok(Reply::Trained { digest, loss_micronats: micronats(result.loss)?, tokens: result.tokens })
     }
 
-    fn evaluate(&mut self, id: u64, checkpoint: &Checkpoint, data: &str) -> Result<(i64, u64), Stop> {
+    /// The job's model, loaded if it is not there yet.
+    fn job(&mut self, task: &ModelTask) -> Result<&mut Job, Stop> {
+        let known = self.job.take().filter(|job| job.task == *task);
+        let job = match known {
+            Some(job) => job,
+            None => Job::open(task, &self.device)?,
+        };
+        Ok(self.job.insert(job))
+    }
+
+    fn evaluate(
+        &mut self,
+        id: u64,
+        model: &ModelTask,
+        checkpoint: &Checkpoint,
+        judge: &Judge,
+    ) -> Result<i64, Stop> {
         self.warm_up(id, 1)?;
-        let (loss, tokens) = evaluate(&self.device, checkpoint, Path::new(data))?;
-        Ok((micronats(loss)?, tokens))
+        let job = self.job(model)?;
+        micronats(evaluate(&job.model, checkpoint, Path::new(&judge.data), judge.context)?.0)
     }
 
     /// Says why the first task on a GPU is slow.

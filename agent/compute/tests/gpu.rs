@@ -3,17 +3,20 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a broken assumption should stop the test")]
 
+mod place;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use burn::tensor::Device;
-use skein_compute::checkpoint::{Checkpoint, Delta};
+use skein_compute::checkpoint::Delta;
 use skein_compute::device::DeviceChoice;
+use skein_compute::drawn::Drawn;
 use skein_compute::packing::Bits;
 use skein_compute::probe::{Adapter, exercise, list};
-use skein_compute::shape::ModelShape;
-use skein_compute::train::{Inner, Moments, inner_phase};
+use skein_compute::train::{Inner, Model, Moments, inner_phase};
+use skein_compute::trainee::Trainee;
 
 /// Relative L2 distance allowed between two devices for the change of the weights after one AdamW step, which divides by the gradient's size: where a
 /// gradient is almost zero, its rounding decides the step's sign.
@@ -26,19 +29,22 @@ fn distance(got: &[f32], want: &[f32]) -> f64 {
     (difference / size).sqrt()
 }
 
-fn step(device: &Device, state: &Path, text: &Path) -> (Delta, f64) {
+fn step(device: &Device, trainee: &Trainee, drawn: &Drawn, state: &Path, text: &Path) -> (Delta, f64) {
     let inner = Inner {
         seed: 1,
         round: 0,
-        index: 0,
-        of: 1,
+        rounds: 1,
+        first: 0,
         steps: 1,
         batch: 2,
+        context: 8,
+        at_once: 2,
         learning_rate: 0.01,
         warmup_steps: 1,
         bits: Bits::All,
     };
-    let result = inner_phase(device, state, text, &inner, &mut Moments::default(), |_, _| true).unwrap();
+    let model = Model::load(trainee.clone(), drawn, device).unwrap();
+    let result = inner_phase(&model, state, text, &inner, &mut Moments::default(), |_, _| true).unwrap();
     (result.delta, result.loss)
 }
 
@@ -76,14 +82,14 @@ fn agrees() {
 
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { directory.path().join(name) };
-    let (state, text) = (path("state"), path("text"));
-    std::fs::write(&text, "the geese fly south. ".repeat(20)).unwrap();
-    Checkpoint::initial(ModelShape::new(2, 16, 2, 8).unwrap(), 3).write(&state).unwrap();
+    let text = path("text");
+    place::write_data(&text, &"the geese fly south. ".repeat(20));
+    let (trainee, drawn, state) = place::begin(place::config(2, 16, 8), 3, path("state"));
 
     let gpu = DeviceChoice::Wgpu { index: adapter.index, name: adapter.name.clone() }.open().unwrap();
     let cpu = Device::flex();
-    let ((gpu_delta, gpu_loss), (cpu_delta, cpu_loss)) =
-        (step(&gpu, &state, &text), step(&cpu, &state, &text));
+    let run = |device| step(device, &trainee, &drawn, &state, &text);
+    let ((gpu_delta, gpu_loss), (cpu_delta, cpu_loss)) = (run(&gpu), run(&cpu));
     let flat = |delta: Delta| delta.values.into_iter().flatten().collect::<Vec<f32>>();
     let moved = distance(&flat(gpu_delta), &flat(cpu_delta));
     println!(

@@ -3,37 +3,51 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken assumption should stop the test")]
 
-use std::fs;
+mod place;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use skein_compute::checkpoint::{Checkpoint, Delta};
+use skein_compute::drawn::Drawn;
 use skein_compute::outer::{OuterRate, merge};
 use skein_compute::packing::Bits;
-use skein_compute::shape::ModelShape;
-use skein_compute::train::{Inner, Moments, TrainError, evaluate, inner_phase};
+use skein_compute::train::{Inner, Model, Moments, TrainError, evaluate, inner_phase};
+use skein_compute::trainee::{Method, TensorSpec, Trainee};
 
 struct Place {
     directory: tempfile::TempDir,
     text: PathBuf,
+    model: Model,
+    drawn: Drawn,
+    state: PathBuf,
 }
 
 impl Place {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let text = directory.path().join("text");
-        fs::write(&text, "the geese fly south. ".repeat(60)).unwrap();
-        Self { directory, text }
+        place::write_data(&text, &"the geese fly south. ".repeat(60));
+        let (trainee, drawn, state) = place::begin(place::config(2, 16, 8), 11, directory.path().join("0"));
+        let model = Model::load(trainee, &drawn, &Device::flex()).unwrap();
+        Self { directory, text, model, drawn, state }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn initial(&self, name: &str) -> PathBuf {
-        let path = self.path(name);
-        Checkpoint::initial(ModelShape::new(2, 16, 2, 8).unwrap(), 11).write(&path).unwrap();
-        path
+    fn specs(&self) -> &[TensorSpec] {
+        self.model.trainee.tensors()
+    }
+
+    fn train(&self, state: &Path, inner: &Inner, moments: &mut Moments) -> Result<Delta, TrainError> {
+        inner_phase(&self.model, state, &self.text, inner, moments, |_, _| true).map(|result| result.delta)
+    }
+
+    fn held_out(&self, state: &Path) -> f64 {
+        let checkpoint = Checkpoint::read(state, self.specs()).unwrap();
+        evaluate(&self.model, &checkpoint, &self.text, 8).unwrap().0
     }
 }
 
@@ -41,57 +55,88 @@ fn inner(steps: u32) -> Inner {
     Inner {
         seed: 5,
         round: 0,
-        index: 0,
-        of: 2,
+        rounds: 1_000,
+        first: 0,
         steps,
         batch: 4,
+        context: 8,
+        at_once: 4,
         learning_rate: 0.01,
         warmup_steps: 5,
         bits: Bits::All,
     }
 }
 
-fn train(state: &Path, text: &Path, inner: &Inner, moments: &mut Moments) -> Result<Delta, TrainError> {
-    inner_phase(&Device::flex(), state, text, inner, moments, |_, _| true).map(|result| result.delta)
-}
-
-fn held_out(place: &Place, checkpoint: &Checkpoint) -> f64 {
-    evaluate(&Device::flex(), checkpoint, &place.text).unwrap().0
-}
-
 #[test]
 fn two_shards_and_outer_steps_learn_a_repetitive_text() {
     let place = Place::new();
-    let mut state = place.initial("0");
-    let start = held_out(&place, &Checkpoint::read(&state).unwrap());
+    let mut state = place.state.clone();
+    let start = place.held_out(&state);
     assert!((start - 256f64.ln()).abs() < 0.6, "an untrained model guesses: {start}");
     let mut moments = [Moments::default(), Moments::default()];
     for round in 0..3 {
         let deltas: Vec<PathBuf> = (0..2)
             .map(|index| {
                 let path = place.path(&format!("delta{index}"));
-                let inner = Inner { round, index, ..inner(40) };
-                let delta = train(&state, &place.text, &inner, &mut moments[index as usize]).unwrap();
-                delta.write(&path).unwrap();
+                let first = u64::from(round * 2 + index) * 160;
+                let inner = Inner { round, first, ..inner(40) };
+                let delta = place.train(&state, &inner, &mut moments[index as usize]).unwrap();
+                delta.write(&path, place.specs()).unwrap();
                 path
             })
             .collect();
-        let next = merge(&state, &deltas, OuterRate { rate: 0.7, momentum: 0.6 }).unwrap().next;
+        let rate = OuterRate { rate: 0.7, momentum: 0.6 };
+        let next = merge(place.specs(), &state, &deltas, rate).unwrap().next;
         state = place.path(&format!("{}", round + 1));
-        next.write(&state).unwrap();
+        next.write(&state, place.specs()).unwrap();
     }
-    let end = held_out(&place, &Checkpoint::read(&state).unwrap());
+    let end = place.held_out(&state);
     assert!(end < 1.5, "from {start} to {end}");
 }
 
 #[test]
-fn the_gradient_points_downhill() {
-    // One step of plain size against the gradient's sign must lower the loss on the same batch.
+fn an_adapter_learns_and_its_first_state_changes_nothing() {
     let place = Place::new();
-    let state = place.initial("0");
+    let before = place.held_out(&place.state);
+    let method = Method::Lora { rank: 4, alpha: 8.0 };
+    let trainee = Trainee::new(place::config(2, 16, 8), false, method).unwrap();
+    let model = Model::load(trainee, &place.drawn, &Device::flex()).unwrap();
+    let specs = model.trainee.tensors();
+    let first = Checkpoint::initial(&model.trainee, &place.drawn, 1).unwrap();
+    let same = evaluate(&model, &first, &place.text, 8).unwrap().0;
+    assert!((same - before).abs() < 1e-6, "{same} is not {before}");
+    let state = place.path("adapter");
+    first.write(&state, specs).unwrap();
+    let steps = Inner { learning_rate: 0.02, ..inner(60) };
+    let result = inner_phase(&model, &state, &place.text, &steps, &mut Moments::default(), |_, _| true);
+    result.unwrap().delta.write(&place.path("delta"), specs).unwrap();
+    let plain = OuterRate { rate: 1.0, momentum: 0.0 };
+    let next = merge(specs, &state, &[place.path("delta")], plain).unwrap().next;
+    let after = evaluate(&model, &next, &place.text, 8).unwrap().0;
+    assert!(after < before - 0.5, "from {before} to {after}");
+}
+
+#[test]
+fn parts_of_a_batch_add_up_to_the_batch() {
+    let place = Place::new();
+    let run = |at_once| {
+        let inner = Inner { at_once, ..inner(5) };
+        place.train(&place.state, &inner, &mut Moments::default()).unwrap()
+    };
+    let (whole, parts) = (run(4), run(1));
+    let flat = |delta: &Delta| delta.values.iter().flatten().copied().collect::<Vec<f32>>();
+    let square = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+    let apart: Vec<f32> = flat(&whole).iter().zip(flat(&parts)).map(|(one, other)| one - other).collect();
+    let relative = (square(&apart) / square(&flat(&whole))).sqrt();
+    assert!(relative < 1e-3, "{relative:e}");
+}
+
+#[test]
+fn the_loss_falls_step_by_step() {
+    let place = Place::new();
     let mut losses = Vec::new();
-    let steps = Inner { batch: 64, learning_rate: 0.003, warmup_steps: 1, ..inner(8) };
-    inner_phase(&Device::flex(), &state, &place.text, &steps, &mut Moments::default(), |_, loss| {
+    let steps = Inner { batch: 64, at_once: 64, learning_rate: 0.003, warmup_steps: 1, ..inner(8) };
+    inner_phase(&place.model, &place.state, &place.text, &steps, &mut Moments::default(), |_, loss| {
         losses.push(loss);
         true
     })
@@ -102,57 +147,52 @@ fn the_gradient_points_downhill() {
 #[test]
 fn the_same_shard_gives_the_same_file_and_another_shard_another() {
     let place = Place::new();
-    let state = place.initial("0");
     let run = |inner: &Inner, name: &str| {
-        let delta = train(&state, &place.text, inner, &mut Moments::default()).unwrap();
-        delta.write(&place.path(name)).unwrap()
+        let delta = place.train(&place.state, inner, &mut Moments::default()).unwrap();
+        delta.write(&place.path(name), place.specs()).unwrap()
     };
     let first = run(&inner(3), "a");
     assert_eq!(run(&inner(3), "b"), first);
-    assert_ne!(run(&Inner { index: 1, ..inner(3) }, "c"), first);
+    assert_ne!(run(&Inner { first: 12, ..inner(3) }, "c"), first);
 }
 
 #[test]
 fn moments_carry_over_between_rounds() {
     let place = Place::new();
-    let state = place.initial("0");
     let mut kept = Moments::default();
-    let first = train(&state, &place.text, &inner(3), &mut kept).unwrap();
-    let second = train(&state, &place.text, &inner(3), &mut kept).unwrap();
+    let first = place.train(&place.state, &inner(3), &mut kept).unwrap();
+    let second = place.train(&place.state, &inner(3), &mut kept).unwrap();
     assert_ne!(first, second, "the second run starts with the moments of the first");
 }
 
 #[test]
 fn divergence_names_its_step_and_settings_are_bounded() {
     let place = Place::new();
-    let state = place.initial("0");
-    let wild = Inner { learning_rate: 1e30, warmup_steps: 1, ..inner(5) };
-    let error = train(&state, &place.text, &wild, &mut Moments::default()).unwrap_err();
+    let fails = |inner: &Inner| place.train(&place.state, inner, &mut Moments::default()).unwrap_err();
+    let error = fails(&Inner { learning_rate: 1e30, warmup_steps: 1, ..inner(5) });
     assert!(matches!(error, TrainError::Diverged { step: 1.., .. }), "{error}");
     for bad in [
         Inner { steps: 0, ..inner(1) },
         Inner { batch: 0, ..inner(1) },
         Inner { batch: u32::MAX, ..inner(1) },
-        Inner { index: 2, ..inner(1) },
-        Inner { index: 0, of: 0, ..inner(1) },
+        Inner { context: u32::MAX, ..inner(1) },
+        Inner { at_once: 0, ..inner(1) },
+        Inner { round: 3, rounds: 3, ..inner(1) },
     ] {
-        let error = train(&state, &place.text, &bad, &mut Moments::default()).unwrap_err();
+        let error = fails(&bad);
         assert!(matches!(error, TrainError::Setting { .. }), "{error}");
     }
-    let stale = train(&state, &place.text, &Inner { round: 1, ..inner(1) }, &mut Moments::default());
-    assert!(matches!(stale, Err(TrainError::Round { found: 0, wanted: 1 })));
-    fs::write(&place.text, "short").unwrap();
-    let short = train(&state, &place.text, &inner(1), &mut Moments::default()).unwrap_err().to_string();
-    assert!(short.contains("5 bytes"), "{short}");
+    assert!(matches!(fails(&Inner { round: 1, ..inner(1) }), TrainError::Round { found: 0, wanted: 1 }));
+    place::write_data(&place.text, "short");
+    let short = fails(&inner(1)).to_string();
+    assert!(short.contains("5 tokens") && short.contains("a context of 8"), "{short}");
 }
 
 #[test]
 fn cancelling_stops_between_steps() {
     let place = Place::new();
-    let state = place.initial("0");
+    let mut moments = Moments::default();
     let result =
-        inner_phase(&Device::flex(), &state, &place.text, &inner(50), &mut Moments::default(), |done, _| {
-            done < 4
-        });
+        inner_phase(&place.model, &place.state, &place.text, &inner(50), &mut moments, |done, _| done < 4);
     assert!(matches!(result, Err(TrainError::Cancelled { steps: 4 })));
 }

@@ -6,20 +6,27 @@
     reason = "a broken assumption should stop the test"
 )]
 
+#[expect(dead_code, reason = "other tests use the rest")]
+mod place;
+
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Write, pipe};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::{JoinHandle, spawn};
 
+use skein_compute::checkpoint::Checkpoint;
 use skein_compute::device::DeviceChoice;
+use skein_compute::drawn::Drawn;
 use skein_compute::protocol::{
-    FrameError, Reply, Request, Response, StageTask, Task, TrainTask, read_frame, write_frame,
+    FrameError, Judge, ModelTask, Reply, Request, Response, StageTask, Task, TrainTask, read_frame,
+    write_frame,
 };
-use skein_compute::shape::ModelShape;
+use skein_compute::trained::Trained;
+use skein_compute::trainee::{Method, Trainee};
 use skein_compute::worker::{WorkerError, run_until};
-use skein_engine::import;
 use skein_engine::manifest::Manifest;
+use skein_engine::source::TensorSource;
 use skein_engine::step::{Chunk, Input, Output, Sampling, Want};
 
 struct Worker {
@@ -83,54 +90,67 @@ fn text(path: &Path, name: &str) -> String {
     path.join(name).to_str().unwrap().to_owned()
 }
 
-fn train_task(place: &Path, index: u32, steps: u32) -> TrainTask {
+/// A model of that many layers and that context, a text, and the task's name for both.
+fn prepare(place: &Path, layers: u32, context: u32) -> ModelTask {
+    place::write_data(&place.join("text"), &"honk! ".repeat(100));
+    add_model(place, &Drawn::new(place::config(layers, 16, context), false, 4))
+}
+
+fn judge(place: &Path, context: u32) -> Judge {
+    Judge { data: text(place, "text"), context }
+}
+
+fn train_task(place: &Path, model: &ModelTask, index: u64, steps: u32) -> TrainTask {
     TrainTask {
-        job: [1; 32],
+        model: model.clone(),
         state: text(place, "0"),
         data: text(place, "text"),
+        context: 12,
         inner_steps: steps,
         batch: 2,
+        at_once: 2,
         learning_rate_millionths: 10_000,
         warmup_steps: 4,
         delta_bits: 4,
         round: 0,
-        index,
-        of: 2,
+        rounds: 10,
+        first: index * 1_000,
         seed: 3,
         out: text(place, &format!("delta{index}")),
     }
 }
 
-/// Cuts a checkpoint into pieces that lie beside it; the path of its manifest.
-fn add_model(place: &Path, checkpoint: &str) -> String {
-    let model = import::open(&place.join(checkpoint)).unwrap();
+/// Cuts a model into pieces that lie in `place`.
+fn add_model(place: &Path, model: &dyn TensorSource) -> ModelTask {
     let mut put = |bytes: &[u8]| {
         let digest = blake3::hash(bytes);
         fs::write(place.join(digest.to_hex().as_str()), bytes).map(|()| *digest.as_bytes())
     };
-    let vocabulary = import::encode(&model.vocabulary).unwrap();
-    let manifest = Manifest::build(model.source.as_ref(), &vocabulary, &mut put, &mut |_, _| {}).unwrap();
+    let manifest = Manifest::build(model, &[], &mut put, &mut |_, _| {}).unwrap();
     fs::write(place.join("manifest"), manifest.encode().unwrap()).unwrap();
-    text(place, "manifest")
+    let pieces = place.to_str().unwrap().to_owned();
+    ModelTask { job: [1; 32], manifest: text(place, "manifest"), pieces, method: Method::Full }
 }
 
 #[test]
 fn a_job_from_init_to_greedy_decoding_over_two_stages() {
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path();
-    fs::write(place.join("text"), "honk! ".repeat(100)).unwrap();
+    let model = prepare(place, 2, 12);
     let mut worker = Worker::start();
     let (described, _) = worker.ask(Task::Describe);
     assert!(matches!(described, Reply::Described { device, .. } if device == "cpu"));
 
-    let shape = ModelShape::new(2, 16, 2, 12).unwrap();
-    let (reply, _) = worker.ask(Task::Init { shape, seed: 4, out: text(place, "0") });
-    let Reply::Initialised { digest, parameters } = reply else { panic!("{reply:?}") };
-    assert_eq!(parameters, shape.parameters());
+    let evaluate = judge(place, 12);
+    let init =
+        Task::Init { model: model.clone(), seed: 4, out: text(place, "0"), evaluate: evaluate.clone() };
+    let (reply, _) = worker.ask(init);
+    let Reply::Initialised { digest, held_out_micronats } = reply else { panic!("{reply:?}") };
+    assert!((4_500_000..6_500_000).contains(&held_out_micronats), "it guesses: {held_out_micronats}");
     assert_eq!(digest, *blake3::hash(&fs::read(place.join("0")).unwrap()).as_bytes());
 
     for index in 0..2 {
-        let (reply, progress) = worker.ask(Task::Train(train_task(place, index, 80)));
+        let (reply, progress) = worker.ask(Task::Train(train_task(place, &model, index, 80)));
         assert_eq!(progress, 80);
         let Reply::Trained { tokens, loss_micronats, digest } = reply else { panic!("{reply:?}") };
         assert_eq!(tokens, 80 * 2 * 12);
@@ -139,20 +159,20 @@ fn a_job_from_init_to_greedy_decoding_over_two_stages() {
         assert_eq!(digest, *blake3::hash(&file).as_bytes());
     }
     let (reply, _) = worker.ask(Task::Merge {
+        model: model.clone(),
         state: text(place, "0"),
         deltas: vec![text(place, "delta0"), text(place, "delta1")],
         outer_rate_millionths: 700_000,
         momentum_millionths: 400_000,
         out: text(place, "1"),
-        evaluate: Some(text(place, "text")),
+        evaluate: Some(evaluate),
     });
     let Reply::Merged { round: 1, held_out_micronats: Some(merged), .. } = reply else { panic!("{reply:?}") };
-    let (reply, _) = worker.ask(Task::Evaluate { state: text(place, "1"), data: text(place, "text") });
-    let Reply::Evaluated { loss_micronats, round: 1, .. } = reply else { panic!("{reply:?}") };
-    assert_eq!(loss_micronats, merged);
     assert!(merged < 1_000_000, "{merged}");
 
-    let manifest = add_model(place, "1");
+    let trainee = Trainee::new(place::config(2, 16, 12), false, Method::Full).unwrap();
+    let checkpoint = Checkpoint::read(&place.join("1"), trainee.tensors()).unwrap();
+    let manifest = add_model(place, &Trained::new(&trainee, checkpoint)).manifest;
     for (stage, start) in [(10, 0), (11, 1)] {
         let pieces = place.to_str().unwrap().to_owned();
         let (context, cache_bytes) = (12, 1 << 20);
@@ -197,19 +217,20 @@ fn failures_are_replies_and_the_worker_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path();
     let mut worker = Worker::start();
-    assert!(
-        worker
-            .fails(Task::Evaluate { state: text(place, "none"), data: text(place, "none") })
-            .contains("none")
-    );
+    let model = prepare(place, 1, 12);
+    let train = train_task(place, &model, 0, 1);
+    let missing = TrainTask { state: text(place, "none"), ..train.clone() };
+    assert!(worker.fails(Task::Train(missing)).contains("none"));
+    let unknown = ModelTask { manifest: text(place, "nothing"), ..model.clone() };
+    assert!(worker.fails(Task::Train(TrainTask { model: unknown, ..train.clone() })).contains("nothing"));
     let chunk = Chunk { session: 1, position: 0, input: Input::Tokens(vec![1]), want: Want::Nothing };
     assert!(worker.fails(Task::StageStep { stage: 1, chunk }).contains("not open"));
-    assert!(
-        worker.fails(Task::Evaluate { state: "x".repeat(5_000), data: text(place, "none") }).contains("path")
-    );
+    let long = TrainTask { state: "x".repeat(5_000), ..train.clone() };
+    assert!(worker.fails(Task::Train(long)).contains("path"));
     fs::write(place.join("0"), [7; 100]).unwrap();
-    assert!(worker.fails(Task::Train(train_task(place, 0, 1))).contains("safetensors"));
+    assert!(worker.fails(Task::Train(train)).contains("safetensors"));
     let merge = Task::Merge {
+        model,
         state: text(place, "0"),
         deltas: vec![text(place, "d"); 5_000],
         outer_rate_millionths: 0,
@@ -226,11 +247,12 @@ fn failures_are_replies_and_the_worker_goes_on() {
 fn a_cancel_stops_a_running_and_a_waiting_task() {
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path();
-    fs::write(place.join("text"), "honk! ".repeat(100)).unwrap();
+    let model = prepare(place, 1, 12);
     let mut worker = Worker::start();
-    worker.ask(Task::Init { shape: ModelShape::new(1, 8, 1, 8).unwrap(), seed: 4, out: text(place, "0") });
-    let running = worker.send(Task::Train(train_task(place, 0, 100_000)));
-    let waiting = worker.send(Task::Train(train_task(place, 1, 100_000)));
+    let evaluate = judge(place, 12);
+    worker.ask(Task::Init { model: model.clone(), seed: 4, out: text(place, "0"), evaluate });
+    let running = worker.send(Task::Train(train_task(place, &model, 0, 100_000)));
+    let waiting = worker.send(Task::Train(train_task(place, &model, 1, 100_000)));
     while !matches!(worker.reply().body, Reply::Progress { done: 3, .. }) {}
     worker.send(Task::Cancel { id: waiting });
     worker.send(Task::Cancel { id: running });
@@ -248,10 +270,11 @@ fn a_cancel_stops_a_running_and_a_waiting_task() {
 fn the_end_of_the_pipe_is_noticed_while_a_task_runs() {
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path();
-    fs::write(place.join("text"), "honk! ".repeat(100)).unwrap();
+    let model = prepare(place, 1, 12);
     let mut worker = Worker::start();
-    worker.ask(Task::Init { shape: ModelShape::new(1, 8, 1, 8).unwrap(), seed: 4, out: text(place, "0") });
-    worker.send(Task::Train(train_task(place, 0, 100_000)));
+    let evaluate = judge(place, 12);
+    worker.ask(Task::Init { model: model.clone(), seed: 4, out: text(place, "0"), evaluate });
+    worker.send(Task::Train(train_task(place, &model, 0, 100_000)));
     worker.reply();
     let Worker { to, from, thread, gone, .. } = worker;
     drop(to);

@@ -21,8 +21,6 @@ pub enum Architecture {
     Gemma2,
     /// Gemma 3 (text).
     Gemma3,
-    /// The byte-level GPT that `skein run` trains.
-    Skein,
 }
 
 impl Architecture {
@@ -35,7 +33,6 @@ impl Architecture {
             Self::Qwen3 => "qwen3",
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3",
-            Self::Skein => "skein",
         }
     }
 }
@@ -49,27 +46,21 @@ pub enum RopeStyle {
     Halves,
 }
 
-/// How a token's place enters.
+/// How a token's place enters: rotary embedding of queries and keys.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
-pub enum Positions {
-    /// Rotary embedding of queries and keys.
-    Rope {
-        /// Which elements pair.
-        style: RopeStyle,
-        /// Base of the frequencies, on layers that see the whole context.
-        base: f32,
-        /// Base on layers with a sliding window (Gemma 3); elsewhere the same as `base`.
-        window_base: f32,
-        /// Rotated elements of each head, even.
-        dims: u32,
-        /// Positions are divided by this on layers that see the whole context (linear scaling); 1 for none.
-        scale: f32,
-        /// Frequencies are divided by these, `dims / 2` of them (Llama 3's scaling); empty for none.
-        factors: Vec<f32>,
-    },
-    /// A learned row per position (`position_embd.weight`), and ALiBi: head h of n (from 1) adds
-    /// `-2^(-8h/n) · distance` to its scores.
-    LearnedAlibi,
+pub struct Rope {
+    /// Which elements pair.
+    pub style: RopeStyle,
+    /// Base of the frequencies, on layers that see the whole context.
+    pub base: f32,
+    /// Base on layers with a sliding window (Gemma 3); elsewhere the same as `base`.
+    pub window_base: f32,
+    /// Rotated elements of each head, even.
+    pub dims: u32,
+    /// Positions are divided by this on layers that see the whole context (linear scaling); 1 for none.
+    pub scale: f32,
+    /// Frequencies are divided by these, `dims / 2` of them (Llama 3's scaling); empty for none.
+    pub factors: Vec<f32>,
 }
 
 /// The function inside the feed-forward layer.
@@ -79,8 +70,6 @@ pub enum Activation {
     SiluGated,
     /// `down(gelu_tanh(gate(x)) * up(x))`
     GeluGated,
-    /// `down(relu(up(x))²)`
-    ReluSquared,
 }
 
 /// Hyperparameters. Norms are all root-mean-square with a gain (Gemma's `1 +` is folded into the gain on import).
@@ -107,7 +96,7 @@ pub struct ModelConfig {
     /// Added to the mean square of every norm.
     pub norm_epsilon: f32,
     /// How places enter.
-    pub positions: Positions,
+    pub rope: Rope,
     /// Feed-forward function.
     pub activation: Activation,
     /// Embeddings are multiplied by this (Gemma: √width); 1 for none.
@@ -179,32 +168,27 @@ impl ModelConfig {
         self.score_cap.map_or(Ok(()), |cap| positive("score cap", cap))?;
         self.logit_cap.map_or(Ok(()), |cap| positive("logit cap", cap))?;
         self.window.map_or(Ok(()), |window| whole("sliding window", window, 1, CONTEXT_MAX))?;
-        match &self.positions {
-            Positions::LearnedAlibi => Ok(()),
-            Positions::Rope { base, window_base, dims, scale, factors, .. } => {
-                positive("rope base", *base)?;
-                positive("rope base of sliding layers", *window_base)?;
-                positive("rope scale", *scale)?;
-                let even = *dims >= 2 && dims.is_multiple_of(2) && *dims <= self.head_width;
-                let allowed = || format!("even, 2 to {}", self.head_width);
-                if !even {
-                    return Err(BadConfig {
-                        what: "number of rotated elements",
-                        value: dims.to_string(),
-                        allowed: allowed(),
-                    });
-                }
-                let fits = factors.is_empty() || factors.len() == *dims as usize / 2;
-                if !fits || factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
-                    return Err(BadConfig {
-                        what: "list of rope factors",
-                        value: format!("{} values", factors.len()),
-                        allowed: format!("none, or {} finite ones above 0", dims / 2),
-                    });
-                }
-                Ok(())
-            }
+        let Rope { base, window_base, dims, scale, factors, .. } = &self.rope;
+        positive("rope base", *base)?;
+        positive("rope base of sliding layers", *window_base)?;
+        positive("rope scale", *scale)?;
+        let even = *dims >= 2 && dims.is_multiple_of(2) && *dims <= self.head_width;
+        if !even {
+            return Err(BadConfig {
+                what: "number of rotated elements",
+                value: dims.to_string(),
+                allowed: format!("even, 2 to {}", self.head_width),
+            });
         }
+        let fits = factors.is_empty() || factors.len() == *dims as usize / 2;
+        if !fits || factors.iter().any(|factor| !factor.is_finite() || *factor <= 0.0) {
+            return Err(BadConfig {
+                what: "list of rope factors",
+                value: format!("{} values", factors.len()),
+                allowed: format!("none, or {} finite ones above 0", dims / 2),
+            });
+        }
+        Ok(())
     }
 
     /// The window of a layer; `None` where it sees the whole context.

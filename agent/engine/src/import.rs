@@ -45,7 +45,7 @@ pub enum ImportError {
     },
 }
 
-/// Opens the GGUF file, Hugging Face folder or Skein checkpoint at `path`.
+/// Opens the GGUF file or Hugging Face folder at `path`.
 ///
 /// # Errors
 /// [`ImportError`].
@@ -54,14 +54,12 @@ pub fn open(path: &Path) -> Result<Imported, ImportError> {
     let vocabulary = match &opened {
         Opened::Gguf(gguf) => Vocabulary::from_gguf(gguf.metadata()),
         Opened::Folder(folder) => Vocabulary::from_folder(folder.path()),
-        Opened::Checkpoint(_) => Ok(Vocabulary::bytes()),
     };
     let vocabulary =
         vocabulary.map_err(|reason| ImportError::Vocabulary { path: path.display().to_string(), reason })?;
     let source: Box<dyn TensorSource> = match opened {
         Opened::Gguf(gguf) => Box::new(gguf),
         Opened::Folder(folder) => Box::new(folder),
-        Opened::Checkpoint(checkpoint) => Box::new(checkpoint),
     };
     fitting(source, vocabulary)
 }
@@ -71,17 +69,16 @@ pub fn open(path: &Path) -> Result<Imported, ImportError> {
 /// # Errors
 /// [`ImportError`].
 pub fn from_pieces(pieces: PieceSource) -> Result<Imported, ImportError> {
-    let vocabulary = decode(&pieces)?;
+    let vocabulary = decode(&pieces.vocabulary()?)?;
     fitting(Box::new(pieces), vocabulary)
 }
 
-/// The vocabulary among the pieces of a model.
+/// The vocabulary in the bytes by which it travels.
 ///
 /// # Errors
 /// [`ImportError`].
-pub fn decode(pieces: &PieceSource) -> Result<Vocabulary, ImportError> {
-    let bytes = pieces.vocabulary()?;
-    borsh::from_slice(&bytes).map_err(|error| {
+pub fn decode(bytes: &[u8]) -> Result<Vocabulary, ImportError> {
+    borsh::from_slice(bytes).map_err(|error| {
         SourceError::Unreadable { name: "the vocabulary".to_owned(), reason: error.to_string() }.into()
     })
 }

@@ -16,6 +16,7 @@ pub mod cpu;
 pub mod draft;
 pub mod dtype;
 pub mod evaluate;
+pub mod export;
 pub mod gguf;
 #[cfg(feature = "gpu")]
 pub mod gpu;

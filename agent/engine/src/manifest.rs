@@ -16,9 +16,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::config::{BadConfig, ModelConfig};
 use crate::limits::{MANIFEST_BYTES_MAX, PIECE_BYTES, VOCABULARY_BYTES_MAX};
 use crate::source::{SourceError, TensorInfo, TensorSource};
-use crate::tensors::{
-    EMBEDDING, HEAD, OUTPUT_NORM, POSITIONS, TensorsError, check_tensors, is_needed, layer_of,
-};
+use crate::tensors::{EMBEDDING, HEAD, OUTPUT_NORM, TensorsError, check_tensors, is_needed, layer_of};
 
 /// A BLAKE3 digest.
 pub type Digest = [u8; 32];
@@ -189,7 +187,7 @@ impl Manifest {
     /// Bytes that the first stage holds beside its layers.
     #[must_use]
     pub fn embedding_bytes(&self) -> u64 {
-        self.sum(|name| name == EMBEDDING || name == POSITIONS)
+        self.sum(|name| name == EMBEDDING)
     }
 
     /// Bytes that the last stage holds beside its layers. One that is the first too holds a tied head only once.

@@ -6,17 +6,15 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::gguf::{Gguf, GgufError, MAGIC};
-use crate::hf::{HfError, HfFolder, SkeinCheckpoint};
+use crate::hf::{HfError, HfFolder};
 use crate::source::TensorSource;
 
-/// An open model. Each kind has its tokenizer elsewhere: in the metadata, in the folder, or none (tokens are bytes).
+/// An open model. Each kind has its tokenizer elsewhere: in the metadata, or in the folder.
 pub enum Opened {
     /// A GGUF file.
     Gguf(Gguf),
     /// A Hugging Face folder.
     Folder(HfFolder),
-    /// A checkpoint that `skein run` trained.
-    Checkpoint(SkeinCheckpoint),
 }
 
 /// Why nothing could be opened.
@@ -32,8 +30,7 @@ pub enum OpenError {
     },
     /// What is there is no model that we know.
     #[error(
-        "{path} is no model; hint: name a GGUF file, a Hugging Face folder (config.json, *.safetensors), or a \
-         checkpoint of Skein's"
+        "{path} is no model; hint: name a GGUF file, or a Hugging Face folder (config.json, *.safetensors)"
     )]
     Unknown {
         /// As given.
@@ -59,7 +56,6 @@ impl Opened {
         match self {
             Self::Gguf(gguf) => gguf,
             Self::Folder(folder) => folder,
-            Self::Checkpoint(checkpoint) => checkpoint,
         }
     }
 }
@@ -78,14 +74,10 @@ pub fn open(path: &Path) -> Result<Opened, OpenError> {
         return Ok(Opened::Folder(HfFolder::open(path)?));
     }
     let mut start = Vec::new();
-    File::open(path).map_err(unreadable)?.take(9).read_to_end(&mut start).map_err(unreadable)?;
+    File::open(path).map_err(unreadable)?.take(4).read_to_end(&mut start).map_err(unreadable)?;
     if start.starts_with(&MAGIC) {
         let gguf = |reason| OpenError::Gguf { path: path.to_owned(), reason };
         return Ok(Opened::Gguf(Gguf::open(path).map_err(gguf)?));
-    }
-    // A safetensors file has the size of its header, then the header, which is a JSON object.
-    if start.get(8) == Some(&b'{') {
-        return Ok(Opened::Checkpoint(SkeinCheckpoint::open(path)?));
     }
     Err(unknown())
 }

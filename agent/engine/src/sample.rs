@@ -329,7 +329,9 @@ mod tests {
     }
 
     fn softmax(logits: &[f32], temperature: f64) -> Vec<f64> {
-        let powers: Vec<f64> = logits.iter().map(|logit| (f64::from(*logit) / temperature).exp()).collect();
+        let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let power = |logit: &f32| (f64::from(logit - greatest) / temperature).exp();
+        let powers: Vec<f64> = logits.iter().map(power).collect();
         let sum: f64 = powers.iter().sum();
         powers.iter().map(|power| power / sum).collect()
     }

@@ -4,14 +4,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::config::{Activation, Architecture, ModelConfig, Positions};
+use crate::config::{Architecture, ModelConfig};
 use crate::limits::TENSORS_MAX;
 use crate::source::TensorInfo;
 
 /// The embedding, and the head where that is tied to it.
 pub const EMBEDDING: &str = "token_embd.weight";
-/// Learned positions.
-pub const POSITIONS: &str = "position_embd.weight";
 /// The norm before the head.
 pub const OUTPUT_NORM: &str = "output_norm.weight";
 /// The head, unless it is tied to the embedding.
@@ -91,9 +89,6 @@ pub fn expected(config: &ModelConfig) -> Vec<Expected> {
     let tensor =
         |name: &str, rows, columns| Expected { name: name.to_owned(), rows, columns, optional: false };
     let mut all = vec![tensor(EMBEDDING, u64::from(config.vocabulary), width)];
-    if config.positions == Positions::LearnedAlibi {
-        all.push(tensor(POSITIONS, u64::from(config.context), width));
-    }
     for layer in 0..config.layers {
         all.extend(layer_parts(config).into_iter().map(|(part, rows, columns)| Expected {
             name: layer_tensor(layer, part),
@@ -120,14 +115,13 @@ pub fn layer_of(name: &str) -> Option<u32> {
     layer.parse().ok()
 }
 
-/// Whether a stage that holds `layers` needs the tensor. The tables go with the first layer; the final norm and the
+/// Whether a stage that holds `layers` needs the tensor. The embedding goes with the first layer; the final norm and the
 /// head with the last, where a tied head is the embedding once more.
 #[must_use]
 pub fn is_needed(name: &str, layers: &Range<u32>, config: &ModelConfig, tied: bool) -> bool {
     let (first, last) = (layers.start == 0, layers.end == config.layers);
     match name {
         EMBEDDING => first || (last && tied),
-        POSITIONS => first,
         OUTPUT_NORM | HEAD => last,
         _ => layer_of(name).is_some_and(|layer| layers.contains(&layer)),
     }
@@ -185,10 +179,8 @@ fn layer_parts(config: &ModelConfig) -> Vec<(&'static str, u64, u64)> {
         ("ffn_norm.weight", 1, width),
         ("ffn_up.weight", feed, width),
         ("ffn_down.weight", width, feed),
+        ("ffn_gate.weight", feed, width),
     ];
-    if config.activation != Activation::ReluSquared {
-        parts.push(("ffn_gate.weight", feed, width));
-    }
     if config.architecture == Architecture::Qwen2 {
         parts.extend([("attn_q.bias", 1, queries), ("attn_k.bias", 1, keys), ("attn_v.bias", 1, keys)]);
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use formats_tiny::{ARCHITECTURES, config, metadata, model};
 use proptest::prelude::*;
-use skein_engine::config::{Architecture, Positions, RopeStyle};
+use skein_engine::config::{Architecture, RopeStyle};
 use skein_engine::dtype::Dtype;
 use skein_engine::gguf::{Gguf, GgufError, GgufWriter, Header, Value};
 use skein_engine::source::{TensorInfo, TensorSource};
@@ -51,8 +51,8 @@ fn the_test_model_is_what_its_author_says() {
     let shape = (found.layers, found.width, found.feed_width, found.heads, found.kv_heads, found.head_width);
     assert_eq!(shape, (30, 576, 1_536, 9, 3, 64));
     assert_eq!((found.vocabulary, found.context, found.architecture), (49_152, 8_192, Architecture::Llama));
-    let Positions::Rope { style, base, scale, .. } = &found.positions else { panic!("rope") };
-    assert_eq!((*style, *base, *scale), (RopeStyle::Adjacent, 100_000.0, 1.0));
+    let rope = &found.rope;
+    assert_eq!((rope.style, rope.base, rope.scale), (RopeStyle::Adjacent, 100_000.0, 1.0));
     assert_eq!(gguf.tensors().len(), 272);
     assert!(!gguf.tensors().contains_key("output.weight"), "the head is tied");
     for (name, info) in gguf.tensors() {
@@ -83,8 +83,7 @@ fn what_architectures_say_beyond_the_usual() {
     let linear =
         [("rope.scaling.type", Value::Text(b"linear".into())), ("rope.scaling.factor", Value::Float(8.0))];
     let gemma = with("gemma3", &linear);
-    let Positions::Rope { scale, .. } = gemma.positions else { panic!("rope") };
-    assert_eq!(scale, 8.0);
+    assert_eq!(gemma.rope.scale, 8.0);
     assert_eq!((gemma.window_of(0), gemma.window_of(1)), (Some(8), Some(8)), "five of six layers slide");
 
     let alternating = Value::Bools(vec![true, false]);
@@ -103,8 +102,7 @@ fn what_architectures_say_beyond_the_usual() {
     let writer = model("llama").tensor("rope_freqs.weight", vector(4), factors);
     let bytes = writer.bytes();
     let llama3 = open(&bytes).unwrap();
-    let Positions::Rope { factors, .. } = &llama3.config().positions else { panic!("rope") };
-    assert_eq!(factors, &[1.0, 1.0, 2.0, 8.0]);
+    assert_eq!(llama3.config().rope.factors, [1.0, 1.0, 2.0, 8.0]);
     assert!(!llama3.tensors().contains_key("rope_freqs.weight"), "they are hyperparameters now");
 
     let head = model("llama").tensors[0].clone();

@@ -1,19 +1,19 @@
-//! Models in safetensors: Hugging Face folders of every architecture, our own checkpoints, and damaged ones.
+//! Models in safetensors: Hugging Face folders of every architecture, and damaged ones.
 
 #![expect(clippy::unwrap_used, reason = "clippy takes helpers of tests for the product")]
 
 mod formats_tiny;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use formats_tiny::{ARCHITECTURES, config, model};
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-use skein_engine::config::{Activation, Architecture, ModelConfig, Positions, RopeStyle};
+use skein_engine::config::{Architecture, ModelConfig, Rope, RopeStyle};
 use skein_engine::dtype::{Dtype, quantize};
 use skein_engine::hf::HfFolder;
-use skein_engine::open::{Opened, open};
+use skein_engine::open::open;
 use skein_engine::source::TensorSource;
 
 /// The name by which Hugging Face knows a tensor of GGUF's.
@@ -47,21 +47,16 @@ fn foreign_name(name: &str, gemma: bool) -> String {
 /// Tensors by name: dimensions and elements, all F32.
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 
-fn write(path: &Path, tensors: &Tensors, notes: Option<HashMap<String, String>>) {
-    write_as(safetensors::Dtype::F32, path, tensors, notes);
+fn write(path: &Path, tensors: &Tensors) {
+    write_as(safetensors::Dtype::F32, path, tensors);
 }
 
-fn write_as(
-    dtype: safetensors::Dtype,
-    path: &Path,
-    tensors: &Tensors,
-    notes: Option<HashMap<String, String>>,
-) {
+fn write_as(dtype: safetensors::Dtype, path: &Path, tensors: &Tensors) {
     let mut views = Vec::new();
     for (name, (shape, bytes)) in tensors {
         views.push((name, TensorView::new(dtype, shape.clone(), bytes).unwrap()));
     }
-    std::fs::write(path, safetensors::serialize(views, notes).unwrap()).unwrap();
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 /// The tiny model of an architecture as a folder would hold it.
@@ -90,7 +85,7 @@ fn description(name: &str) -> Value {
 
 fn folder(at: &Path, description: &Value, tensors: &Tensors) {
     std::fs::write(at.join("config.json"), description.to_string()).unwrap();
-    write(&at.join("model.safetensors"), tensors, None);
+    write(&at.join("model.safetensors"), tensors);
 }
 
 /// The hyperparameters of the folder of a tiny model after `changes` to its description; or why it is refused.
@@ -112,8 +107,7 @@ fn folders_of_every_architecture_open_as_their_gguf_twins() {
         let opened = open(directory.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
         let source = opened.source();
         let mut expected = config(name);
-        let Positions::Rope { style, .. } = &mut expected.positions else { panic!("rope") };
-        *style = RopeStyle::Halves;
+        expected.rope.style = RopeStyle::Halves;
         assert_eq!(source.config(), &expected, "{name}");
         for (tensor, info, elements) in model(name).tensors {
             assert_eq!(source.tensors()[&tensor], info, "{name} {tensor}");
@@ -130,9 +124,9 @@ fn folders_of_every_architecture_open_as_their_gguf_twins() {
 
 #[test]
 fn what_descriptions_say_beyond_the_usual() {
-    let rope = |changes: &[(&str, Value)], name: &str| match read_config(name, changes).unwrap().positions {
-        Positions::Rope { base, window_base, scale, factors, .. } => (base, window_base, scale, factors),
-        Positions::LearnedAlibi => panic!("rope"),
+    let rope = |changes: &[(&str, Value)], name: &str| {
+        let Rope { base, window_base, scale, factors, .. } = read_config(name, changes).unwrap().rope;
+        (base, window_base, scale, factors)
     };
     // Wavelengths of 4 pairs at base 10,000: 6.3, 63, 628 and 6,283 tokens.
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -198,8 +192,8 @@ fn indices_are_followed_inside_the_folder_only() {
     let (first, second): (Tensors, Tensors) =
         all.clone().into_iter().partition(|(name, _)| name.contains(".0."));
     std::fs::write(directory.path().join("config.json"), description("qwen3").to_string()).unwrap();
-    write(&directory.path().join("one.safetensors"), &first, None);
-    write(&directory.path().join("two.safetensors"), &second, None);
+    write(&directory.path().join("one.safetensors"), &first);
+    write(&directory.path().join("two.safetensors"), &second);
     let file = |name: &String| if first.contains_key(name) { "one.safetensors" } else { "two.safetensors" };
     let index = |extra: &[(&str, &str)]| {
         let mut map: BTreeMap<String, String> =
@@ -252,65 +246,6 @@ fn foreign_folders_are_named() {
     assert!(refused.contains("`model.layers.0.self_attn.q_proj.g_idx` is no part"), "{refused}");
 }
 
-/// The metadata of a checkpoint of 1 layer, width 4, 2 heads, 3 positions.
-fn note(kind: &str) -> Option<HashMap<String, String>> {
-    let text =
-        json!({"kind": kind, "round": 1, "shape": {"layers": 1, "width": 4, "heads": 2, "context": 3}});
-    Some(HashMap::from([("skein".to_owned(), text.to_string())]))
-}
-
-/// Its tensors; element i of each is i.
-fn checkpoint() -> Tensors {
-    let shapes: [(&str, &[usize]); 11] = [
-        ("embedding", &[256, 4]),
-        ("positions", &[3, 4]),
-        ("layers.0.attention_norm", &[4]),
-        ("layers.0.query_key_value", &[4, 12]),
-        ("layers.0.attention_out", &[4, 4]),
-        ("layers.0.feed_norm", &[4]),
-        ("layers.0.feed_in", &[4, 16]),
-        ("layers.0.feed_out", &[16, 4]),
-        ("final_norm", &[4]),
-        ("head", &[4, 256]),
-        ("momentum.head", &[4, 256]),
-    ];
-    let tensor = |(name, shape): (&str, &[usize])| {
-        let count: usize = shape.iter().product();
-        let elements = (0..count).flat_map(|index| (index as f32).to_le_bytes()).collect();
-        (name.to_owned(), (shape.to_vec(), elements))
-    };
-    shapes.map(tensor).into_iter().collect()
-}
-
-#[test]
-fn our_checkpoints_open_with_their_matrices_turned() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("model.safetensors");
-    write(&path, &checkpoint(), note("checkpoint"));
-    let opened = open(&path).unwrap();
-    assert!(matches!(opened, Opened::Checkpoint(_)));
-    let source = opened.source();
-    let config = source.config();
-    assert_eq!((config.architecture, config.activation), (Architecture::Skein, Activation::ReluSquared));
-    assert_eq!((config.head_width, config.feed_width, config.context), (2, 16, 3));
-    assert_eq!(config.positions, Positions::LearnedAlibi);
-    let read = |name: &str| -> Vec<f32> {
-        let bytes = source.read(name).unwrap();
-        assert_eq!(Some(bytes.len() as u64), source.tensors()[name].bytes(), "{name}");
-        bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
-    };
-    // Row r of the file's [4, 12] begins at 12 r; query, key and value are columns 0, 4 and 8 and on.
-    assert_eq!(read("blk.0.attn_q.weight")[..8], [0.0, 12.0, 24.0, 36.0, 1.0, 13.0, 25.0, 37.0]);
-    assert_eq!(read("blk.0.attn_k.weight")[..5], [4.0, 16.0, 28.0, 40.0, 5.0]);
-    assert_eq!(read("blk.0.attn_v.weight")[12..], [11.0, 23.0, 35.0, 47.0]);
-    assert_eq!(read("blk.0.attn_output.weight")[..5], [0.0, 4.0, 8.0, 12.0, 1.0]);
-    assert_eq!(read("blk.0.ffn_down.weight")[..3], [0.0, 4.0, 8.0]);
-    assert_eq!(read("output.weight")[..5], [0.0, 256.0, 512.0, 768.0, 1.0]);
-    assert_eq!(read("token_embd.weight")[..5], [0.0, 1.0, 2.0, 3.0, 4.0]);
-    assert_eq!(read("position_embd.weight").len(), 12);
-    assert_eq!(read("blk.0.ffn_up.weight").len(), 64);
-}
-
 #[test]
 fn what_is_no_model_is_said_to_be_none() {
     let directory = tempfile::tempdir().unwrap();
@@ -324,18 +259,8 @@ fn what_is_no_model_is_said_to_be_none() {
     refused("is no model; hint: name a GGUF file");
     std::fs::write(&path, b"GGUF").unwrap();
     refused("the file of 4 bytes ends in the version");
-    write(&path, &checkpoint(), None);
-    refused("no checkpoint of Skein's is not supported; hint: name the Hugging Face folder");
-    write(&path, &checkpoint(), note("delta"));
-    refused("this is a delta of training");
-    let mut lacking = checkpoint();
-    lacking.remove("head");
-    write(&path, &lacking, note("checkpoint"));
-    refused("tensor `head` is missing");
-    let mut wrong = checkpoint();
-    wrong.insert("positions".to_owned(), (vec![4, 3], vec![0; 48]));
-    write(&path, &wrong, note("checkpoint"));
-    refused("`position_embd.weight` has 4 rows of 3 columns; expected 3 rows of 4 columns");
+    write(&path, &tensors("llama"));
+    refused("is no model; hint: name a GGUF file");
     assert!(open(directory.path()).is_err_and(|error| error.to_string().contains("is no model")));
     std::fs::write(directory.path().join("config.json"), "{}").unwrap();
     let found = open(directory.path()).map(|_| ()).unwrap_err().to_string();
@@ -345,19 +270,19 @@ fn what_is_no_model_is_said_to_be_none() {
 #[test]
 fn damaged_safetensors_are_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("file");
-    write(&path, &checkpoint(), note("checkpoint"));
+    folder(directory.path(), &description("llama"), &tensors("llama"));
+    let path = directory.path().join("model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
-    for length in (9..bytes.len()).step_by(89) {
+    for length in (9..bytes.len()).step_by(971) {
         std::fs::write(&path, &bytes[..length]).unwrap();
-        assert!(open(&path).is_err(), "{length} bytes");
+        assert!(open(directory.path()).is_err(), "{length} bytes");
     }
     for at in 0..400 {
         let mut changed = bytes.clone();
         changed[at] ^= 0x15;
         std::fs::write(&path, changed).unwrap();
         // Some changes are harmless; none may panic, and what opens must be readable.
-        if let Ok(opened) = open(&path) {
+        if let Ok(opened) = open(directory.path()) {
             for (name, info) in opened.source().tensors() {
                 assert_eq!(opened.source().read(name).unwrap().len() as u64, info.bytes().unwrap());
             }
@@ -366,7 +291,7 @@ fn damaged_safetensors_are_refused() {
     let mut huge = bytes;
     huge[..8].copy_from_slice(&(u64::MAX - 7).to_le_bytes());
     std::fs::write(&path, huge).unwrap();
-    let found = open(&path).map(|_| ()).unwrap_err().to_string();
+    let found = open(directory.path()).map(|_| ()).unwrap_err().to_string();
     assert!(found.contains("exceeds the file, or what is allowed"), "{found}");
 }
 
@@ -382,7 +307,7 @@ fn half_precision_stays_as_it_is_except_in_gemmas_norms() {
             (name, (shape, quantize(Dtype::Bf16, &values).unwrap()))
         })
         .collect();
-    write_as(safetensors::Dtype::BF16, &directory.path().join("model.safetensors"), &halves, None);
+    write_as(safetensors::Dtype::BF16, &directory.path().join("model.safetensors"), &halves);
     let opened = HfFolder::open(directory.path()).unwrap();
     assert_eq!(opened.tensors()["blk.0.attn_q.weight"].dtype, Dtype::Bf16);
     assert_eq!(opened.tensors()["blk.0.attn_norm.weight"].dtype, Dtype::F32);

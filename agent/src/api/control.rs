@@ -8,6 +8,7 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use skein_mesh::fetch_blob;
 use skein_proto::ids::{Digest, JobId};
 use skein_proto::job::JobSpec;
 use skein_proto::message::JobStatus;
@@ -117,6 +118,13 @@ pub(super) async fn cancel(State(door): State<Door>, Path(id): Path<String>) -> 
     Ok(Json(json!({ "id": id })))
 }
 
+/// Takes up a training job that was ordered here and ended unfinished.
+pub(super) async fn resume(State(door): State<Door>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+    let id = parse_job(&id)?;
+    let id = door.ask(|answer| Call::Resume(id, answer)).await?.map_err(Problem::invalid)?;
+    Ok(Json(json!({ "id": id })))
+}
+
 #[derive(Deserialize)]
 pub(super) struct ClaimQuery {
     #[serde(default)]
@@ -194,13 +202,26 @@ pub(super) async fn put_blob(
     Ok(Json(json!({ "digest": digest, "bytes": total })))
 }
 
+#[derive(Deserialize)]
+pub(super) struct DownloadQuery {
+    /// Whether to ask the connected agents for a blob that is not here.
+    #[serde(default)]
+    fetch: bool,
+}
+
 pub(super) async fn get_blob(
     State(door): State<Door>,
     Path(digest): Path<String>,
+    Query(query): Query<DownloadQuery>,
 ) -> Result<Response, Problem> {
     let digest: Digest = digest.parse().map_err(|error: skein_proto::ids::BadId| {
         Problem::invalid(format!("{error}\nhint: POST /api/blobs answers with a blob's digest"))
     })?;
+    if query.fetch && !door.store.has(&digest) {
+        let holders: Vec<_> = door.mesh.peers().into_iter().map(|(node, _)| node).collect();
+        // If nobody has it, that is told below.
+        let _ = fetch_blob(&door.mesh, &door.store, digest, &holders, BLOB_BYTES_MAX).await;
+    }
     let file = smol::fs::File::open(door.store.path(&digest)).await;
     let file = file.map_err(|_| {
         Problem::missing(format!(

@@ -20,7 +20,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::json;
-use skein_mesh::BlobStore;
+use skein_mesh::{BlobStore, Mesh};
 use smol::channel;
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 use tower_service::Service;
@@ -35,6 +35,7 @@ use crate::serve::desk::Desk;
 pub(crate) struct Door {
     feed: channel::Sender<Event>,
     store: BlobStore,
+    mesh: Mesh,
     uploads: Arc<Path>,
     token: Arc<str>,
     loopback: bool,
@@ -48,6 +49,7 @@ impl Door {
         running: &Running,
         feed: channel::Sender<Event>,
         store: BlobStore,
+        mesh: Mesh,
         uploads: &Path,
         desk: Desk,
         curves: Curves,
@@ -55,6 +57,7 @@ impl Door {
         Self {
             feed,
             store,
+            mesh,
             uploads: uploads.into(),
             token: running.token.as_str().into(),
             loopback: running.api.ip().is_loopback(),
@@ -168,6 +171,7 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
     let orders = Router::new()
         .route("/api/jobs", post(control::submit))
         .route("/api/jobs/{id}/cancel", post(control::cancel))
+        .route("/api/jobs/{id}/resume", post(control::resume))
         .route("/api/models", post(control::add_model))
         .route("/api/models/{name}/remove", post(control::remove_model))
         .route("/api/serve", post(control::serve))

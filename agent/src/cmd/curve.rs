@@ -15,13 +15,13 @@ const LEFT: f64 = 60.0;
 const BOTTOM: f64 = 44.0;
 const MARGIN: f64 = 28.0;
 
-/// Writes the curve beside `result`: `NAME.curve.jsonl` and `NAME.curve.svg`; the latter's path.
+/// Writes the curve into `folder`: `curve.jsonl` and `curve.svg`; the latter's path.
 ///
 /// # Errors
 /// When they cannot be written.
-pub(crate) fn write(result: &Path, title: &str, points: &[Point]) -> Result<PathBuf> {
+pub(crate) fn write(folder: &Path, title: &str, points: &[Point]) -> Result<PathBuf> {
     let lines: Vec<String> = points.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-    let place = |extension: &str| result.with_extension(extension);
+    let place = |name: &str| folder.join(name);
     for (path, text) in
         [(place("curve.jsonl"), lines.join("\n") + "\n"), (place("curve.svg"), draw(title, points))]
     {
@@ -85,7 +85,7 @@ fn draw(title: &str, points: &[Point]) -> String {
     }
     let _ = writeln!(
         svg,
-        "<text x=\"{LEFT}\" y=\"{:.1}\">nats per byte</text>\
+        "<text x=\"{LEFT}\" y=\"{:.1}\">nats per token</text>\
          <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">tokens</text>\n</svg>",
         MARGIN + 12.0,
         WIDTH - MARGIN,
@@ -115,8 +115,8 @@ mod tests {
         };
         let folder = tempfile::tempdir().unwrap();
         let points = [point(0, 5_700_000), point(1, 2_900_000), point(2, 2_400_000)];
-        let path = write(&folder.path().join("model.safetensors"), "a < b", &points).unwrap();
-        assert!(path.ends_with("model.curve.svg"));
+        let path = write(folder.path(), "a < b", &points).unwrap();
+        assert!(path.ends_with("curve.svg"));
         let svg = fs::read_to_string(path).unwrap();
         assert!(svg.contains("a &lt; b") && svg.matches("<polyline").count() == 2, "{svg}");
         for points in svg.split("points=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
@@ -125,7 +125,7 @@ mod tests {
                 assert!((LEFT..=WIDTH - MARGIN).contains(&x) && (MARGIN..=HEIGHT - BOTTOM).contains(&y));
             }
         }
-        let lines = fs::read_to_string(folder.path().join("model.curve.jsonl")).unwrap();
+        let lines = fs::read_to_string(folder.path().join("curve.jsonl")).unwrap();
         let read: Vec<Point> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, points);
         // No points are a frame, not a crash.

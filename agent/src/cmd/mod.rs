@@ -13,6 +13,7 @@ pub(crate) mod log;
 pub(crate) mod model;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod train;
 pub(crate) mod up;
 pub(crate) mod worker;
 
@@ -45,7 +46,7 @@ pub(crate) fn thousandth(value: u64) -> f64 {
     value as f64 / 1e3
 }
 
-/// A loss in nats per byte.
+/// A loss in nats per token.
 #[expect(clippy::cast_precision_loss, reason = "for display")]
 pub(crate) fn nats(micronats: i64) -> f64 {
     micronats as f64 / 1e6

@@ -1,6 +1,5 @@
 //! `skein run`: submit a job described by a TOML file, and follow it to its end.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,42 +7,60 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Deserialize;
-use skein_proto::ids::{Digest, JobId};
-use skein_proto::job::{JobSpec, Shape, TrainSpec, Work};
+use skein_proto::ids::JobId;
+use skein_proto::job::Work;
 use skein_proto::message::{JobStatus, Phase};
 
 use super::batch::Batch;
 use super::jobs::{nats_text, phase_text};
-use super::say;
+use super::train::{self, TrainFile};
+use super::{count_text, say};
 use crate::cli::DataDir;
 use crate::client::Client;
-use crate::daemon::curve::Point;
 use crate::limits::{BATCH_AT_ONCE, BATCH_AT_ONCE_MAX};
 use crate::serve::desk::ServeOrder;
 
 const EXAMPLE: &str = r#"# A training job. `skein run train.toml`
 kind = "train"
-name = "shakespeare"            # also the model's name when it is served
-data = "shakespeare.txt"        # any text; the last tenth is held out
-output = "shakespeare.safetensors"
+name = "shakespeare"
+data = "shakespeare.txt"        # text; or .jsonl, a line being {"text": "..."} or {"messages": [{"role": "user",
+                                # "content": "..."}, {"role": "assistant", "content": "..."}]}; the last tenth is held out
+output = "shakespeare"          # a folder: Hugging Face's layout, a GGUF file, the loss curve, a report
 rounds = 8                      # outer steps (DiLoCo)
-inner_steps = 50                # steps of each agent per outer step
+inner_steps = 50                # steps of each agent per outer step; slower agents take fewer
 batch = 4                       # sequences per step
+context = 128                   # tokens per sequence
 learning_rate = 0.003           # AdamW, inside; falls to a fifth over the rounds
 outer_rate = 0.7                # Nesterov, outside
 outer_momentum = 0.7
 delta_bits = 4                  # of what agents send each other per weight and round: 4, 8 or 32
 seed = 1
-[shape]                         # a byte-level GPT
+[shape]                         # a new Llama; or, instead of [shape], `model` as below
 layers = 6
 width = 128
 heads = 4
 context = 128
+# vocabulary = "smollm2"        # the tokens of a model that was added, or of a file; without it, bytes
 
-# A serving job looks so. It answers at http://API/v1/completions until `skein jobs --cancel ID`.
+# Tuning a model that others trained looks so.
+# kind = "train"
+# name = "answers-like-us"
+# model = "smollm2"             # the name of a model that was added, a .gguf file, or a folder as Hugging Face has them
+# data = "chats.jsonl"
+# output = "answers-like-us"    # of an adapter: PEFT's layout, and a file for llama.cpp's --lora
+# method = "lora"               # or "full", to train all weights
+# rank = 16
+# alpha = 32
+# context = 512
+# rounds = 4
+# inner_steps = 20
+# batch = 8
+# learning_rate = 0.0003
+
+# A serving job looks so. It answers at http://API/v1/completions until `skein cancel ID`.
 # kind = "serve"
 # name = "shakespeare"
-# model = "shakespeare.safetensors" # also a .gguf file, or a folder as Hugging Face has them
+# model = "shakespeare"         # a folder or a .gguf file
 # stages = 3                    # split over so many agents; without it, over as few as can hold it
 # context = 8192                # longest conversation in tokens; without it the model's own, up to 8192
 # sessions = 4                  # room for so many of that length at once; shorter ones share it
@@ -59,14 +76,14 @@ context = 128
 
 /// A job file.
 enum JobFile {
-    Train(TrainFile),
+    Train(Box<TrainFile>),
     Serve(ServeFile),
     Batch(BatchFile),
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Kind {
+pub(crate) enum Kind {
     Train,
     Serve,
     Batch,
@@ -77,30 +94,6 @@ enum Kind {
 #[derive(Deserialize)]
 struct Head {
     kind: Kind,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TrainFile {
-    #[serde(rename = "kind")]
-    _kind: Kind,
-    name: String,
-    data: PathBuf,
-    output: Option<PathBuf>,
-    rounds: u32,
-    inner_steps: u32,
-    batch: u32,
-    learning_rate: f64,
-    outer_rate: f64,
-    outer_momentum: f64,
-    #[serde(default = "delta_bits")]
-    delta_bits: u8,
-    seed: u64,
-    shape: Shape,
-}
-
-fn delta_bits() -> u8 {
-    4
 }
 
 #[derive(Deserialize)]
@@ -131,7 +124,7 @@ struct BatchFile {
 impl JobFile {
     fn parse(text: &str) -> Result<Self, toml::de::Error> {
         match toml::from_str::<Head>(text)?.kind {
-            Kind::Train => toml::from_str(text).map(Self::Train),
+            Kind::Train => toml::from_str(text).map(|file| Self::Train(Box::new(file))),
             Kind::Serve => toml::from_str(text).map(Self::Serve),
             Kind::Batch => toml::from_str(text).map(Self::Batch),
         }
@@ -160,7 +153,10 @@ pub(crate) fn run(
     let client = Client::find(data_dir)?;
     let beside = path.parent().unwrap_or(Path::new("."));
     let (id, wanted) = match file {
-        JobFile::Train(file) => train(&client, file, beside)?,
+        JobFile::Train(file) => {
+            let wanted = file.output.as_ref().map(|output| beside.join(output));
+            (client.submit(&file.job(&client, beside)?)?, wanted)
+        }
         JobFile::Serve(file) => {
             let entry = super::model::add(&client, &beside.join(file.model), Some(file.name))?;
             let ServeFile { stages, context, sessions, .. } = file;
@@ -174,25 +170,6 @@ pub(crate) fn run(
     }
     let ended = follow(&client, id)?;
     finish(&client, &ended, output.or(wanted))
-}
-
-fn train(client: &Client, file: TrainFile, beside: &Path) -> Result<(JobId, Option<PathBuf>)> {
-    let mut nonce = [0; 8];
-    getrandom::fill(&mut nonce).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
-    let work = Work::Train(TrainSpec {
-        shape: file.shape,
-        data: put(client, &beside.join(file.data))?,
-        rounds: file.rounds,
-        inner_steps: file.inner_steps,
-        batch: file.batch,
-        learning_rate_millionths: millionths("learning_rate", file.learning_rate)?,
-        outer_rate_millionths: millionths("outer_rate", file.outer_rate)?,
-        outer_momentum_millionths: millionths("outer_momentum", file.outer_momentum)?,
-        seed: file.seed,
-        delta_bits: file.delta_bits,
-    });
-    let id = client.submit(&JobSpec { name: file.name, nonce: u64::from_le_bytes(nonce), work })?;
-    Ok((id, file.output.map(|output| beside.join(output))))
 }
 
 /// Serves the model by as many pipelines as asked for, answers the batch, and ends them again.
@@ -220,23 +197,6 @@ fn answer_batch(
     let (answers, refused) = answered?;
     say(&format!("{answers} answers in {}, {refused} of them refusals", batch.output.display()))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn put(client: &Client, path: &Path) -> Result<Digest> {
-    let file = File::open(path).with_context(|| {
-        format!("cannot read {}\nhint: paths in a job file are relative to that file", path.display())
-    })?;
-    client.put_blob(file)
-}
-
-fn millionths(field: &str, value: f64) -> Result<u32> {
-    let scaled = (value * 1e6).round();
-    if !(0.0..=f64::from(u32::MAX)).contains(&scaled) {
-        bail!("{field} = {value} is out of range\nhint: from 0 to {}", f64::from(u32::MAX) / 1e6);
-    }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
-    let scaled = scaled as u32;
-    Ok(scaled)
 }
 
 /// Shows a job's progress until it ends, or until a serving job is ready.
@@ -271,10 +231,17 @@ pub(crate) fn show(bar: &ProgressBar, job: &JobStatus) {
             bar.set_position(u64::from(job.round) * 1_000 + within);
             let loss = job.loss_micronats.map_or_else(|| "-".into(), nats_text);
             let held_out = job.held_out_micronats.map_or_else(|| "-".into(), nats_text);
-            bar.set_message(format!(
-                "outer step {}/{}, {} agents, loss {loss}, held out {held_out} nats per byte",
-                job.round, train.rounds, job.agents
-            ));
+            let text = match &job.note {
+                Some(note) => format!("{}: {note}", phase_text(&job.phase)),
+                None => format!(
+                    "outer step {}/{}, {} agents, loss {loss}, held out {held_out} nats per token, {}",
+                    job.round,
+                    train.rounds,
+                    job.agents,
+                    count_text(job.tokens)
+                ),
+            };
+            bar.set_message(text);
         }
         Work::Serve(_) => {
             bar.set_message(format!("{}: {} stages ready", phase_text(&job.phase), job.stages.len()))
@@ -285,7 +252,7 @@ pub(crate) fn show(bar: &ProgressBar, job: &JobStatus) {
 fn finish(client: &Client, job: &JobStatus, output: Option<PathBuf>) -> Result<ExitCode> {
     if let (Work::Serve(_), Phase::Running) = (&job.work, &job.phase) {
         say(&format!(
-            "serving `{}` over {} stages at {}\nend it with `skein jobs --cancel {}`",
+            "serving `{}` over {} stages at {}\nend it with `skein cancel {}`",
             job.name,
             job.stages.len(),
             client.url("/v1/completions"),
@@ -296,13 +263,9 @@ fn finish(client: &Client, job: &JobStatus, output: Option<PathBuf>) -> Result<E
     match (&job.phase, job.state) {
         (Phase::Done, Some(state)) => {
             let loss = job.held_out_micronats.map_or_else(|| "unknown".into(), nats_text);
-            say(&format!("done: held-out loss {loss} nats per byte, checkpoint {state}"))?;
-            if let Some(path) = output {
-                let bytes = client.get_blob(state, &path)?;
-                say(&format!("wrote {} ({})", path.display(), super::bytes_text(bytes)))?;
-                let points: Vec<Point> = client.get(&format!("/api/jobs/{}/metrics", job.id))?;
-                let curve = super::curve::write(&path, &job.name, &points)?;
-                say(&format!("wrote {}, the loss over tokens", curve.display()))?;
+            say(&format!("done: held-out loss {loss} nats per token, checkpoint {state}"))?;
+            if let Some(folder) = output {
+                train::result::write(client, job, &folder)?;
             }
             Ok(ExitCode::SUCCESS)
         }

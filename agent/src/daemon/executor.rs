@@ -4,17 +4,19 @@
 //! with a result run one after the other; a stage stays until it is stopped.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use skein_compute::protocol::{Reply, StageTask, Task, TrainTask};
+use skein_compute::protocol::{Judge, ModelTask, Reply, StageTask, Task, TrainTask};
+use skein_compute::trainee::Trainee;
 use skein_engine::graph::PAGE_POSITIONS;
+use skein_engine::manifest::Manifest;
 use skein_mesh::{BlobStore, Held, Mesh, fetch_blob, fetch_blobs};
 use skein_proto::holdings::Executed;
 use skein_proto::ids::{Digest, JobId, LeaseId, NodeId};
-use skein_proto::job::{Shape, Shard, TrainSpec};
+use skein_proto::job::{Method, Shard, TrainSize, TrainSpec};
 use skein_proto::lease::Pace;
 use skein_proto::limits::OUTPUTS_MAX;
 use skein_proto::node::Execution;
@@ -131,6 +133,7 @@ impl Executor {
         let work = async {
             let _turn = self.shared.turn.lock().await;
             self.fetch_inputs(&execution).await?;
+            let _held = self.fetch_weights(&execution).await?;
             at_work.store(true, Ordering::Relaxed);
             self.run_finite(&execution).await
         };
@@ -173,8 +176,8 @@ impl Executor {
         let call = self.kept_alive(lease, self.shared.worker.call(task, progress)).await;
         let reply = call.map_err(|error| error.to_string())?;
         let mut refused_deltas = Vec::new();
-        let (loss_micronats, tokens) = if let Reply::Initialised { .. } = reply {
-            (Some(self.held_out_loss(execution, &out).await?), 0)
+        let (loss_micronats, tokens) = if let Reply::Initialised { held_out_micronats, .. } = reply {
+            (Some(held_out_micronats), 0)
         } else if let Reply::Trained { loss_micronats, tokens, .. } = reply {
             (Some(loss_micronats), tokens)
         } else if let Reply::Merged { held_out_micronats, refused, .. } = reply {
@@ -195,46 +198,82 @@ impl Executor {
         Ok(Executed { inputs, outputs, tokens, loss_micronats })
     }
 
-    /// The loss before training, on the part of the text that is never trained on.
-    async fn held_out_loss(&self, execution: &Execution, checkpoint: &Path) -> Result<i64, String> {
-        let Shard::Init { data, .. } = &execution.shard else { return Err("not an init shard".into()) };
-        let data = self.shared.store.path(data).to_string_lossy().into_owned();
-        let task = Task::Evaluate { state: checkpoint.to_string_lossy().into_owned(), data };
-        let reply = self.shared.worker.call(task, |_| {}).await.map_err(|error| error.to_string())?;
-        let Reply::Evaluated { loss_micronats, .. } = reply else { return Err(OUT_OF_TURN.into()) };
-        Ok(loss_micronats)
-    }
-
     fn task(&self, execution: &Execution, out: &str) -> Result<Task, String> {
         let path = |digest: &Digest| self.shared.store.path(digest).to_string_lossy().into_owned();
         let out = out.to_owned();
+        let model = |spec: &TrainSpec| ModelTask {
+            job: execution.job.0,
+            manifest: path(&spec.model),
+            pieces: self.shared.store.directory().to_string_lossy().into_owned(),
+            method: method(spec.method),
+        };
+        let judge = |spec: &TrainSpec| Judge { data: path(&spec.data), context: spec.context };
         Ok(match &execution.shard {
-            Shard::Init { shape, seed, .. } => Task::Init { shape: model_shape(*shape)?, seed: *seed, out },
-            Shard::Train { state, spec, round, index, of } => Task::Train(TrainTask {
-                job: execution.job.0,
+            Shard::Init { spec } => {
+                Task::Init { model: model(spec), seed: spec.seed, out, evaluate: judge(spec) }
+            }
+            Shard::Train { state, spec, round, first, steps, .. } => Task::Train(TrainTask {
+                model: model(spec),
                 state: path(state),
                 data: path(&spec.data),
-                inner_steps: spec.inner_steps,
+                context: spec.context,
+                inner_steps: *steps,
                 batch: spec.batch,
-                learning_rate_millionths: decayed(spec, *round),
+                at_once: spec.at_once(self.shared.memory_bytes).max(1),
+                learning_rate_millionths: spec.learning_rate_millionths,
                 warmup_steps: spec.inner_steps.min(WARMUP_STEPS_MAX),
                 round: *round,
-                index: u32::from(*index),
-                of: u32::from(*of),
+                rounds: spec.rounds,
+                first: *first,
                 seed: spec.seed,
                 delta_bits: spec.delta_bits,
                 out,
             }),
             Shard::Merge { state, deltas, spec, evaluate, .. } => Task::Merge {
+                model: model(spec),
                 state: path(state),
                 deltas: deltas.iter().map(path).collect(),
                 outer_rate_millionths: spec.outer_rate_millionths,
                 momentum_millionths: spec.outer_momentum_millionths,
                 out,
-                evaluate: evaluate.then(|| path(&spec.data)),
+                evaluate: evaluate.then(|| judge(spec)),
             },
             Shard::Stage { .. } => return Err("a stage has no end of its own".into()),
         })
+    }
+
+    /// Fetches the weights that a shard of training reads beside its checkpoint, after making sure that the model is the
+    /// one that the job was counted for; and what keeps them on disk.
+    async fn fetch_weights(&self, execution: &Execution) -> Result<Option<Held>, String> {
+        let (Shard::Init { spec } | Shard::Train { spec, .. } | Shard::Merge { spec, .. }) = &execution.shard
+        else {
+            return Ok(None);
+        };
+        let (mesh, store) = (&self.shared.mesh, &self.shared.store);
+        let holders = self.holders(execution);
+        let manifest = manifest(mesh, store, spec.model, &holders).await?;
+        if train_size(&manifest, spec.method)? != spec.size {
+            return Err(format!("the job states another size than model {} has", spec.model.short()));
+        }
+        let needed = spec.memory_bytes();
+        if needed > self.shared.memory_bytes {
+            return Err(format!(
+                "training needs {} of memory, the owner allows {}",
+                crate::cmd::bytes_text(needed),
+                crate::cmd::bytes_text(self.shared.memory_bytes)
+            ));
+        }
+        let reads = match (&execution.shard, spec.method) {
+            (Shard::Init { .. }, _) | (_, Method::Lora { .. }) => true,
+            // All that learns is in the checkpoint.
+            (_, Method::Full) => false,
+        };
+        let pieces = if reads { manifest.pieces_of(0..manifest.config.layers) } else { Vec::new() };
+        let wanted: Vec<(Digest, u64)> =
+            pieces.iter().map(|(piece, bytes)| (Digest(*piece), *bytes)).collect();
+        let held = store.hold(wanted.iter().map(|(piece, _)| *piece).chain([spec.model]));
+        fetch_blobs(mesh, store, &wanted, &holders, |_| {}).await.map_err(|error| error.to_string())?;
+        Ok(Some(held))
     }
 
     async fn run_stage(
@@ -426,20 +465,36 @@ impl Executor {
     }
 }
 
-/// The learning rate of a round: falls by a cosine from the job's own to a fifth of it over its rounds.
-fn decayed(spec: &TrainSpec, round: u32) -> u32 {
-    let part = f64::from(round) / f64::from(spec.rounds.max(1));
-    let factor = 0.2 + 0.4 * (1.0 + (std::f64::consts::PI * part).cos());
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "the factor is from 0.2 to 1"
-    )]
-    let rate = (f64::from(spec.learning_rate_millionths) * factor).round() as u32;
-    rate.max(1)
+/// As the worker has it.
+pub(crate) fn method(method: Method) -> skein_compute::trainee::Method {
+    match method {
+        Method::Full => skein_compute::trainee::Method::Full,
+        Method::Lora { rank, alpha_millionths } => skein_compute::trainee::Method::Lora {
+            rank: u32::from(rank),
+            #[expect(clippy::cast_possible_truncation, reason = "the nearest f32 is meant")]
+            alpha: (f64::from(alpha_millionths) / 1e6) as f32,
+        },
+    }
 }
 
-fn model_shape(shape: Shape) -> Result<skein_compute::shape::ModelShape, String> {
-    skein_compute::shape::ModelShape::new(shape.layers, shape.width, shape.heads, shape.context)
-        .map_err(|error| error.to_string())
+/// What training a model asks of an agent.
+///
+/// # Errors
+/// When it cannot be trained so.
+pub(crate) fn train_size(manifest: &Manifest, by: Method) -> Result<TrainSize, String> {
+    let config = &manifest.config;
+    let trainee =
+        Trainee::new(config.clone(), manifest.tied(), method(by)).map_err(|error| error.to_string())?;
+    let resident: u64 = manifest.tensors.values().map(|tensor| tensor.info.rows * tensor.info.columns).sum();
+    let looked_up = if manifest.tied() { 0 } else { u64::from(config.vocabulary) * u64::from(config.width) };
+    Ok(TrainSize {
+        layers: u16::try_from(config.layers).unwrap_or(u16::MAX),
+        width: config.width,
+        feed_width: config.feed_width,
+        heads: config.heads,
+        vocabulary: config.vocabulary,
+        weights: resident - looked_up,
+        resident,
+        trained: trainee.parameters(),
+    })
 }

@@ -3,6 +3,7 @@
 //! No decision is made here. Everything that can happen is an [`Event`]; what must be durable is written
 //! before anything queued after it is sent. Must never load a GPU driver: that is the worker's.
 
+mod book;
 pub(crate) mod curve;
 pub(crate) mod executor;
 pub(crate) mod journal;
@@ -23,12 +24,13 @@ use skein_mesh::{BlobStore, Event as MeshEvent, Mesh, PeerAddress, StreamKind, s
 use skein_proto::ids::{JobId, Millis, NodeId};
 use skein_proto::job::{JobSpec, Work};
 use skein_proto::limits::TICK_MS;
-use skein_proto::message::JobStatus;
+use skein_proto::message::{JobStatus, Phase};
 use skein_proto::node::{Execution, Input, Node, Output, Record};
 use skein_proto::offer::Offer;
 use skein_proto::signed::encode;
 use smol::channel;
 
+use self::book::{Book, Order};
 use self::curve::Curves;
 use self::executor::{Executor, Report};
 use self::journal::Journal;
@@ -72,6 +74,8 @@ pub(crate) enum Call {
     Status(channel::Sender<Box<Status>>),
     Jobs(channel::Sender<Vec<JobStatus>>),
     Submit(JobSpec, channel::Sender<Result<JobId, String>>),
+    /// Takes up a job that ended unfinished, as a new one.
+    Resume(JobId, channel::Sender<Result<JobId, String>>),
     Cancel(JobId, channel::Sender<Result<(), String>>),
     Claim {
         dry_run: bool,
@@ -119,6 +123,7 @@ pub(crate) struct Daemon {
     journal: Journal,
     treasury: Treasury,
     curves: Curves,
+    book: Book,
     worker: Option<(Worker, Executor, Pipeline)>,
     trouble: Option<String>,
     device_reason: String,
@@ -138,7 +143,14 @@ const LEAVE_WAIT: Duration = Duration::from_secs(3);
 impl Daemon {
     /// Gives the core back what only the log remembers.
     fn recall(&mut self) -> Result<()> {
-        self.core(Input::Unanswered(self.journal.unanswered()))
+        self.core(Input::Unanswered(self.journal.unanswered()))?;
+        for Order { spec, status } in self.book.orders() {
+            let job = self.node.sign_job(spec);
+            if JobId(job.digest().0) == status.id {
+                self.core(Input::Submit(job, Some(Box::new(status))))?;
+            }
+        }
+        Ok(())
     }
 
     /// Applies events until the agent is told to leave.
@@ -269,6 +281,7 @@ impl Daemon {
             Output::JobChanged(id) => {
                 if let Some(job) = self.node.jobs().get(&id).filter(|job| job.owner == self.node.id()) {
                     self.curves.follow(self.clock.now(), job);
+                    self.book.follow(job);
                 }
             }
             Output::CoordinatorChanged(reign) => match reign {
@@ -338,6 +351,33 @@ impl Daemon {
         Ok(())
     }
 
+    /// Orders a job, from where it stood `before`.
+    fn submit(&mut self, spec: JobSpec, before: Option<JobStatus>) -> Result<JobId> {
+        let job = self.node.sign_job(spec.clone());
+        let id = JobId(job.digest().0);
+        self.core(Input::Submit(job, before.map(Box::new)))?;
+        if let Some(status) = self.node.jobs().get(&id) {
+            self.book.open(spec, status.clone());
+        }
+        Ok(id)
+    }
+
+    /// The job as a new one that goes on where it ended.
+    fn to_resume(&self, id: JobId) -> Result<Order, String> {
+        let mut order = self.book.order(id).ok_or("no such training job was ordered here")?;
+        let last = self.node.jobs().get(&id).unwrap_or(&order.status).clone();
+        match last.phase {
+            Phase::Waiting | Phase::Running => return Err("the job has not ended".to_owned()),
+            Phase::Done => return Err("the job is done; there is nothing left to do".to_owned()),
+            Phase::Failed { .. } | Phase::Cancelled => {}
+        }
+        let mut nonce = [0; 8];
+        getrandom::fill(&mut nonce).map_err(|error| format!("no randomness: {error}"))?;
+        order.spec.nonce = u64::from_le_bytes(nonce);
+        order.status = JobStatus { phase: Phase::Waiting, ..last };
+        Ok(order)
+    }
+
     fn call(&mut self, call: Call) -> Result<()> {
         match call {
             Call::Status(answer) => {
@@ -347,13 +387,15 @@ impl Daemon {
                 let _ = answer.try_send(self.node.jobs().values().cloned().collect());
             }
             Call::Submit(spec, answer) => {
-                let checked = spec.validate().map_err(|error| error.to_string());
-                let submitted = checked.map(|()| {
-                    let job = self.node.sign_job(spec);
-                    (JobId(job.digest().0), job)
-                });
-                let result = match submitted {
-                    Ok((id, job)) => self.core(Input::Submit(job)).map(|()| Ok(id))?,
+                let result = match spec.validate() {
+                    Ok(()) => Ok(self.submit(spec, None)?),
+                    Err(error) => Err(error.to_string()),
+                };
+                let _ = answer.try_send(result);
+            }
+            Call::Resume(id, answer) => {
+                let result = match self.to_resume(id) {
+                    Ok(Order { spec, status }) => Ok(self.submit(spec, Some(status))?),
                     Err(reason) => Err(reason),
                 };
                 let _ = answer.try_send(result);

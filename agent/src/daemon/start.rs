@@ -17,6 +17,7 @@ use skein_proto::node::Node;
 use skein_proto::offer::Offer;
 use smol::channel;
 
+use super::book::Book;
 use super::curve::Curves;
 use super::executor::Executor;
 use super::journal::Journal;
@@ -88,7 +89,15 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let desk = Desk::new(feed.clone(), Library::new(mesh.clone(), store.clone()), registry, samples);
     tidy_up(desk.clone(), store.clone(), config.disk_bytes);
     let curves = Curves::new(&data_dir);
-    let door = crate::api::Door::new(&running, feed.clone(), store.clone(), &scratch, desk, curves.clone());
+    let door = crate::api::Door::new(
+        &running,
+        feed.clone(),
+        store.clone(),
+        mesh.clone(),
+        &scratch,
+        desk,
+        curves.clone(),
+    );
     smol::spawn(crate::api::serve(api_socket, door)).detach();
     let measuring = measure(config.clone(), clock, node.id(), mesh.clone(), store.clone(), scratch);
     let measured = feed.clone();
@@ -108,6 +117,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         journal,
         treasury,
         curves: curves.clone(),
+        book: Book::new(&data_dir),
         worker: None,
         trouble: None,
         device_reason: String::new(),

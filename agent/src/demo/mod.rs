@@ -20,7 +20,7 @@ use skein_engine::import;
 use skein_engine::step::{Chunk, Input, Output, Sampling, Want};
 use skein_ledger::emission::Amount;
 use skein_proto::ids::Digest;
-use skein_proto::job::{JobSpec, Shape, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, TrainSpec, Work};
 use skein_proto::message::{JobStatus, Phase};
 
 use self::agents::{Agent, wait_for};
@@ -28,7 +28,9 @@ use self::report::{Device, Log, Report, Serve, Settlement, Train};
 use crate::cmd::eval::whole;
 use crate::cmd::jobs::phase_text;
 use crate::cmd::run::show;
+use crate::cmd::train::{self, Shape};
 use crate::cmd::{bytes_text, nats, thousandth};
+use crate::daemon::executor::train_size;
 use crate::daemon::status::{Payout, Settled, Status};
 use crate::serve::desk::ServeOrder;
 
@@ -40,8 +42,10 @@ const EPOCH_MS: u64 = 30_000;
 /// The held-out loss that training must beat, in nats per byte.
 const LOSS_BAR: f64 = 2.6;
 
-const SHAPE: Shape = Shape { layers: 6, width: 128, heads: 4, context: 128 };
+const LAYERS: u16 = 6;
+const CONTEXT: u32 = 128;
 const ROUNDS: u32 = 8;
+const SEED: u64 = 7;
 /// Inner steps of one round over all agents, so that the demo takes as long with eight as with one.
 const STEPS_PER_ROUND: u32 = 150;
 
@@ -85,8 +89,8 @@ impl Demo {
         let mut agents = self.meet()?;
         let statuses = agents.iter().map(Agent::status).collect::<Result<Vec<_>>>()?;
         let devices = statuses.iter().filter_map(device).collect();
-        let (train, checkpoint) = self.train(&agents, &mut failures)?;
-        let (serve, served_until) = self.serve(&agents, checkpoint, &mut failures)?;
+        let (train, trained) = self.train(&agents, &mut failures)?;
+        let (serve, served_until) = self.serve(&agents, &trained, &mut failures)?;
         let (settlement, leases) = self.account(&agents, served_until, &mut failures)?;
         let log = self.check(&mut agents, leases, &mut failures)?;
         let report = Report {
@@ -152,27 +156,43 @@ impl Demo {
         Ok(agents)
     }
 
-    fn train(&self, agents: &[Agent], failures: &mut Vec<String>) -> Result<(Train, Digest)> {
-        let parameters = SHAPE.weights();
+    fn train(&self, agents: &[Agent], failures: &mut Vec<String>) -> Result<(Train, JobStatus)> {
+        let customer = &agents[0].client;
+        let shape = Shape {
+            layers: u32::from(LAYERS),
+            width: 128,
+            heads: 4,
+            context: CONTEXT,
+            kv_heads: None,
+            feed_width: None,
+            vocabulary: None,
+            tied: false,
+        };
+        let start = train::drawn(customer, Path::new("."), &shape, SEED)?;
+        let size = train_size(&start.manifest, Method::Full).map_err(anyhow::Error::msg)?;
+        let parameters = size.resident;
         self.title(&format!(
-            "2 Train: a byte-level GPT of {:.1} M parameters on {} of Shakespeare, by DiLoCo",
+            "2 Train: a byte-level Llama of {:.1} M parameters on {} of Shakespeare, by DiLoCo",
             millions(parameters),
             bytes_text(TEXT.len() as u64)
         ));
-        let customer = &agents[0].client;
-        let data = customer.put_blob(TEXT)?;
+        let text = std::str::from_utf8(TEXT)?;
+        let data = customer.put_blob(train::data::plain(text, &start.tokenizer).encode()?.as_slice())?;
         let sent_before = bytes_sent(agents)?;
         let started = Instant::now();
         let work = Work::Train(TrainSpec {
-            shape: SHAPE,
+            model: start.digest,
+            size,
+            method: Method::Full,
             data,
+            context: CONTEXT,
             rounds: ROUNDS,
             inner_steps: (STEPS_PER_ROUND / u32::from(self.agents)).clamp(20, 75),
             batch: 4,
             learning_rate_millionths: 3_000,
-            outer_rate_millionths: 700_000,
-            outer_momentum_millionths: 700_000,
-            seed: 7,
+            outer_rate_millionths: 1_000_000,
+            outer_momentum_millionths: 0,
+            seed: SEED,
             delta_bits: 4,
         });
         let id = customer.submit(&JobSpec { name: "shakespeare".into(), nonce: 1, work })?;
@@ -231,7 +251,7 @@ impl Demo {
             bytes_text(train.bytes_sent),
             state.short()
         ));
-        Ok((train, state))
+        Ok((train, job))
     }
 
     /// Whether the agent holds the blob, judged by its bytes and not by its word.
@@ -243,15 +263,20 @@ impl Demo {
         Ok(Digest::of(&fs::read(&copy)?) == blob)
     }
 
-    fn serve(&self, agents: &[Agent], model: Digest, failures: &mut Vec<String>) -> Result<(Serve, u64)> {
+    fn serve(
+        &self,
+        agents: &[Agent],
+        trained: &JobStatus,
+        failures: &mut Vec<String>,
+    ) -> Result<(Serve, u64)> {
         self.title("3 Serve: the same model, its layers split over the agents, behind the OpenAI API");
         let customer = &agents[0].client;
-        let weights = self.folder.join("shakespeare.safetensors");
-        customer.get_blob(model, &weights)?;
+        let weights = self.folder.join("shakespeare");
+        train::result::save(customer, trained, &weights)?;
         let entry = crate::cmd::model::add(customer, &weights, None)?;
         let id = customer.serve(&ServeOrder {
             model: entry.name,
-            stages: Some(self.agents.min(SHAPE.layers)),
+            stages: Some(self.agents.min(LAYERS)),
             ..ServeOrder::default()
         })?;
         let spinner = self.spinner("loading stages");
@@ -278,7 +303,7 @@ impl Demo {
         let mut sampling = request.clone();
         sampling["temperature"] = json!(0.7);
         sampling["seed"] = json!(1);
-        sampling["max_tokens"] = json!(usize::from(SHAPE.context) - PROMPT.len());
+        sampling["max_tokens"] = json!(CONTEXT as usize - PROMPT.len());
         let sampled: Value = customer.post("/v1/completions", &sampling)?;
         let sampled = sampled["choices"][0]["text"].as_str().unwrap_or_default().to_owned();
         let streamed = streamed_text(agents, request)?;
@@ -317,8 +342,7 @@ impl Demo {
     /// Generates with all layers in this process: what the split must equal.
     fn unsharded(&self, weights: &Path) -> Result<(Vec<u8>, f64)> {
         let model = import::open(weights)?;
-        let context = u32::from(SHAPE.context);
-        let mut stage = whole(model.source.as_ref(), &DeviceChoice::Cpu, self.threads, context, 2)?;
+        let mut stage = whole(model.source.as_ref(), &DeviceChoice::Cpu, self.threads, CONTEXT, 2)?;
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, top_logprobs: 0 };
         let mut rate = 0.0;
         let mut tokens: Vec<u32> = Vec::new();

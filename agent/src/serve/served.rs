@@ -86,7 +86,8 @@ pub(crate) async fn manifest(
 
 impl Model {
     fn open(pieces: &PieceSource) -> Result<Self, String> {
-        let vocabulary = import::decode(pieces).map_err(|error| error.to_string())?;
+        let vocabulary = pieces.vocabulary().map_err(|error| error.to_string())?;
+        let vocabulary = import::decode(&vocabulary).map_err(|error| error.to_string())?;
         let template = ChatTemplate::new(&vocabulary).map_err(|error| error.to_string());
         let tokenizer = Tokenizer::new(vocabulary).map_err(|error| error.to_string())?;
         Ok(Self { manifest: pieces.manifest().clone(), tokenizer, template })

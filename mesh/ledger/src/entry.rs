@@ -200,7 +200,7 @@ impl Ties {
 pub(crate) mod samples {
     use ed25519_dalek::SigningKey;
     use skein_proto::ids::{JobId, Millis, Term};
-    use skein_proto::job::{Shape, Shard};
+    use skein_proto::job::{Method, Shard, TrainSize, TrainSpec};
     use skein_proto::lease::{End, Fence, Lease};
     use skein_proto::signed::Signed;
 
@@ -222,10 +222,34 @@ pub(crate) mod samples {
     }
 
     pub(crate) fn receipt(sequence: u64) -> Receipt {
-        let shape = Shape { layers: 2, width: 64, heads: 2, context: 64 };
+        let size = TrainSize {
+            layers: 2,
+            width: 64,
+            feed_width: 176,
+            heads: 2,
+            vocabulary: 256,
+            weights: 100_000,
+            resident: 100_000,
+            trained: 100_000,
+        };
+        let spec = TrainSpec {
+            model: Digest([7; 32]),
+            size,
+            method: Method::Full,
+            data: Digest([4; 32]),
+            context: 64,
+            rounds: 1,
+            inner_steps: 1,
+            batch: 1,
+            learning_rate_millionths: 1,
+            outer_rate_millionths: 1,
+            outer_momentum_millionths: 1,
+            seed: 9,
+            delta_bits: 4,
+        };
         let lease = Lease {
             job: JobId([3; 32]),
-            shard: Shard::Init { shape, seed: 9, data: Digest([4; 32]) },
+            shard: Shard::Init { spec },
             agent: id_of(&agent()),
             fence: Fence { term: Term(5), sequence },
             granted_at: Millis(1_000),

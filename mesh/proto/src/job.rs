@@ -10,39 +10,63 @@ use crate::ids::{Digest, Units};
 use crate::limits;
 use crate::signed::Statement;
 
-/// The shape of a byte-level GPT.
+/// Which weights learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "lowercase")]
+pub enum Method {
+    /// All of them.
+    Full,
+    /// A low-rank addition to every matrix of every layer (LoRA, Hu et al. 2021); the rest is frozen.
+    Lora {
+        /// Of the addition.
+        rank: u16,
+        /// Its scale times the rank, in millionths.
+        alpha_millionths: u32,
+    },
+}
+
+/// What training a model asks of an agent, as the job's owner counts it from the model's manifest.
+///
+/// It decides who gets shards and what a token is worth. An agent counts again before it works, and takes nothing of
+/// another size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Shape {
-    /// Transformer blocks.
+pub struct TrainSize {
+    /// Decoder layers.
     pub layers: u16,
     /// Width of the residual stream.
-    pub width: u16,
-    /// Attention heads; divides `width`.
-    pub heads: u16,
-    /// Longest context in bytes.
-    pub context: u16,
+    pub width: u32,
+    /// Width of the feed-forward layer.
+    pub feed_width: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Tokens of the vocabulary.
+    pub vocabulary: u32,
+    /// Weights with which every token is multiplied: all but an embedding that is not the head too.
+    pub weights: u64,
+    /// Weights in memory.
+    pub resident: u64,
+    /// Weights that learn.
+    pub trained: u64,
 }
 
-impl Shape {
-    /// Parameters of the blocks, both embeddings and the head, without norms and biases: what a token
-    /// costs in arithmetic.
-    pub fn weights(&self) -> u64 {
-        let (layers, width) = (u64::from(self.layers), u64::from(self.width));
-        12 * layers * width * width + (2 * 256 + u64::from(self.context)) * width
-    }
-}
-
-/// Train a byte-level GPT by DiLoCo.
+/// Train a decoder language model by DiLoCo.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 pub struct TrainSpec {
-    /// The model.
-    pub shape: Shape,
-    /// The text, as a blob that the owner holds.
+    /// The manifest of the model to start from, as a blob that some member holds; it names the pieces of its weights.
+    pub model: Digest,
+    /// What it asks of an agent.
+    pub size: TrainSize,
+    /// Which weights learn.
+    #[serde(flatten)]
+    pub method: Method,
+    /// The tokens, as a blob that the owner holds.
     pub data: Digest,
+    /// Tokens per sequence.
+    pub context: u32,
     /// Outer steps.
     pub rounds: u32,
-    /// Inner steps per round and agent.
+    /// Inner steps per round of the fastest agent; slower ones take fewer.
     pub inner_steps: u32,
     /// Sequences per inner step.
     pub batch: u32,
@@ -52,10 +76,51 @@ pub struct TrainSpec {
     pub outer_rate_millionths: u32,
     /// Outer momentum in millionths.
     pub outer_momentum_millionths: u32,
-    /// Seed of the initial weights and of the order of the data.
+    /// Seed of the order of the data, and of an adapter's first weights.
     pub seed: u64,
     /// Bits of an element of the pseudo-gradients that agents send each other: 4, 8 or 32.
     pub delta_bits: u8,
+}
+
+impl TrainSpec {
+    /// Floating-point operations for one token, forward and backward; attention among tokens is not counted.
+    fn flops_per_token(&self) -> u64 {
+        let all = match self.method {
+            Method::Full => self.size.weights.saturating_mul(6),
+            // Frozen weights have no gradient of their own.
+            Method::Lora { .. } => self.size.weights.saturating_mul(4),
+        };
+        match self.method {
+            Method::Full => all,
+            Method::Lora { .. } => all.saturating_add(self.size.trained.saturating_mul(6)),
+        }
+    }
+
+    /// Memory for the weights, and for gradients, moments and copies of those that learn.
+    pub fn weights_bytes(&self) -> u64 {
+        self.size.resident.saturating_mul(4).saturating_add(self.size.trained.saturating_mul(28))
+    }
+
+    /// Memory for what one sequence computes on its way forward, kept for its way back.
+    pub fn sequence_bytes(&self) -> u64 {
+        let TrainSize { layers, width, feed_width, heads, vocabulary, .. } = self.size;
+        let context = u64::from(self.context);
+        let layer = 20 * u64::from(width) + 6 * u64::from(feed_width) + 4 * u64::from(heads) * context;
+        let token = u64::from(layers).saturating_mul(layer).saturating_add(6 * u64::from(vocabulary));
+        token.saturating_mul(4).saturating_mul(context)
+    }
+
+    /// The least memory with which an agent can train: one sequence at a time.
+    pub fn memory_bytes(&self) -> u64 {
+        self.weights_bytes().saturating_add(self.sequence_bytes())
+    }
+
+    /// Sequences of a step that fit `memory_bytes` at once; their gradients are added up. 0 if none fits.
+    pub fn at_once(&self, memory_bytes: u64) -> u32 {
+        let room = memory_bytes.saturating_sub(self.weights_bytes());
+        let fit = room / self.sequence_bytes().max(1);
+        u32::try_from(fit).unwrap_or(u32::MAX).min(self.batch)
+    }
 }
 
 /// What a language model asks of the agents that serve it, as its owner counts it from the model's manifest.
@@ -189,7 +254,9 @@ impl JobSpec {
 
 impl TrainSpec {
     fn validate(&self) -> Result<(), BadJob> {
-        self.shape.validate()?;
+        self.size.validate(self.method)?;
+        let context = self.context;
+        check((1..=limits::TRAIN_CONTEXT_MAX).contains(&context), "context", context, "1 to 65536 tokens")?;
         let rounds = self.rounds;
         check((1..=limits::ROUNDS_MAX).contains(&rounds), "rounds", rounds, "1 to 100000 outer steps")?;
         let steps = self.inner_steps;
@@ -249,17 +316,28 @@ impl ModelSize {
     }
 }
 
-impl Shape {
-    fn validate(&self) -> Result<(), BadJob> {
-        check((1..=128).contains(&self.layers), "layers", self.layers, "1 to 128")?;
-        check((8..=8_192).contains(&self.width), "width", self.width, "8 to 8192")?;
-        check(
-            self.heads >= 1 && self.width.is_multiple_of(self.heads),
-            "heads",
-            self.heads,
-            "a divisor of width",
-        )?;
-        check((8..=8_192).contains(&self.context), "context", self.context, "8 to 8192 bytes")
+impl TrainSize {
+    fn validate(&self, method: Method) -> Result<(), BadJob> {
+        let wide = |field, value| check((1..=limits::WIDTH_MAX).contains(&value), field, value, "1 to 32768");
+        check((1..=limits::LAYERS_MAX).contains(&self.layers), "layers", self.layers, "1 to 512")?;
+        wide("width", self.width)?;
+        wide("heads", self.heads)?;
+        check((1..=1 << 20).contains(&self.feed_width), "feed_width", self.feed_width, "1 to 1048576")?;
+        check((1..=1 << 20).contains(&self.vocabulary), "vocabulary", self.vocabulary, "1 to 1048576")?;
+        for (field, weights) in
+            [("weights", self.weights), ("resident", self.resident), ("trained", self.trained)]
+        {
+            let hint = "1 to a trillion";
+            check((1..=limits::TRAINED_WEIGHTS_MAX).contains(&weights), field, weights, hint)?;
+        }
+        match method {
+            Method::Full => Ok(()),
+            Method::Lora { rank, alpha_millionths } => {
+                check((1..=1_024).contains(&rank), "rank", rank, "1 to 1024; 8 to 64 are usual")?;
+                let hint = "above 0; one or two times the rank is usual";
+                check(alpha_millionths > 0, "alpha", f64::from(alpha_millionths) / 1e6, hint)
+            }
+        }
     }
 }
 
@@ -271,14 +349,10 @@ fn check(ok: bool, field: &'static str, value: impl ToString, hint: &'static str
 /// lives until its lease ends.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Shard {
-    /// Make the first weights.
+    /// Make the first checkpoint, and measure its loss.
     Init {
-        /// The model.
-        shape: Shape,
-        /// Seed of the weights.
-        seed: u64,
-        /// The text whose held-out part gives the loss before training.
-        data: Digest,
+        /// What to train, on what.
+        spec: TrainSpec,
     },
     /// One DiLoCo inner phase over one slice of the data: checkpoint in, pseudo-gradient out.
     Train {
@@ -292,6 +366,10 @@ pub enum Shard {
         index: u16,
         /// Slices in this round.
         of: u16,
+        /// Number of the slice's first sequence, in the job's order of all sequences.
+        first: u64,
+        /// Inner steps; each takes the next `spec.batch` sequences.
+        steps: u32,
     },
     /// One outer step: checkpoint and pseudo-gradients in, next checkpoint out.
     Merge {
@@ -328,12 +406,13 @@ impl Shard {
     /// [`BadJob`] names the first field that is out of range.
     pub fn validate(&self) -> Result<(), BadJob> {
         match self {
-            Self::Init { shape, .. } => shape.validate(),
-            Self::Train { spec, round, index, of, .. } => {
+            Self::Init { spec } => spec.validate(),
+            Self::Train { spec, round, index, of, steps, .. } => {
                 spec.validate()?;
                 check(*round < spec.rounds, "round", round, "below the job's rounds")?;
                 check((1..=limits::SLICES_MAX).contains(&usize::from(*of)), "of", of, "1 to 513 slices")?;
-                check(index < of, "index", index, "below the number of slices")
+                check(index < of, "index", index, "below the number of slices")?;
+                check((1..=spec.inner_steps).contains(steps), "steps", steps, "1 to the job's inner steps")
             }
             Self::Merge { deltas, spec, round, .. } => {
                 spec.validate()?;
@@ -351,13 +430,13 @@ impl Shard {
         }
     }
 
-    /// The blobs that must be at hand before execution. A stage's manifest names more.
+    /// The blobs that must be at hand before execution. A manifest names more.
     pub fn inputs(&self) -> Vec<Digest> {
         match self {
-            Self::Init { data, .. } => vec![*data],
-            Self::Train { state, spec, .. } => vec![*state, spec.data],
+            Self::Init { spec } => vec![spec.model, spec.data],
+            Self::Train { state, spec, .. } => vec![spec.model, *state, spec.data],
             Self::Merge { state, deltas, spec, evaluate, .. } => {
-                let mut inputs = vec![*state];
+                let mut inputs = vec![spec.model, *state];
                 inputs.extend(deltas);
                 if *evaluate {
                     inputs.push(spec.data);
@@ -371,15 +450,15 @@ impl Shard {
     /// The work of the whole shard, by its arithmetic; for a stage, the work per token.
     pub fn units(&self) -> Units {
         match self {
-            Self::Init { shape, .. } => Units(shape.weights() / 1_000_000),
-            Self::Train { spec, .. } => {
-                let tokens = u64::from(spec.inner_steps)
+            Self::Init { spec } => Units(spec.size.resident / 1_000_000),
+            Self::Train { spec, steps, .. } => {
+                let tokens = u64::from(*steps)
                     .saturating_mul(u64::from(spec.batch))
-                    .saturating_mul(u64::from(spec.shape.context));
-                Units(tokens.saturating_mul(6 * spec.shape.weights()) / 1_000_000)
+                    .saturating_mul(u64::from(spec.context));
+                Units(tokens.saturating_mul(spec.flops_per_token()) / 1_000_000)
             }
             Self::Merge { spec, deltas, .. } => {
-                Units((deltas.len() as u64 + 4).saturating_mul(spec.shape.weights()) / 1_000_000)
+                Units((deltas.len() as u64 + 4).saturating_mul(spec.size.trained) / 1_000_000)
             }
             Self::Stage { spec, start, end, .. } => {
                 // A multiplication and an addition per weight. An embedding is looked up and costs nothing;

@@ -35,6 +35,12 @@ pub const WIDTH_MAX: u32 = 32_768;
 pub const PART_BYTES_MAX: u64 = 64 << 30;
 /// Tokens of a session for which memory is planned.
 pub const CONTEXT_MAX: u32 = 1 << 20;
+/// Longest sequence of a training job, in tokens.
+pub const TRAIN_CONTEXT_MAX: u32 = 1 << 16;
+/// Most weights of a model that is trained.
+pub const TRAINED_WEIGHTS_MAX: u64 = 1 << 40;
+/// An agent whose pace is within this ratio of the fastest's counts as equally fast.
+pub const PACE_NOISE: (u64, u64) = (3, 4);
 /// Sessions at once for which memory is planned.
 pub const SESSIONS_MAX: u16 = 256;
 /// Stages of a pipeline.

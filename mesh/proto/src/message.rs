@@ -102,6 +102,10 @@ pub struct Trained {
     pub held_out_micronats: Option<i64>,
     /// Tokens trained on.
     pub tokens: u64,
+    /// Sequences of the data trained on.
+    pub samples: u64,
+    /// Of these, those that came to nothing.
+    pub left_out: Vec<(u64, u64)>,
     /// Whether all agents agreed so far.
     pub digests_equal: bool,
     /// Shards granted again so far.
@@ -172,7 +176,7 @@ pub struct JobStatus {
     pub steps: u32,
     /// Agents at work on it.
     pub agents: u16,
-    /// Mean of the latest training losses, in millionths of a nat per byte.
+    /// Mean of the latest training losses, in millionths of a nat per token.
     pub loss_micronats: Option<i64>,
     /// Held-out loss before training.
     pub start_loss_micronats: Option<i64>,
@@ -180,6 +184,10 @@ pub struct JobStatus {
     pub held_out_micronats: Option<i64>,
     /// Tokens trained on, over all accepted receipts.
     pub tokens: u64,
+    /// Sequences of the data trained on, counted in the job's own order: of numbers 0 to this one.
+    pub samples: u64,
+    /// Of these, those whose pseudo-gradient was refused: from one number to below the other.
+    pub left_out: Vec<(u64, u64)>,
     /// The latest checkpoint.
     pub state: Option<Digest>,
     /// Whether all agents computed the same digest at every outer step so far.
@@ -212,6 +220,8 @@ impl JobStatus {
             start_loss_micronats: None,
             held_out_micronats: None,
             tokens: 0,
+            samples: 0,
+            left_out: Vec::new(),
             state: None,
             digests_equal: true,
             regrants: 0,
@@ -232,6 +242,8 @@ impl JobStatus {
                     start_loss_micronats: self.start_loss_micronats,
                     held_out_micronats: self.held_out_micronats,
                     tokens: self.tokens,
+                    samples: self.samples,
+                    left_out: self.left_out.clone(),
                     digests_equal: self.digests_equal,
                     regrants: self.regrants,
                 })
@@ -246,6 +258,8 @@ impl JobStatus {
         self.start_loss_micronats = trained.start_loss_micronats;
         self.held_out_micronats = trained.held_out_micronats;
         self.tokens = trained.tokens;
+        self.samples = trained.samples;
+        self.left_out.clone_from(&trained.left_out);
         self.digests_equal = trained.digests_equal;
         self.regrants = trained.regrants;
     }
@@ -264,7 +278,7 @@ impl JobStatus {
         let note_fits = self.note.as_ref().is_none_or(|note| note.len() <= REASON_BYTES_MAX);
         // A job that was refused for its specification is told as failed, with that specification.
         let refused = matches!(self.phase, Phase::Failed { .. }) && self.name.len() <= REASON_BYTES_MAX;
-        let few = self.refused.len() <= REFUSED_MAX;
+        let few = self.refused.len() <= REFUSED_MAX && self.left_out.len() <= REFUSED_MAX;
         (refused || spec.validate().is_ok()) && reason_fits && stages_join && note_fits && few
     }
 }

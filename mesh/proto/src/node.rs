@@ -43,8 +43,8 @@ pub enum Input {
         /// An encoded [`Message`].
         bytes: Vec<u8>,
     },
-    /// The local customer submits a job.
-    Submit(Signed<JobSpec>),
+    /// The local customer submits a job, which may have come as far as this already.
+    Submit(Signed<JobSpec>, Option<Box<JobStatus>>),
     /// The local customer ends his job.
     Cancel(JobId),
     /// A worker reports life in a shard.
@@ -210,8 +210,8 @@ impl Node {
                 Ok(_) => {}
                 Err(error) => self.disconnect(now, from, error.to_string(), out),
             },
-            Input::Submit(job) => {
-                out.push(Output::JobChanged(self.orders.place(job)));
+            Input::Submit(job, before) => {
+                out.push(Output::JobChanged(self.orders.place(job, before.map(|before| *before))));
                 self.say_orders(now, out);
             }
             Input::Cancel(job) => {

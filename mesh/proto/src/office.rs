@@ -12,7 +12,8 @@ use crate::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term, Units}
 use crate::job::{JobSpec, Shard, Work};
 use crate::lease::{Acceptance, End, Fence, Lease, Pace, Receipt};
 use crate::limits::{
-    ACCEPTANCES_KEPT_MAX, ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, LEASES_HELD_MAX, LINKS_WAIT_MS, STATUS_MS,
+    ACCEPTANCES_KEPT_MAX, ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, LEASES_HELD_MAX, LINKS_WAIT_MS, REFUSED_MAX,
+    STATUS_MS,
 };
 use crate::links::Links;
 use crate::message::{JobStatus, Message, Phase, Resume, StageAt, bounded_reason};
@@ -106,7 +107,11 @@ impl Office {
         let plan = match job.statement().work.clone() {
             Work::Train(train) => {
                 let trained = match resume {
-                    Some(Resume::Train(trained)) if trained.round <= train.rounds => Some(trained),
+                    Some(Resume::Train(trained))
+                        if trained.round <= train.rounds && trained.left_out.len() <= REFUSED_MAX =>
+                    {
+                        Some(trained)
+                    }
                     Some(Resume::Train(_) | Resume::Serve(_)) | None => None,
                 };
                 if let Some(trained) = &trained {
@@ -222,7 +227,7 @@ impl Office {
             self.accepted.pop_front();
         }
         self.accepted.push_back((id, acceptance.clone()));
-        self.completed(grant, result, statement, letters);
+        self.completed(now, grant, result, statement, letters);
         Message::Accepted(acceptance)
     }
 
@@ -238,6 +243,7 @@ impl Office {
 
     fn completed(
         &mut self,
+        now: Millis,
         grant: Grant,
         result: Option<Digest>,
         receipt: &Receipt,
@@ -259,6 +265,7 @@ impl Office {
                     output: result,
                     refused: receipt.outputs.get(1..).unwrap_or_default(),
                     loss_micronats: receipt.loss_micronats,
+                    took_ms: now.since(grant.lease.statement().granted_at),
                 };
                 plan.completed(grant.task.slot, agent, outcome, &mut job.status)
             }
@@ -404,7 +411,7 @@ impl Office {
             if job.pending.is_empty() && !busy.contains(id) {
                 let noted = job.status.note.clone();
                 job.pending = match &mut job.plan {
-                    Plan::Train(plan) => plan.tasks(hands, &job.status).into(),
+                    Plan::Train(plan) => plan.tasks(hands, &mut job.status).into(),
                     Plan::Serve(plan) if links_known => {
                         plan.tasks(&room.free(), &self.links, &mut job.status).into()
                     }

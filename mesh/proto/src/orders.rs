@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use crate::ids::{JobId, Millis};
 use crate::job::JobSpec;
 use crate::limits::{JOBS_MAX, ORDERS_MAX, RESUBMIT_MS};
-use crate::message::{JobStatus, Message, Phase, bounded_reason};
+use crate::message::{JobStatus, Message, Phase, Resume, bounded_reason};
 use crate::signed::{Envelope, Signed};
 
 /// An own job that has not ended.
@@ -30,12 +30,22 @@ pub struct Orders {
 }
 
 impl Orders {
-    /// The local customer submits a job. One that cannot be ordered is shown as failed.
-    pub fn place(&mut self, job: Signed<JobSpec>) -> JobId {
+    /// The local customer submits a job, or takes one up where it stood `before`. One that ended before is only shown; one
+    /// that cannot be ordered is shown as failed.
+    pub fn place(&mut self, job: Signed<JobSpec>, before: Option<JobStatus>) -> JobId {
         let mut status = JobStatus::new(&job);
         let id = status.id;
         if self.own.contains_key(&id) {
             return id;
+        }
+        if let Some(before) = before.filter(JobStatus::is_bounded) {
+            if before.id == id && before.phase.is_final() {
+                self.keep(before);
+                return id;
+            }
+            if let Some(Resume::Train(trained)) = before.resume() {
+                status.resume_from(&trained);
+            }
         }
         let refusal = match job.statement().validate() {
             Err(error) => Some(error.to_string()),

@@ -3,10 +3,11 @@
 //! A plan knows slots and digests; it never knows leases, agents' health or time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::ids::{Digest, NodeId};
 use crate::job::{ServeSpec, Shard, TrainSpec};
-use crate::limits::{ATTEMPTS_MAX, REFUSED_MAX};
+use crate::limits::{ATTEMPTS_MAX, PACE_NOISE, REFUSED_MAX};
 use crate::links::Links;
 use crate::message::{JobStatus, Phase, StageAt, Trained, bounded_reason, cover};
 use crate::placement::{Hand, NoRoom, Seat, place, substitute};
@@ -58,6 +59,8 @@ pub struct Outcome<'a> {
     pub refused: &'a [Digest],
     /// The loss, if the shard measures one.
     pub loss_micronats: Option<i64>,
+    /// From the grant to the receipt, in milliseconds.
+    pub took_ms: u64,
 }
 
 /// What follows from a finished or lost shard.
@@ -93,18 +96,39 @@ pub struct TrainPlan {
     step: TrainStep,
     /// Outer steps in a row that failed on every agent.
     failed_merges: u8,
-    /// Who made which pseudo-gradient of this round.
-    makers: BTreeMap<Digest, NodeId>,
-    /// Whose pseudo-gradient was refused, by whom.
-    accused: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    /// Sequences of the data that earlier rounds took.
+    samples: u64,
+    /// Who made which pseudo-gradient of this round, from which sequences.
+    makers: BTreeMap<Digest, (NodeId, Range<u64>)>,
+    /// Microseconds of an inner step, fetching included, averaged over each agent's last slices.
+    pace: BTreeMap<NodeId, u64>,
+    /// Which pseudo-gradient was refused, by whom.
+    accused: BTreeMap<Digest, BTreeSet<NodeId>>,
 }
 
 #[derive(Debug)]
 enum TrainStep {
     Idle,
     Init,
-    Training { of: u16, deltas: BTreeMap<u16, Digest> },
-    Merging { out: BTreeSet<NodeId>, results: BTreeMap<NodeId, Digest>, failure: Option<String> },
+    Training {
+        of: u16,
+        samples: u64,
+        slices: BTreeMap<u16, Slice>,
+        deltas: BTreeMap<u16, Digest>,
+    },
+    Merging {
+        out: BTreeSet<NodeId>,
+        results: BTreeMap<NodeId, Digest>,
+        failure: Option<String>,
+        samples: u64,
+    },
+}
+
+/// One agent's part of a round's data.
+#[derive(Clone, Copy, Debug)]
+struct Slice {
+    first: u64,
+    steps: u32,
 }
 
 /// A pipeline of stages.
@@ -125,11 +149,14 @@ pub struct ServePlan {
 impl TrainPlan {
     /// Starts at the beginning or where an earlier coordinator left off.
     pub fn new(spec: TrainSpec, before: Option<Trained>) -> Self {
-        let (round, state) = before.map_or((0, None), |before| (before.round, Some(before.state)));
+        let (round, state, samples) =
+            before.map_or((0, None, 0), |before| (before.round, Some(before.state), before.samples));
         Self {
             spec,
             round,
             state,
+            samples,
+            pace: BTreeMap::new(),
             step: TrainStep::Idle,
             failed_merges: 0,
             makers: BTreeMap::new(),
@@ -137,26 +164,46 @@ impl TrainPlan {
         }
     }
 
-    /// The tasks of the next step, over the agents at hand (at least one). Whoever gave a pseudo-gradient that most of the
-    /// others refused gets none, unless nobody else is there.
-    pub fn tasks(&mut self, hands: &[Hand], status: &JobStatus) -> Vec<Task> {
+    /// The tasks of the next step, over the agents at hand (at least one) that have the memory; none, and a note, if
+    /// nobody has. Whoever gave a pseudo-gradient that most of the others refused gets none, unless nobody else is there.
+    pub fn tasks(&mut self, hands: &[Hand], status: &mut JobStatus) -> Vec<Task> {
+        let able: Vec<Hand> =
+            hands.iter().filter(|hand| hand.memory_bytes >= self.spec.memory_bytes()).copied().collect();
+        if able.is_empty() {
+            status.note = Some(self.no_memory(hands));
+            return Vec::new();
+        }
+        status.note = None;
         let trusted: Vec<Hand> =
-            hands.iter().filter(|hand| !status.refused.contains(&hand.node)).cloned().collect();
-        let mut tasks = self.tasks_for(if trusted.is_empty() { hands } else { &trusted });
+            able.iter().filter(|hand| !status.refused.contains(&hand.node)).copied().collect();
+        let mut tasks = self.tasks_for(if trusted.is_empty() { &able } else { &trusted });
         for task in &mut tasks {
             task.avoid.extend(&status.refused);
         }
         tasks
     }
 
+    /// Why nobody can train it, with the sum.
+    fn no_memory(&self, hands: &[Hand]) -> String {
+        let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+        let most = hands.iter().map(|hand| hand.memory_bytes).max().unwrap_or(0);
+        bounded_reason(&format!(
+            "training needs {} MB on each agent: {} MB for weights, gradients and moments, {} MB for one sequence of {} tokens; the largest offer has {} MB\nhint: a shorter context, an adapter (method = \"lora\") or a smaller model needs less",
+            megabytes(self.spec.memory_bytes()),
+            megabytes(self.spec.weights_bytes()),
+            megabytes(self.spec.sequence_bytes()),
+            self.spec.context,
+            megabytes(most)
+        ))
+    }
+
     fn tasks_for(&mut self, hands: &[Hand]) -> Vec<Task> {
         let Some(state) = self.state else {
             self.step = TrainStep::Init;
-            let shard = Shard::Init { shape: self.spec.shape, seed: self.spec.seed, data: self.spec.data };
-            return vec![Task::new(Slot::Init, shard)];
+            return vec![Task::new(Slot::Init, Shard::Init { spec: self.spec.clone() })];
         };
         let complete = match &self.step {
-            TrainStep::Training { of, deltas } if deltas.len() == usize::from(*of) => {
+            TrainStep::Training { of, deltas, .. } if deltas.len() == usize::from(*of) => {
                 Some(deltas.values().copied().collect())
             }
             TrainStep::Training { .. } | TrainStep::Idle | TrainStep::Init | TrainStep::Merging { .. } => {
@@ -169,19 +216,47 @@ impl TrainPlan {
         }
     }
 
+    /// A slice for each agent; together they are the next sequences of the job's order, none left out.
     fn train_tasks(&mut self, state: Digest, hands: &[Hand]) -> Vec<Task> {
         let of = u16::try_from(hands.len()).unwrap_or(u16::MAX);
-        self.step = TrainStep::Training { of, deltas: BTreeMap::new() };
+        let fastest = hands.iter().filter_map(|hand| self.pace.get(&hand.node)).min().copied();
+        let mut slices = BTreeMap::new();
+        let mut tasks = Vec::new();
+        let mut first = self.samples;
+        for (index, hand) in (0..of).zip(hands) {
+            let steps = self.steps(self.pace.get(&hand.node).copied(), fastest);
+            slices.insert(index, Slice { first, steps });
+            let spec = self.spec.clone();
+            let shard = Shard::Train { state, spec, round: self.round, index, of, first, steps };
+            tasks.push(Task::pinned(Slot::Train(index), shard, hand.node));
+            first = first.saturating_add(self.sequences(steps));
+        }
+        self.step = TrainStep::Training { of, samples: first, slices, deltas: BTreeMap::new() };
         self.makers.clear();
-        let shard = |index| Shard::Train { state, spec: self.spec.clone(), round: self.round, index, of };
-        (0..of).map(|index| Task::new(Slot::Train(index), shard(index))).collect()
+        tasks
+    }
+
+    /// Fewer steps for who is slower, so that all end together (DyLU, Liu et al. 2024). A small difference is noise.
+    fn steps(&self, pace: Option<u64>, fastest: Option<u64>) -> u32 {
+        let (Some(pace), Some(fastest)) = (pace, fastest) else { return self.spec.inner_steps };
+        if fastest.saturating_mul(PACE_NOISE.1) >= pace.saturating_mul(PACE_NOISE.0) {
+            return self.spec.inner_steps;
+        }
+        let steps = u64::from(self.spec.inner_steps).saturating_mul(fastest) / pace.max(1);
+        u32::try_from(steps).unwrap_or(u32::MAX).clamp(1, self.spec.inner_steps)
+    }
+
+    fn sequences(&self, steps: u32) -> u64 {
+        u64::from(steps).saturating_mul(u64::from(self.spec.batch))
     }
 
     fn merge_tasks(&mut self, state: Digest, deltas: Vec<Digest>, hands: &[Hand]) -> Vec<Task> {
+        let TrainStep::Training { samples, .. } = self.step else { return Vec::new() };
         self.step = TrainStep::Merging {
             out: hands.iter().map(|hand| hand.node).collect(),
             results: BTreeMap::new(),
             failure: None,
+            samples,
         };
         let shard = |evaluate| Shard::Merge {
             state,
@@ -204,7 +279,7 @@ impl TrainPlan {
         outcome: Outcome<'_>,
         status: &mut JobStatus,
     ) -> Next {
-        let Outcome { output, refused, loss_micronats } = outcome;
+        let Outcome { output, refused, loss_micronats, took_ms } = outcome;
         match (&mut self.step, slot) {
             (TrainStep::Init, Slot::Init) => {
                 self.state = Some(output);
@@ -214,16 +289,22 @@ impl TrainPlan {
                 self.step = TrainStep::Idle;
                 Next::Plan
             }
-            (TrainStep::Training { of, deltas }, Slot::Train(index)) => {
+            (TrainStep::Training { of, slices, deltas, .. }, Slot::Train(index)) => {
+                let Some(Slice { first, steps }) = slices.get(&index).copied() else { return Next::Wait };
                 deltas.insert(index, output);
-                self.makers.insert(output, agent);
+                let sequences = u64::from(steps).saturating_mul(u64::from(self.spec.batch));
+                self.makers.insert(output, (agent, first..first.saturating_add(sequences)));
+                // Other work on the machine makes single slices slow or quick.
+                let pace = took_ms.saturating_mul(1_000) / u64::from(steps.max(1));
+                let before = self.pace.get(&agent).copied().unwrap_or(pace);
+                self.pace.insert(agent, before.saturating_mul(3).saturating_add(pace) / 4);
                 if deltas.len() == usize::from(*of) { Next::Plan } else { Next::Wait }
             }
             (TrainStep::Merging { out, results, .. }, Slot::Merge(node)) => {
                 out.remove(&node);
                 results.insert(agent, output);
-                for maker in refused.iter().filter_map(|delta| self.makers.get(delta)) {
-                    self.accused.entry(*maker).or_default().insert(agent);
+                for delta in refused.iter().filter(|delta| self.makers.contains_key(delta)) {
+                    self.accused.entry(*delta).or_default().insert(agent);
                 }
                 if loss_micronats.is_some() {
                     status.held_out_micronats = loss_micronats;
@@ -250,7 +331,7 @@ impl TrainPlan {
 
     /// Members that computed the present state, as far as the last merge tells.
     fn close_merge(&mut self, status: &mut JobStatus) -> Next {
-        let TrainStep::Merging { out, results, failure } = &self.step else { return Next::Wait };
+        let TrainStep::Merging { out, results, failure, samples } = &self.step else { return Next::Wait };
         if !out.is_empty() {
             return Next::Wait;
         }
@@ -275,14 +356,19 @@ impl TrainPlan {
         self.failed_merges = 0;
         // A single merger may lie about another's work; most of them do not.
         let agreed = results.len() / 2;
-        for (maker, accusers) in std::mem::take(&mut self.accused) {
-            if accusers.len() > agreed
-                && status.refused.len() < REFUSED_MAX
-                && !status.refused.contains(&maker)
-            {
-                status.refused.push(maker);
+        for (delta, accusers) in std::mem::take(&mut self.accused) {
+            let Some((maker, sequences)) = self.makers.get(&delta).filter(|_| accusers.len() > agreed) else {
+                continue;
+            };
+            if status.refused.len() < REFUSED_MAX && !status.refused.contains(maker) {
+                status.refused.push(*maker);
+            }
+            if status.left_out.len() < REFUSED_MAX {
+                status.left_out.push((sequences.start, sequences.end));
             }
         }
+        self.samples = *samples;
+        status.samples = self.samples;
         status.digests_equal &= votes.len() == 1;
         self.state = Some(*state);
         self.round += 1;

@@ -4,7 +4,6 @@
 //! Two passes over a query's pages: all scores, then all values. The heads that share keys and values are computed
 //! together, each with its own sums.
 
-use super::elementary;
 use super::lanes::{Kernel, LANES, Lanes};
 use super::math::{capped, exp};
 use super::pages::{PAGE, Pages};
@@ -22,8 +21,6 @@ pub struct Attention {
     pub cap: Option<f32>,
     /// Only so many positions are seen, the query's own included.
     pub window: Option<u32>,
-    /// What is subtracted from a score per position of distance, one per query head; none if empty.
-    pub slopes: Vec<f32>,
 }
 
 /// One row of queries.
@@ -33,13 +30,6 @@ pub struct Row<'a> {
     pub pages: &'a [u32],
     /// Its own position, whose key and value are already written.
     pub position: u32,
-}
-
-/// ALiBi's slopes: head h of n, counted from 1, has 2^(−8h/n).
-pub fn alibi_slopes(heads: usize) -> Vec<f32> {
-    let slope =
-        |head: usize| elementary::exp(-8.0 * (head + 1) as f64 / heads as f64 * std::f64::consts::LN_2);
-    (0..heads).map(|head| slope(head) as f32).collect()
 }
 
 /// `out[r] = attention of queries[r]`, both row-major, all heads of a row one after the other.
@@ -64,7 +54,6 @@ pub fn attend(
     let (heads, group) = (width / pages.head_width(), shared / pages.head_width());
     assert!(group > 0 && heads * pages.head_width() * rows.len() == queries.len(), "{heads} heads");
     assert_eq!(heads, group * pages.kv_heads(), "query heads are a multiple of the others");
-    assert!(attention.slopes.is_empty() || attention.slopes.len() == heads, "one slope per head");
 
     let positions: usize = rows.iter().map(|row| row.position as usize + 1).sum();
     let tasks = (positions * 2 * width / TASK_PRODUCTS).clamp(1, 4 * pool.threads());
@@ -109,7 +98,6 @@ impl Kernel for Attend<'_> {
                     attention: self.attention,
                     row: self.rows[row],
                     kv_head,
-                    slopes: self.attention.slopes.get(kv_head * self.group + head..).unwrap_or_default(),
                 };
                 let (queries, out) = (&queries[head * width..], &mut out[head * width..]);
                 match left {
@@ -140,8 +128,6 @@ struct Job<'a> {
     attention: &'a Attention,
     row: Row<'a>,
     kv_head: usize,
-    /// Of these heads and others; none without ALiBi.
-    slopes: &'a [f32],
 }
 
 impl Job<'_> {
@@ -166,7 +152,11 @@ impl Job<'_> {
         }
         let mut shares = [0.0; H];
         for (head, scores) in scores.chunks_exact_mut(length).enumerate() {
-            self.bend(lanes, scores, origin, self.slopes.get(head).copied());
+            if let Some(cap) = self.attention.cap {
+                for scores in scores.as_chunks_mut::<LANES>().0 {
+                    lanes.store(capped(lanes, lanes.load(scores), cap), scores);
+                }
+            }
             scores[..first - origin].fill(f32::NEG_INFINITY);
             scores[last + 1 - origin..].fill(f32::NEG_INFINITY);
             shares[head] = 1.0 / exponentials(lanes, scores);
@@ -186,21 +176,6 @@ impl Job<'_> {
             } else {
                 mix.run::<L, 1>(lanes, out);
                 from += 1;
-            }
-        }
-    }
-
-    /// Caps the scores and takes off what distance costs.
-    #[inline(always)]
-    fn bend<L: Lanes>(&self, lanes: L, scores: &mut [f32], origin: usize, slope: Option<f32>) {
-        if let Some(cap) = self.attention.cap {
-            for scores in scores.as_chunks_mut::<LANES>().0 {
-                lanes.store(capped(lanes, lanes.load(scores), cap), scores);
-            }
-        }
-        if let Some(slope) = slope {
-            for (position, score) in (origin..).zip(scores) {
-                *score -= slope * (self.row.position as f32 - position as f32);
             }
         }
     }

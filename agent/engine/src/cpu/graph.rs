@@ -7,29 +7,27 @@
 
 use std::ops::Range;
 
-use super::attention::{Attention, Row, alibi_slopes, attend};
-use super::math::{gelu_gated, relu_squared, rms_norm, silu_gated, soft_cap};
+use super::attention::{Attention, Row, attend};
+use super::math::{gelu_gated, rms_norm, silu_gated, soft_cap};
 use super::matrix::Matrix;
 use super::multiply::multiply;
 use super::pages::Pages;
 use super::pool::Pool;
 use super::quantised::Quantised;
 use super::rope::{Angles, Rope};
-use crate::config::{Activation, ModelConfig, Positions};
+use crate::config::{self, Activation, ModelConfig};
 use crate::dtype::dequantize;
 use crate::graph::{Batch, Computed, Graph, Hidden, PAGE_POSITIONS};
 use crate::rows::round_in_place;
 use crate::source::{SourceError, TensorSource};
 use crate::stage::OpenError;
-use crate::tensors::{EMBEDDING, HEAD, OUTPUT_NORM, POSITIONS, is_needed, layer_tensor};
+use crate::tensors::{EMBEDDING, HEAD, OUTPUT_NORM, is_needed, layer_tensor};
 
 /// Layers of a model, their cache, and what they compute with.
 pub(crate) struct CpuGraph {
     config: ModelConfig,
     /// The embedding, where the first layer is, or the tied head.
     embedding: Option<Matrix>,
-    /// Learned positions.
-    positions: Option<Matrix>,
     layers: Vec<Layer>,
     /// Where the last layer is.
     output_norm: Option<Vec<f32>>,
@@ -53,7 +51,7 @@ struct Layer {
     out: Matrix,
     post_attention_norm: Option<Vec<f32>>,
     feed_norm: Vec<f32>,
-    gate: Option<Matrix>,
+    gate: Matrix,
     up: Matrix,
     down: Matrix,
     post_feed_norm: Option<Vec<f32>>,
@@ -112,10 +110,6 @@ impl CpuGraph {
         let mut reader = Reader { source, done: 0, total, progress };
         let (first, last) = (layers.start == 0, layers.end == config.layers);
         let embedding = (first || last && tied).then(|| reader.matrix(EMBEDDING)).transpose()?;
-        let positions = match config.positions {
-            Positions::LearnedAlibi if first => Some(reader.matrix(POSITIONS)?),
-            Positions::LearnedAlibi | Positions::Rope { .. } => None,
-        };
         let read =
             layers.clone().map(|layer| Layer::read(&mut reader, &config, layer)).collect::<Result<_, _>>()?;
         let output_norm = last.then(|| reader.vector(OUTPUT_NORM)).transpose()?;
@@ -125,22 +119,11 @@ impl CpuGraph {
         let pages = Pages::new(layers.len(), kv_heads, head_width, pages as usize);
         let pool = Pool::new(threads).map_err(OpenError::Device)?;
         let buffers = Buffers::default();
-        Ok(Self {
-            config,
-            embedding,
-            positions,
-            layers: read,
-            output_norm,
-            head,
-            pages,
-            turns,
-            pool,
-            buffers,
-        })
+        Ok(Self { config, embedding, layers: read, output_norm, head, pages, turns, pool, buffers })
     }
 
     /// Fills the residual stream with the rows that enter the stage.
-    fn enter(&mut self, batch: &Batch<'_>, rows: &[Row<'_>]) -> Result<(), String> {
+    fn enter(&mut self, batch: &Batch<'_>) -> Result<(), String> {
         let width = self.config.width as usize;
         let tokens = match batch.input {
             Hidden::Tokens(tokens) => tokens,
@@ -153,14 +136,9 @@ impl CpuGraph {
         let embedding = self.embedding.as_ref().ok_or("this stage has no embedding")?;
         self.buffers.hidden.resize(tokens.len() * width, 0.0);
         let hidden = self.buffers.hidden.chunks_exact_mut(width);
-        for ((hidden, token), row) in hidden.zip(tokens).zip(rows) {
+        for (hidden, token) in hidden.zip(tokens) {
             embedding.row(*token as usize, hidden);
             hidden.iter_mut().for_each(|value| *value *= self.config.embedding_scale);
-            if let Some(positions) = &self.positions {
-                self.buffers.projected.resize(width, 0.0);
-                positions.row(row.position as usize, &mut self.buffers.projected);
-                add(hidden, &self.buffers.projected);
-            }
         }
         Ok(())
     }
@@ -197,7 +175,7 @@ impl CpuGraph {
 impl Graph for CpuGraph {
     fn run(&mut self, batch: &Batch<'_>) -> Result<Computed<'_>, String> {
         let rows: Vec<Row<'_>> = rows_of(batch).collect();
-        self.enter(batch, &rows)?;
+        self.enter(batch)?;
         self.turns.place(&rows);
         let Self { config, layers, pages, turns, pool, buffers, .. } = self;
         for (index, layer) in layers.iter().enumerate() {
@@ -211,7 +189,7 @@ impl Graph for CpuGraph {
     }
 
     fn resident_bytes(&self) -> u64 {
-        let matrices = [&self.embedding, &self.positions, &self.head].into_iter().flatten();
+        let matrices = [&self.embedding, &self.head].into_iter().flatten();
         let layers = self.layers.iter().flat_map(Layer::matrices);
         let weights: usize = matrices.chain(layers).map(Matrix::bytes).sum();
         (weights + self.pages.bytes() + self.buffers.bytes()) as u64
@@ -226,15 +204,10 @@ impl Layer {
             Ok(Projection { matrix, bias: reader.optional(&name(&format!("attn_{kind}.bias")))? })
         };
         let projections = [projection("q")?, projection("k")?, projection("v")?];
-        let gated = reader.has(&name("ffn_gate.weight"));
         let window = config.window_of(number);
-        let slopes = match config.positions {
-            Positions::LearnedAlibi => alibi_slopes(config.heads as usize),
-            Positions::Rope { .. } => Vec::new(),
-        };
         Ok(Self {
             slides: window.is_some(),
-            attention: Attention { scale: config.query_scale, cap: config.score_cap, window, slopes },
+            attention: Attention { scale: config.query_scale, cap: config.score_cap, window },
             attention_norm: reader.vector(&name("attn_norm.weight"))?,
             projections,
             query_norm: reader.optional(&name("attn_q_norm.weight"))?,
@@ -242,7 +215,7 @@ impl Layer {
             out: reader.matrix(&name("attn_output.weight"))?,
             post_attention_norm: reader.optional(&name("post_attention_norm.weight"))?,
             feed_norm: reader.vector(&name("ffn_norm.weight"))?,
-            gate: gated.then(|| reader.matrix(&name("ffn_gate.weight"))).transpose()?,
+            gate: reader.matrix(&name("ffn_gate.weight"))?,
             up: reader.matrix(&name("ffn_up.weight"))?,
             down: reader.matrix(&name("ffn_down.weight"))?,
             post_feed_norm: reader.optional(&name("post_ffw_norm.weight"))?,
@@ -251,7 +224,7 @@ impl Layer {
 
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let attention = self.projections.iter().map(|projection| &projection.matrix);
-        attention.chain([&self.out, &self.up, &self.down]).chain(&self.gate)
+        attention.chain([&self.out, &self.gate, &self.up, &self.down])
     }
 
     /// Queries, keys and values of the normed residual stream, placed.
@@ -298,25 +271,13 @@ impl Layer {
     fn feed(&self, config: &ModelConfig, pool: &Pool, buffers: &mut Buffers) {
         buffers.norm(&self.feed_norm, config, pool);
         let Buffers { hidden, quantised, gate, up, projected, .. } = buffers;
+        product(pool, &self.gate, quantised, gate);
         product(pool, &self.up, quantised, up);
-        if let Some(matrix) = &self.gate {
-            product(pool, matrix, quantised, gate);
+        match config.activation {
+            Activation::SiluGated => silu_gated(pool.set(), gate, up),
+            Activation::GeluGated => gelu_gated(pool.set(), gate, up),
         }
-        let inner = match config.activation {
-            Activation::SiluGated => {
-                silu_gated(pool.set(), gate, up);
-                gate
-            }
-            Activation::GeluGated => {
-                gelu_gated(pool.set(), gate, up);
-                gate
-            }
-            Activation::ReluSquared => {
-                relu_squared(up);
-                up
-            }
-        };
-        quantised.fill(pool.set(), inner, self.down.columns());
+        quantised.fill(pool.set(), gate, self.down.columns());
         product(pool, &self.down, quantised, projected);
         if let Some(gain) = &self.post_feed_norm {
             rms_norm(pool.set(), projected, gain, config.norm_epsilon);
@@ -325,7 +286,7 @@ impl Layer {
     }
 }
 
-/// The angles of a batch's rows, where positions enter by rotation.
+/// The angles of a batch's rows.
 #[derive(Default)]
 struct Turns {
     /// On layers that see the whole context, and on those with a window; none that no layer uses.
@@ -336,9 +297,7 @@ struct Turns {
 
 impl Turns {
     fn new(config: &ModelConfig, mut layers: Range<u32>) -> Self {
-        let Positions::Rope { style, base, window_base, dims, scale, ref factors } = config.positions else {
-            return Self::default();
-        };
+        let config::Rope { style, base, window_base, dims, scale, ref factors } = config.rope;
         let whole = layers.clone().any(|layer| config.window_of(layer).is_none());
         let slides = layers.any(|layer| config.window_of(layer).is_some());
         let dims = dims as usize;

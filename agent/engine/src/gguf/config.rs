@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::{GgufError, Metadata, Place, Value};
-use crate::config::{Activation, Architecture, ModelConfig, Positions, RopeStyle, window_pattern};
+use crate::config::{Activation, Architecture, ModelConfig, Rope, RopeStyle, window_pattern};
 use crate::tensors::EMBEDDING;
 
 /// Makes out the model that the metadata describes.
-pub(super) fn from_metadata(
+pub(crate) fn from_metadata(
     metadata: &Metadata,
     tensors: &BTreeMap<String, Place>,
     factors: Vec<f32>,
@@ -53,7 +53,7 @@ pub(super) fn from_metadata(
             (keys.cap("attn_logit_softcapping", 50.0)?, keys.cap("final_logit_softcapping", 30.0)?)
         }
         Architecture::Gemma3 => (None, keys.cap("final_logit_softcapping", 0.0)?),
-        Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Skein => (None, None),
+        Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => (None, None),
     };
     let config = ModelConfig {
         architecture,
@@ -68,7 +68,7 @@ pub(super) fn from_metadata(
         norm_epsilon: keys
             .float("attention.layer_norm_rms_epsilon")?
             .ok_or_else(|| bad(&keys.full("attention.layer_norm_rms_epsilon"), "it is missing"))?,
-        positions: rope(&keys, architecture, head_width, factors)?,
+        rope: rope(&keys, architecture, head_width, factors)?,
         activation: if gemma { Activation::GeluGated } else { Activation::SiluGated },
         embedding_scale: if gemma { (width as f32).sqrt() } else { 1.0 },
         query_scale: 1.0 / (query_width as f32).sqrt(),
@@ -103,12 +103,12 @@ fn rope(
     architecture: Architecture,
     head_width: u32,
     factors: Vec<f32>,
-) -> Result<Positions, GgufError> {
+) -> Result<Rope, GgufError> {
     let base = keys.float("rope.freq_base")?.unwrap_or(10_000.0);
     let window_base = match architecture {
         Architecture::Gemma3 => keys.float("rope.freq_base_swa")?.unwrap_or(10_000.0),
         Architecture::Gemma2 => keys.float("rope.freq_base_swa")?.unwrap_or(base),
-        Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Skein => base,
+        Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => base,
     };
     let dims = keys.whole_or("rope.dimension_count", head_width)?;
     if architecture == Architecture::Llama && dims != head_width {
@@ -129,7 +129,7 @@ fn rope(
             hint: "use the model as its author published it",
         });
     }
-    Ok(Positions::Rope { style, base, window_base, dims, scale, factors })
+    Ok(Rope { style, base, window_base, dims, scale, factors })
 }
 
 /// What positions are divided by.
@@ -290,10 +290,7 @@ mod tests {
 
     #[test]
     fn sliding_layers_of_gemma_3_have_a_base_of_their_own() {
-        let bases = |config: ModelConfig| match config.positions {
-            Positions::Rope { base, window_base, .. } => (base, window_base),
-            Positions::LearnedAlibi => (0.0, 0.0),
-        };
+        let bases = |config: ModelConfig| (config.rope.base, config.rope.window_base);
         assert_eq!(bases(gemma("gemma3", 26)), (1e6, 1e4));
         assert_eq!(bases(gemma("gemma2", 26)), (1e6, 1e6));
     }

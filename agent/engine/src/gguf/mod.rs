@@ -19,14 +19,16 @@ use crate::dtype::Dtype;
 use crate::source::{SourceError, TensorInfo, TensorSource};
 use crate::tensors::{TensorsError, check_tensors};
 
+pub(crate) use config::from_metadata;
 pub use header::{Header, Place};
 pub use writer::GgufWriter;
+pub(crate) use writer::{ALIGNMENT, head};
 
 /// The first four bytes of every GGUF file.
 pub const MAGIC: [u8; 4] = *b"GGUF";
 
 /// Llama 3's divisors of the rope frequencies: they become part of the hyperparameters, not of the tensors.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
+pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Metadata by key.
 pub type Metadata = BTreeMap<String, Value>;

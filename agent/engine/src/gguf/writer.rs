@@ -4,7 +4,8 @@
 use super::{MAGIC, Metadata, Value};
 use crate::source::TensorInfo;
 
-const ALIGNMENT: usize = 32;
+/// Elements begin at multiples of it.
+pub(crate) const ALIGNMENT: usize = 32;
 
 /// A GGUF file in memory.
 #[derive(Clone, Debug, Default)]
@@ -33,33 +34,47 @@ impl GgufWriter {
     /// The bytes of the file.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
-        let mut file = MAGIC.to_vec();
-        file.extend(3_u32.to_le_bytes());
-        file.extend((self.tensors.len() as u64).to_le_bytes());
-        file.extend((self.metadata.len() as u64).to_le_bytes());
-        for (key, value) in &self.metadata {
-            text(&mut file, key.as_bytes());
-            self::value(&mut file, value);
-        }
-        let mut offset = 0;
-        for (name, info, elements) in &self.tensors {
-            text(&mut file, name.as_bytes());
-            // One dimension for vectors, as other writers do.
-            file.extend(if info.rows == 1 { 1_u32 } else { 2 }.to_le_bytes());
-            file.extend(info.columns.to_le_bytes());
-            if info.rows != 1 {
-                file.extend(info.rows.to_le_bytes());
-            }
-            file.extend(info.dtype.gguf_number().to_le_bytes());
-            file.extend((offset as u64).to_le_bytes());
-            offset += elements.len().next_multiple_of(ALIGNMENT);
-        }
+        let tensors =
+            self.tensors.iter().map(|(name, info, elements)| (name.as_str(), *info, elements.len()));
+        let mut file = head(&self.metadata, tensors);
         for (_, _, elements) in &self.tensors {
             file.resize(file.len().next_multiple_of(ALIGNMENT), 0);
             file.extend(elements);
         }
         file
     }
+}
+
+/// What precedes the elements: metadata, then name, type, shape and place of every tensor, whose elements follow in this
+/// order, so many bytes each, each at a multiple of [`ALIGNMENT`].
+pub(crate) fn head<'a>(
+    metadata: &Metadata,
+    tensors: impl Iterator<Item = (&'a str, TensorInfo, usize)>,
+) -> Vec<u8> {
+    let (mut places, mut count, mut offset) = (Vec::new(), 0_u64, 0_usize);
+    for (name, info, bytes) in tensors {
+        count += 1;
+        text(&mut places, name.as_bytes());
+        // One dimension for vectors, as other writers do.
+        places.extend(if info.rows == 1 { 1_u32 } else { 2 }.to_le_bytes());
+        places.extend(info.columns.to_le_bytes());
+        if info.rows != 1 {
+            places.extend(info.rows.to_le_bytes());
+        }
+        places.extend(info.dtype.gguf_number().to_le_bytes());
+        places.extend((offset as u64).to_le_bytes());
+        offset += bytes.next_multiple_of(ALIGNMENT);
+    }
+    let mut file = MAGIC.to_vec();
+    file.extend(3_u32.to_le_bytes());
+    file.extend(count.to_le_bytes());
+    file.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        text(&mut file, key.as_bytes());
+        self::value(&mut file, value);
+    }
+    file.extend(places);
+    file
 }
 
 fn text(file: &mut Vec<u8>, text: &[u8]) {
@@ -82,6 +97,10 @@ fn value(file: &mut Vec<u8>, value: &Value) {
             return text(file, value);
         }
         Value::Unsigneds(all) => return array(file, 10, all, |file, value| file.extend(value.to_le_bytes())),
+        // llama.cpp takes types of tokens in 32 bits only.
+        Value::Signeds(all) if all.iter().all(|value| i32::try_from(*value).is_ok()) => {
+            return array(file, 5, all, |file, value| file.extend((*value as i32).to_le_bytes()));
+        }
         Value::Signeds(all) => return array(file, 11, all, |file, value| file.extend(value.to_le_bytes())),
         Value::Floats(all) => return array(file, 6, all, |file, value| file.extend(value.to_le_bytes())),
         Value::Bools(all) => return array(file, 7, all, |file, value| file.push(u8::from(*value))),

@@ -2,7 +2,7 @@
 //! Must never run on a device: of an angle of thousands, a GPU's sine is worth little.
 
 use super::buffers::TABLES;
-use crate::config::{ModelConfig, Positions};
+use crate::config::{ModelConfig, Rope};
 
 /// Radians per position of each pair, rounded as `cpu::rope` rounds them, for layers that see the whole context and
 /// for those that slide.
@@ -12,9 +12,7 @@ pub(crate) struct Angles {
 
 impl Angles {
     pub(crate) fn new(config: &ModelConfig) -> Self {
-        let Positions::Rope { base, window_base, dims, scale, factors, .. } = &config.positions else {
-            return Self { frequencies: [Vec::new(), Vec::new()] };
-        };
+        let Rope { base, window_base, dims, scale, factors, .. } = &config.rope;
         let table = |base: f32, scale: f32| {
             let frequency = |pair: u32| {
                 let factor = factors.get(pair as usize).copied().unwrap_or(1.0);

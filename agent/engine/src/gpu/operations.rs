@@ -8,7 +8,7 @@ use super::kernels::{ATTEND, ELEMENTWISE, EMBED, HALVES, PLACE, PREPARE, RESIDUA
 use super::matrix::{Matrix, span};
 use super::product::{ACCESSES, Product, bind_parts};
 use super::weights::Layer;
-use crate::config::{Activation, ModelConfig, Positions, RopeStyle};
+use crate::config::{Activation, ModelConfig, RopeStyle};
 
 /// Positions of a chunk of attention, as in `attend.wgsl`.
 pub(crate) const CHUNK: u32 = 256;
@@ -115,17 +115,15 @@ impl Attend {
     }
 }
 
-/// `hidden = rows of a matrix`, by token, or with `places` `hidden += rows of it`, by position.
+/// `hidden = rows of a matrix`, by token.
 pub(crate) fn embedding(
     device: &Device,
     buffers: &Buffers,
     config: &ModelConfig,
     matrix: &Matrix,
-    places: bool,
 ) -> Result<Vec<Operation>, String> {
     let (weights, mut constants) = matrix.form.kernel();
-    let scale = if places { 1.0 } else { config.embedding_scale };
-    constants.extend([("SCALE", Real(scale)), ("PLACES", Truth(places))]);
+    constants.push(("SCALE", Real(config.embedding_scale)));
     let pipeline = device.pipeline(&source(&constants, &[PLACE, weights, EMBED]), "embed", &ACCESSES)?;
     let groups = (4 * matrix.blocks).div_ceil(64);
     let y_stride = stride(config.width);
@@ -201,15 +199,11 @@ pub(crate) fn prepare(
     number: u32,
     layer: &Layer,
 ) -> Result<Operation, String> {
-    let (dims, adjacent) = match &config.positions {
-        Positions::Rope { dims, style, .. } => (*dims, *style == RopeStyle::Adjacent),
-        Positions::LearnedAlibi => (0, false),
-    };
     let mut constants = heads(config);
     constants.extend([
         ("STRIDE", Whole(qkv_stride(config))),
-        ("DIMS", Whole(dims)),
-        ("ADJACENT", Truth(adjacent)),
+        ("DIMS", Whole(config.rope.dims)),
+        ("ADJACENT", Truth(config.rope.style == RopeStyle::Adjacent)),
         ("TABLES", Whole(TABLES)),
         ("ANGLES", Whole(u32::from(config.window_of(number).is_some()))),
         ("BIAS", Truth(!layer.biases.is_empty())),
@@ -255,7 +249,6 @@ pub(crate) fn attend(
         ("PER", Whole(per)),
         ("WINDOW", Whole(window.unwrap_or(0))),
         ("CAP", Real(config.score_cap.unwrap_or(0.0))),
-        ("ALIBI", Truth(config.positions == Positions::LearnedAlibi)),
     ]);
     let text = source(&constants, &[TURN, ATTEND]);
     let bound = [
@@ -290,7 +283,6 @@ pub(crate) fn activate(
     let function = match config.activation {
         Activation::SiluGated => 0,
         Activation::GeluGated => 1,
-        Activation::ReluSquared => 2,
     };
     let bound = [(&buffers.gate, Access::Write), (&buffers.up, Access::Read), (&buffers.fed, Access::Write)];
     let text = elementwise(function, 1.0, config.feed_width, stride(config.feed_width));

@@ -42,10 +42,7 @@ impl Plan {
         let builder = Builder { device, config, buffers: &buffers, kernels: kernels.into() };
         let mut start = Vec::new();
         if let Some(matrix) = weights.embedding.as_deref() {
-            start.extend(embedding(device, &buffers, config, matrix, false)?);
-        }
-        if let Some(matrix) = &weights.places {
-            start.extend(embedding(device, &buffers, config, matrix, true)?);
+            start.extend(embedding(device, &buffers, config, matrix)?);
         }
         let mut norms = weights.layers.iter().map(|layer| layer.attention_norm.as_slice());
         start.push(joint(device, &buffers, config, Joint { next: norms.next(), ..Joint::NONE })?);
@@ -122,7 +119,7 @@ impl Builder<'_> {
         let out = Joint { add: true, post, round: true, next, ..Joint::NONE };
 
         let values = heads + config.kv_heads * config.head_width;
-        let mut operations = vec![
+        Ok(vec![
             self.product(&layer.query, normed, qkv, 0),
             self.product(&layer.key, normed, qkv, heads),
             self.product(&layer.value, normed, qkv, values),
@@ -130,15 +127,12 @@ impl Builder<'_> {
             Operation::Attend(attend(device, buffers, config, number, layer)?),
             self.product(&layer.output, attended, added, 0),
             joint(device, buffers, config, into_feed)?,
-        ];
-        operations.extend(layer.gate.as_ref().map(|matrix| self.product(matrix, normed, gate, 0)));
-        operations.extend([
+            self.product(&layer.gate, normed, gate, 0),
             self.product(&layer.up, normed, up, 0),
             activate(device, buffers, config)?,
             self.product(&layer.down, fed, added, 0),
             joint(device, buffers, config, out)?,
-        ]);
-        Ok(operations)
+        ])
     }
 
     fn answer(&self, weights: &Weights) -> Result<Vec<Operation>, String> {

@@ -10,7 +10,7 @@ use super::buffers::{Buffers, Capacity, stride};
 use super::device::Device;
 use super::matrix::turned;
 use super::operations::{Operation, Step};
-use crate::config::{Activation, Architecture, ModelConfig, Positions, RopeStyle};
+use crate::config::{Activation, Architecture, ModelConfig, Rope, RopeStyle};
 
 /// The best adapter of this machine.
 fn device() -> Option<Device> {
@@ -62,7 +62,7 @@ fn config() -> ModelConfig {
         vocabulary: 50,
         context: 2_000,
         norm_epsilon: 1e-5,
-        positions: Positions::Rope {
+        rope: Rope {
             style: RopeStyle::Halves,
             base: 10_000.0,
             window_base: 500.0,

@@ -6,19 +6,17 @@ use std::sync::Arc;
 
 use super::device::Device;
 use super::matrix::Matrix;
-use crate::config::{Activation, ModelConfig, Positions};
+use crate::config::ModelConfig;
 use crate::dtype::dequantize;
 use crate::graph::PAGE_POSITIONS;
 use crate::source::{SourceError, TensorInfo, TensorSource};
 use crate::stage::OpenError;
-use crate::tensors::{EMBEDDING, HEAD, OUTPUT_NORM, POSITIONS, is_needed, layer_tensor};
+use crate::tensors::{EMBEDDING, HEAD, OUTPUT_NORM, is_needed, layer_tensor};
 
 /// What a stage computes with.
 pub(crate) struct Weights {
     /// On the first stage.
     pub(crate) embedding: Option<Arc<Matrix>>,
-    /// On the first stage of a model with learned places.
-    pub(crate) places: Option<Matrix>,
     pub(crate) layers: Vec<Layer>,
     /// On the last stage.
     pub(crate) answer: Option<Answer>,
@@ -42,7 +40,7 @@ pub(crate) struct Layer {
     pub(crate) output: Matrix,
     pub(crate) post_attention_norm: Option<Vec<f32>>,
     pub(crate) feed_norm: Vec<f32>,
-    pub(crate) gate: Option<Matrix>,
+    pub(crate) gate: Matrix,
     pub(crate) up: Matrix,
     pub(crate) down: Matrix,
     pub(crate) post_feed_norm: Option<Vec<f32>>,
@@ -72,8 +70,6 @@ impl Weights {
         let mut reader = Reader { device, source, done: 0, total, progress };
         let (first, last) = (layers.start == 0, layers.end == config.layers);
         let embedding = first.then(|| reader.matrix(EMBEDDING)).transpose()?.map(Arc::new);
-        let learned = first && config.positions == Positions::LearnedAlibi;
-        let places = learned.then(|| reader.matrix(POSITIONS)).transpose()?;
         let layers = layers.clone().map(|layer| reader.layer(layer, pages)).collect::<Result<_, _>>()?;
         let mut answer = None;
         if last {
@@ -84,7 +80,7 @@ impl Weights {
             };
             answer = Some(Answer { norm, head });
         }
-        Ok(Self { embedding, places, layers, answer })
+        Ok(Self { embedding, layers, answer })
     }
 }
 
@@ -100,7 +96,6 @@ impl Reader<'_> {
     fn layer(&mut self, layer: u32, pages: u32) -> Result<Layer, OpenError> {
         let name = |part: &str| layer_tensor(layer, part);
         let cache_bytes = u64::from(pages) * page_bytes(self.source.config());
-        let gated = self.source.config().activation != Activation::ReluSquared;
         let made = Layer {
             attention_norm: self.vector(&name("attn_norm.weight"))?,
             query: self.matrix(&name("attn_q.weight"))?,
@@ -111,7 +106,7 @@ impl Reader<'_> {
             output: self.matrix(&name("attn_output.weight"))?,
             post_attention_norm: self.optional(&name("post_attention_norm.weight"))?,
             feed_norm: self.vector(&name("ffn_norm.weight"))?,
-            gate: gated.then(|| self.matrix(&name("ffn_gate.weight"))).transpose()?,
+            gate: self.matrix(&name("ffn_gate.weight"))?,
             up: self.matrix(&name("ffn_up.weight"))?,
             down: self.matrix(&name("ffn_down.weight"))?,
             post_feed_norm: self.optional(&name("post_ffw_norm.weight"))?,

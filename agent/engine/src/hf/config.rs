@@ -7,16 +7,16 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{HfError, malformed};
-use crate::config::{Activation, Architecture, ModelConfig, Positions, RopeStyle, window_pattern};
+use crate::config::{Activation, Architecture, ModelConfig, Rope, RopeStyle, window_pattern};
 
 /// The hyperparameters, and whether a head in the files is to be ignored because it is the embedding.
-pub(super) struct FolderConfig {
-    pub(super) model: ModelConfig,
-    pub(super) tied: bool,
+pub(crate) struct FolderConfig {
+    pub(crate) model: ModelConfig,
+    pub(crate) tied: bool,
 }
 
 /// Makes out the model that the text of a `config.json` describes. `rows` are those of the embedding in the files.
-pub(super) fn read(path: &Path, text: &[u8], rows: u64) -> Result<FolderConfig, HfError> {
+pub(crate) fn read(path: &Path, text: &[u8], rows: u64) -> Result<FolderConfig, HfError> {
     let parse = |error| malformed(path, format!("it is no configuration of a model: {error}"));
     let outer: Outer = serde_json::from_slice(text).map_err(parse)?;
     let mut fields: Fields = serde_json::from_slice(text).map_err(parse)?;
@@ -125,7 +125,7 @@ fn model(path: &Path, fields: &Fields, rows: u64) -> Result<FolderConfig, HfErro
         vocabulary: fields.vocab_size.unwrap_or(u32::try_from(rows).unwrap_or(u32::MAX)),
         context: usual(fields.max_position_embeddings, "max_position_embeddings", 131_072)?,
         norm_epsilon: fields.rms_norm_eps.unwrap_or(1e-6),
-        positions: rope(fields, architecture, head_width)?,
+        rope: rope(fields, architecture, head_width)?,
         activation: if gemma { Activation::GeluGated } else { Activation::SiluGated },
         embedding_scale: if gemma { (fields.hidden_size as f32).sqrt() } else { 1.0 },
         query_scale: 1.0 / query_width.sqrt(),
@@ -185,7 +185,7 @@ fn window(fields: &Fields, architecture: Architecture) -> Result<(Option<u32>, u
         }
         // Only the first Mistral slides, on every layer.
         Architecture::Llama => (fields.sliding_window.filter(|_| fields.model_type == "mistral"), 0),
-        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Skein => {
+        Architecture::Qwen2 | Architecture::Qwen3 => {
             if fields.use_sliding_window == Some(true) {
                 return Err(unsupported("`use_sliding_window`"));
             }
@@ -202,7 +202,7 @@ fn window(fields: &Fields, architecture: Architecture) -> Result<(Option<u32>, u
     Ok((Some(window), pattern))
 }
 
-fn rope(fields: &Fields, architecture: Architecture, head_width: u32) -> Result<Positions, HfError> {
+fn rope(fields: &Fields, architecture: Architecture, head_width: u32) -> Result<Rope, HfError> {
     let (full, sliding) = match fields.rope_parameters.clone() {
         Some(RopeParameters::ByLayer { full_attention, sliding_attention }) => {
             (full_attention, sliding_attention)
@@ -229,19 +229,27 @@ fn rope(fields: &Fields, architecture: Architecture, head_width: u32) -> Result<
         ("default", _) => (1.0, Vec::new()),
         ("linear", Architecture::Gemma2) => return Err(unsupported("linear rope scaling".to_owned())),
         ("linear", _) => (full.factor.unwrap_or(1.0), Vec::new()),
-        ("llama3", Architecture::Llama) => (1.0, llama3_factors(&full, base, head_width)),
+        ("llama3", Architecture::Llama) => {
+            let low = full.low_freq_factor.unwrap_or(1.0);
+            let high = full.high_freq_factor.unwrap_or(4.0);
+            let context = full.original_max_position_embeddings.unwrap_or(8_192.0);
+            (1.0, llama3_factors(full.factor.unwrap_or(8.0), low, high, context, base, head_width))
+        }
         (other, _) => return Err(unsupported(format!("rope scaling of type `{other}`"))),
     };
     let style = RopeStyle::Halves;
-    Ok(Positions::Rope { style, base, window_base, dims: head_width, scale, factors })
+    Ok(Rope { style, base, window_base, dims: head_width, scale, factors })
 }
 
 /// Llama 3's scaling: long waves are slowed by the whole factor, short ones not at all, those between in part.
-fn llama3_factors(scaling: &RopeScaling, base: f32, head_width: u32) -> Vec<f32> {
-    let factor = scaling.factor.unwrap_or(8.0);
-    let low = scaling.low_freq_factor.unwrap_or(1.0);
-    let high = scaling.high_freq_factor.unwrap_or(4.0);
-    let context = scaling.original_max_position_embeddings.unwrap_or(8_192.0);
+pub(crate) fn llama3_factors(
+    factor: f32,
+    low: f32,
+    high: f32,
+    context: f32,
+    base: f32,
+    head_width: u32,
+) -> Vec<f32> {
     let factor_of = |pair: u32| {
         let wave = TAU * base.powf((2 * pair) as f32 / head_width as f32);
         if wave < context / high {

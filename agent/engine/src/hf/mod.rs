@@ -1,10 +1,8 @@
-//! Owns models in safetensors files: Hugging Face folders, and the checkpoints that `skein run` trains.
+//! Owns models in safetensors files, as Hugging Face folders hold them.
 //! Must never trust a file name, a size or a shape that a file states before it is checked.
 //!
-//! `shard` reads one safetensors file, `folder` a Hugging Face folder of them (with `config` and `names`), `checkpoint`
-//! a model of our own.
+//! `shard` reads one safetensors file, `folder` a Hugging Face folder of them (with `config` and `names`).
 
-mod checkpoint;
 mod config;
 mod folder;
 mod names;
@@ -17,8 +15,9 @@ use std::path::{Path, PathBuf};
 use crate::config::BadConfig;
 use crate::tensors::TensorsError;
 
-pub use checkpoint::SkeinCheckpoint;
+pub(crate) use config::{llama3_factors, read as read_config};
 pub use folder::HfFolder;
+pub(crate) use names::hf_name;
 
 /// Why a model in safetensors files could not be used.
 #[derive(Debug, thiserror::Error)]

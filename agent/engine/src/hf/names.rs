@@ -39,6 +39,42 @@ pub(super) fn fate(name: &str, architecture: Architecture) -> Fate {
     found().map_or(Fate::Unknown, Fate::Named)
 }
 
+/// What Hugging Face calls the tensor that GGUF calls `name`; none for what it does not know.
+pub(crate) fn hf_name(name: &str, architecture: Architecture) -> Option<String> {
+    let outside = match name {
+        EMBEDDING => Some("model.embed_tokens.weight"),
+        OUTPUT_NORM => Some("model.norm.weight"),
+        HEAD => Some("lm_head.weight"),
+        _ => None,
+    };
+    if let Some(name) = outside {
+        return Some(name.to_owned());
+    }
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let theirs = LAYER_PARTS.iter().find(|theirs| layer_part(theirs, architecture) == Some(part))?;
+    Some(format!("model.layers.{layer}.{theirs}"))
+}
+
+/// Hugging Face's names of a layer's tensors.
+const LAYER_PARTS: [&str; 16] = [
+    "input_layernorm.weight",
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+    "self_attn.q_proj.bias",
+    "self_attn.k_proj.bias",
+    "self_attn.v_proj.bias",
+    "self_attn.q_norm.weight",
+    "self_attn.k_norm.weight",
+    "self_attn.o_proj.weight",
+    "post_attention_layernorm.weight",
+    "pre_feedforward_layernorm.weight",
+    "post_feedforward_layernorm.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+];
+
 fn layer_part(part: &str, architecture: Architecture) -> Option<&'static str> {
     let gemma = matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3);
     Some(match part {

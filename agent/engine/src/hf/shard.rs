@@ -16,8 +16,6 @@ use crate::limits::{SAFETENSORS_HEADER_BYTES_MAX, TENSORS_MAX};
 /// An open safetensors file.
 pub(super) struct Shard {
     pub(super) path: PathBuf,
-    /// The free-form entries of its header.
-    pub(super) notes: BTreeMap<String, String>,
     pub(super) tensors: BTreeMap<String, Stored>,
     // One reader at a time: positioned reads need another function on every platform.
     file: Mutex<File>,
@@ -66,8 +64,7 @@ impl Shard {
             bytes: info.data_offsets.1 - info.data_offsets.0,
         };
         let tensors = all.into_iter().map(|(name, info)| (name, stored(info))).collect();
-        let notes = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        Ok(Self { path: path.to_owned(), notes, tensors, file: Mutex::new(file) })
+        Ok(Self { path: path.to_owned(), tensors, file: Mutex::new(file) })
     }
 
     /// The elements of a tensor.

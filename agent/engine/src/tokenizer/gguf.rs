@@ -28,18 +28,7 @@ impl Vocabulary {
         let pre = reader.text("tokenizer.ggml.pre")?.unwrap_or_else(|| "default".to_owned());
         let (kind, defaults) = match model.as_str() {
             "gpt2" => {
-                let begins = [
-                    "llama3",
-                    "llama-v3",
-                    "llama-bpe",
-                    "falcon3",
-                    "falcon-h1",
-                    "pixtral",
-                    "midm-2.0",
-                    "lfm2",
-                    "tekken",
-                ];
-                let takes_words = begins.contains(&pre.as_str());
+                let takes_words = takes_whole_words(&pre);
                 let merges = reader.merges(&ids)?;
                 let kind = Kind::BytePair { whole_words: takes_words, pre, merges };
                 (kind, Defaults { add_bos: takes_words, ..Defaults::default() })
@@ -77,6 +66,13 @@ impl Vocabulary {
             chat_template: reader.text("tokenizer.chat_template")?,
         })
     }
+}
+
+/// Whether words that are tokens are taken whole, which GGUF says by the name of the pre-tokenizer.
+pub(super) fn takes_whole_words(pre: &str) -> bool {
+    let names =
+        ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"];
+    names.contains(&pre)
 }
 
 /// What holds where the file is silent.

@@ -14,6 +14,7 @@ mod pretokenizer;
 mod reading;
 mod special;
 mod vocabulary;
+mod written;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;

@@ -94,8 +94,18 @@ const FAMILIES: [(&[&str], &[&str]); 18] = [
     (&["viking"], &[WORDS_WITHOUT_MARKS, DIGIT]),
 ];
 
-fn patterns(name: &str) -> Option<&'static [&'static str]> {
-    FAMILIES.iter().find(|(names, _)| names.contains(&name)).map(|(_, patterns)| *patterns)
+/// The patterns of rules, in the order in which they cut.
+pub(super) fn patterns(name: &str) -> Option<&'static [&'static str]> {
+    family(name).map(|(_, patterns)| *patterns)
+}
+
+/// Every name of the same rules.
+pub(super) fn names(name: &str) -> &'static [&'static str] {
+    family(name).map_or(&[], |(names, _)| *names)
+}
+
+fn family(name: &str) -> Option<&'static (&'static [&'static str], &'static [&'static str])> {
+    FAMILIES.iter().find(|(names, _)| names.contains(&name))
 }
 
 /// Whether a vocabulary may name these rules.

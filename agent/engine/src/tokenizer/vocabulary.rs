@@ -21,7 +21,7 @@ pub struct Vocabulary(Parts);
 /// How text becomes tokens.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
 pub(super) enum Kind {
-    /// Every byte is a token: Skein's own models.
+    /// Every byte is a token.
     Bytes,
     /// GPT-2's way: words, cut by a named pre-tokenizer, grow from bytes by merges.
     BytePair {
@@ -102,7 +102,7 @@ pub(super) struct Parts {
 }
 
 impl Vocabulary {
-    /// The vocabulary of Skein's own models: 256 tokens, each the byte of its number.
+    /// 256 tokens, each the byte of its number.
     #[must_use]
     pub fn bytes() -> Self {
         let tokens =

@@ -59,9 +59,9 @@ pub(crate) fn model(name: &str) -> GgufWriter {
 
 /// The hyperparameters that [`metadata`] stands for.
 pub(crate) fn config(name: &str) -> ModelConfig {
-    use skein_engine::config::{Activation, Positions, RopeStyle};
-    let known = ARCHITECTURES.iter().find(|(known, _)| *known == name);
-    let architecture = known.map_or(Architecture::Skein, |(_, architecture)| *architecture);
+    use skein_engine::config::{Activation, Rope, RopeStyle};
+    let known = ARCHITECTURES.into_iter().find(|(known, _)| *known == name);
+    let Some((_, architecture)) = known else { panic!("there is no tiny `{name}`") };
     let gemma = name.starts_with("gemma");
     ModelConfig {
         architecture,
@@ -74,7 +74,7 @@ pub(crate) fn config(name: &str) -> ModelConfig {
         vocabulary: VOCABULARY as u32,
         context: 64,
         norm_epsilon: 2_f32.powi(-17),
-        positions: Positions::Rope {
+        rope: Rope {
             style: if name == "llama" { RopeStyle::Adjacent } else { RopeStyle::Halves },
             base: 10_000.0,
             window_base: 10_000.0,

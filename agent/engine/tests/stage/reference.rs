@@ -1,7 +1,7 @@
 //! Owns a second way to compute a decoder: slow, in f64, one sequence from its start, written from the models' papers.
 //! Must never share code with the graph: what both get wrong alike goes unseen.
 
-use skein_engine::config::{Activation, ModelConfig, Positions, RopeStyle};
+use skein_engine::config::{Activation, ModelConfig, Rope, RopeStyle};
 use skein_engine::dtype::dequantize;
 use skein_engine::source::TensorSource;
 
@@ -60,16 +60,8 @@ impl Reference<'_> {
     fn embed(&self, tokens: &[u32]) -> Rows {
         let table = self.matrix("token_embd.weight");
         let scale = f64::from(self.config.embedding_scale);
-        let mut rows: Rows = tokens
-            .iter()
-            .map(|token| table[*token as usize].iter().map(|value| value * scale).collect())
-            .collect();
-        if self.config.positions == Positions::LearnedAlibi {
-            for (row, place) in rows.iter_mut().zip(self.matrix("position_embd.weight")) {
-                *row = plus(row, &place);
-            }
-        }
-        rows
+        let row = |token: &u32| table[*token as usize].iter().map(|value| value * scale).collect();
+        tokens.iter().map(row).collect()
     }
 
     fn layer(&self, layer: u32, hidden: &Rows) -> Rows {
@@ -83,22 +75,14 @@ impl Reference<'_> {
         }
         let hidden: Rows = hidden.iter().zip(&attended).map(|(row, more)| plus(row, more)).collect();
 
-        let (up, down) = (self.matrix(&name("ffn_up.weight")), self.matrix(&name("ffn_down.weight")));
-        let gate = match self.config.activation {
-            Activation::ReluSquared => None,
-            Activation::SiluGated | Activation::GeluGated => Some(self.matrix(&name("ffn_gate.weight"))),
-        };
+        let [gate, up, down] =
+            ["gate", "up", "down"].map(|part| self.matrix(&name(&format!("ffn_{part}.weight"))));
         let post = self.optional(&name("post_ffw_norm.weight"));
         let feed = |row: &Vec<f64>| {
             let normed = self.norm(row, &feed_gain);
             let mut inner = times(&up, &normed);
-            match &gate {
-                None => inner.iter_mut().for_each(|value| *value = value.max(0.0).powi(2)),
-                Some(gate) => {
-                    let gate = times(gate, &normed);
-                    inner.iter_mut().zip(gate).for_each(|(value, gate)| *value *= self.activation(gate));
-                }
-            }
+            let gate = times(&gate, &normed);
+            inner.iter_mut().zip(gate).for_each(|(value, gate)| *value *= self.activation(gate));
             let mut out = times(&down, &inner);
             if let Some(gain) = &post {
                 out = self.norm(&out, gain);
@@ -115,7 +99,6 @@ impl Reference<'_> {
                 let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
                 0.5 * x * (1.0 + inner.tanh())
             }
-            Activation::ReluSquared => panic!("not gated"),
         }
     }
 
@@ -156,10 +139,6 @@ impl Reference<'_> {
                     if let Some(cap) = config.score_cap {
                         score = soft_cap(score, f64::from(cap));
                     }
-                    if config.positions == Positions::LearnedAlibi {
-                        let slope = 2_f64.powf(-8.0 * f64::from(head + 1) / f64::from(config.heads));
-                        score -= slope * (position - past) as f64;
-                    }
                     score.exp()
                 };
                 let weights: Vec<f64> = seen.clone().map(score).collect();
@@ -178,10 +157,7 @@ impl Reference<'_> {
     }
 
     fn rotate(&self, layer: u32, position: usize, head: &[f64]) -> Vec<f64> {
-        let Positions::Rope { style, base, window_base, dims, scale, factors } = &self.config.positions
-        else {
-            return head.to_vec();
-        };
+        let Rope { style, base, window_base, dims, scale, factors } = &self.config.rope;
         let slides = self.config.window_of(layer).is_some();
         let (base, scale) = if slides { (*window_base, 1.0) } else { (*base, *scale) };
         let mut out = head.to_vec();

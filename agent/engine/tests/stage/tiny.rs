@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use skein_engine::config::{Activation, Architecture, ModelConfig, Positions, RopeStyle};
+use skein_engine::config::{Activation, Architecture, ModelConfig, Rope, RopeStyle};
 use skein_engine::dtype::{Dtype, quantize};
 use skein_engine::source::{SourceError, TensorInfo, TensorSource};
 use skein_engine::stage::{Device, Options, Stage};
@@ -12,13 +12,12 @@ use skein_engine::step::{Chunk, Input, Output, Pick, Sampling, Want};
 use skein_engine::tensors::expected;
 
 /// Every architecture.
-pub(crate) const ALL: [Architecture; 6] = [
+pub(crate) const ALL: [Architecture; 5] = [
     Architecture::Llama,
     Architecture::Qwen2,
     Architecture::Qwen3,
     Architecture::Gemma2,
     Architecture::Gemma3,
-    Architecture::Skein,
 ];
 
 /// Few enough that alternatives show all of them, and no whole number of vectors.
@@ -26,7 +25,7 @@ pub(crate) const VOCABULARY: u32 = 20;
 
 /// Small hyperparameters that use everything an architecture has.
 pub(crate) fn config(architecture: Architecture) -> ModelConfig {
-    let rope = |style, base, window_base, scale, factors| Positions::Rope {
+    let rope = |style, base, window_base, scale, factors| Rope {
         style,
         base,
         window_base,
@@ -45,7 +44,7 @@ pub(crate) fn config(architecture: Architecture) -> ModelConfig {
         vocabulary: VOCABULARY,
         context: 128,
         norm_epsilon: 1e-5,
-        positions: rope(RopeStyle::Halves, 1e4, 1e4, 1.0, Vec::new()),
+        rope: rope(RopeStyle::Halves, 1e4, 1e4, 1.0, Vec::new()),
         activation: Activation::SiluGated,
         embedding_scale: 1.0,
         query_scale: 0.25,
@@ -56,7 +55,7 @@ pub(crate) fn config(architecture: Architecture) -> ModelConfig {
     };
     match architecture {
         Architecture::Llama => ModelConfig {
-            positions: rope(RopeStyle::Adjacent, 1e4, 1e4, 1.0, (1..9).map(|i| i as f32 / 2.0).collect()),
+            rope: rope(RopeStyle::Adjacent, 1e4, 1e4, 1.0, (1..9).map(|i| i as f32 / 2.0).collect()),
             ..plain
         },
         Architecture::Qwen2 => ModelConfig { kv_heads: 1, ..plain },
@@ -77,14 +76,7 @@ pub(crate) fn config(architecture: Architecture) -> ModelConfig {
             head_width: 24,
             window: Some(18),
             window_pattern: 3,
-            positions: rope(RopeStyle::Halves, 1e5, 1e3, 8.0, Vec::new()),
-            ..plain
-        },
-        Architecture::Skein => ModelConfig {
-            kv_heads: 4,
-            activation: Activation::ReluSquared,
-            positions: Positions::LearnedAlibi,
-            norm_epsilon: 1e-6,
+            rope: rope(RopeStyle::Halves, 1e5, 1e3, 8.0, Vec::new()),
             ..plain
         },
     }

@@ -5,13 +5,23 @@
 use ed25519_dalek::SigningKey;
 use skein_proto::genesis::Genesis;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term};
-use skein_proto::job::{JobSpec, ModelSize, ServeSpec, Shape, Shard, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, ModelSize, ServeSpec, Shard, TrainSize, TrainSpec, Work};
 use skein_proto::lease::{Acceptance, End, Fence, Lease, Receipt};
 use skein_proto::offer::Offer;
 use skein_proto::placement::Hand;
 use skein_proto::signed::Signed;
 
-pub(crate) const SHAPE: Shape = Shape { layers: 4, width: 64, heads: 4, context: 128 };
+/// A small language model that is trained.
+pub(crate) const SIZE: TrainSize = TrainSize {
+    layers: 4,
+    width: 64,
+    feed_width: 176,
+    heads: 4,
+    vocabulary: 256,
+    weights: 220_000,
+    resident: 236_000,
+    trained: 236_000,
+};
 
 pub(crate) fn key(number: u8) -> SigningKey {
     SigningKey::from_bytes(&[number; 32])
@@ -49,7 +59,10 @@ pub(crate) fn offer() -> Offer {
 
 pub(crate) fn train() -> TrainSpec {
     TrainSpec {
-        shape: SHAPE,
+        model: Digest::of(b"model"),
+        size: SIZE,
+        method: Method::Full,
+        context: 128,
         data: Digest::of(b"data"),
         rounds: 3,
         inner_steps: 50,
@@ -92,7 +105,15 @@ pub(crate) fn stage(start: u16, end: u16, index: u16, of: u16) -> Shard {
 }
 
 pub(crate) fn shard() -> Shard {
-    Shard::Train { state: Digest::of(b"state"), spec: train(), round: 1, index: 0, of: 2 }
+    Shard::Train {
+        state: Digest::of(b"state"),
+        spec: train(),
+        round: 1,
+        index: 0,
+        of: 2,
+        first: 800,
+        steps: 50,
+    }
 }
 
 /// A gigabyte and a middling speed.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use proptest::prelude::*;
 use skein_proto::election::Reign;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units};
-use skein_proto::job::{Shape, Shard, Work};
+use skein_proto::job::{Shard, TrainSize, TrainSpec, Work};
 use skein_proto::lease::{Lease, Pace};
 use skein_proto::limits::{BEAT_MS, FRAME_BYTES_MAX, JOBS_MAX, LEASES_HELD_MAX, MEMBERS_MAX, TERM_JUMP_MAX};
 use skein_proto::message::{JobStatus, Message, Phase, Resume, StageAt};
@@ -202,11 +202,14 @@ fn an_agent_does_not_meet_itself() {
 fn nonsense_shards_are_declined_and_the_coordinator_is_told() {
     let good = || fixture::train();
     let state = Digest::of(b"state");
-    let shape = |layers, width, heads| Shape { layers, width, heads, context: 128 };
-    let train = |spec, round, index, of| Shard::Train { state, spec, round, index, of };
+    let sized = |layers, width, weights| TrainSpec {
+        size: TrainSize { layers, width, weights, ..fixture::SIZE },
+        ..fixture::train()
+    };
+    let train = |spec, round, index, of| Shard::Train { state, spec, round, index, of, first: 0, steps: 1 };
     let stage = fixture::stage;
     let mut huge = good();
-    (huge.inner_steps, huge.batch, huge.shape.context) = (u32::MAX, u32::MAX, u16::MAX);
+    (huge.inner_steps, huge.batch, huge.context) = (u32::MAX, u32::MAX, u32::MAX);
     let (mut lying, mut endless) = (fixture::serve(None), fixture::serve(None));
     lying.size.layer_weights = 8 * lying.size.layer_bytes + 1;
     (endless.context, endless.sessions) = (u32::MAX, u16::MAX);
@@ -218,10 +221,12 @@ fn nonsense_shards_are_declined_and_the_coordinator_is_told() {
         evaluate: false,
     };
     let nonsense = [
-        Shard::Init { shape: shape(0, 64, 4), seed: 0, data: state },
-        Shard::Init { shape: shape(4, 64, 0), seed: 0, data: state },
-        Shard::Init { shape: shape(4, 65, 4), seed: 0, data: state },
-        Shard::Init { shape: shape(u16::MAX, u16::MAX, 1), seed: 0, data: state },
+        Shard::Init { spec: sized(0, 64, 1) },
+        Shard::Init { spec: sized(4, 0, 1) },
+        Shard::Init { spec: sized(4, 64, 0) },
+        Shard::Init { spec: sized(u16::MAX, u32::MAX, u64::MAX) },
+        Shard::Train { state, spec: good(), round: 0, index: 0, of: 1, first: 0, steps: 0 },
+        Shard::Train { state, spec: good(), round: 0, index: 0, of: 1, first: u64::MAX, steps: 51 },
         train(huge, 0, 0, 1),
         train(good(), 3, 0, 1),
         train(good(), 0, 1, 1),

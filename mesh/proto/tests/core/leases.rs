@@ -336,6 +336,8 @@ fn a_resumed_job_goes_on_and_remembers() {
             start_loss_micronats: Some(5),
             held_out_micronats: Some(4),
             tokens: 9,
+            samples: 17,
+            left_out: vec![(3, 5)],
             digests_equal: false,
             regrants: 2,
         })

@@ -21,7 +21,7 @@ fn serving() -> (Node, u64, LeaseId) {
     let mut out = Vec::new();
     node.handle(Millis(START), Input::Offer(fixture::offer()), &mut out);
     let job = node.sign_job(fixture::serve_job(1));
-    node.handle(Millis(START), Input::Submit(job), &mut out);
+    node.handle(Millis(START), Input::Submit(job, None), &mut out);
     for tick in 1..20 {
         let now = START + tick * BEAT_MS;
         node.handle(Millis(now), Input::Tick, &mut out);
@@ -98,7 +98,7 @@ fn every_coordinator_is_told_of_links_before_it_is_given_orders() {
     links.sort_unstable();
     node.handle(Millis(START), Input::Links(links.clone()), &mut out);
     let job = node.sign_job(fixture::serve_job(1));
-    node.handle(Millis(START), Input::Submit(job), &mut out);
+    node.handle(Millis(START), Input::Submit(job, None), &mut out);
     for coordinator in [1, 2] {
         out.clear();
         node.handle(Millis(START + 1), Input::Up(fixture::id(coordinator)), &mut out);

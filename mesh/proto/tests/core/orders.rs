@@ -45,7 +45,7 @@ fn said(orders: &mut Orders, times: impl IntoIterator<Item = u64>) -> String {
 #[test]
 fn a_submission_is_said_again_until_the_coordinator_tells_of_the_job() {
     let mut orders = Orders::default();
-    let id = orders.place(job(1));
+    let id = orders.place(job(1), None);
     assert_eq!(orders.jobs()[&id].phase, Phase::Waiting, "its owner sees it at once");
     let again = RESUBMIT_MS;
     assert_eq!(said(&mut orders, [0, 1, again - 1, again, 2 * again]), "S...S.S.");
@@ -62,7 +62,7 @@ fn a_submission_is_said_again_until_the_coordinator_tells_of_the_job() {
 #[test]
 fn a_cancellation_is_said_until_the_job_ended() {
     let mut orders = Orders::default();
-    let id = orders.place(job(1));
+    let id = orders.place(job(1), None);
     assert_eq!(said(&mut orders, [0]), "S.");
     assert!(orders.cancel(id));
     assert_eq!(said(&mut orders, [1, RESUBMIT_MS + 1]), "SC.SC.");
@@ -76,7 +76,7 @@ fn a_cancellation_is_said_until_the_job_ended() {
 #[test]
 fn what_ended_stays_ended() {
     let mut orders = Orders::default();
-    let id = orders.place(job(1));
+    let id = orders.place(job(1), None);
     orders.heard(told(1, Phase::Done));
     assert!(!orders.heard(told(1, Phase::Running)), "a coordinator that missed the end");
     assert_eq!(orders.jobs()[&id].phase, Phase::Done);
@@ -85,7 +85,7 @@ fn what_ended_stays_ended() {
 #[test]
 fn a_new_coordinator_makes_hearsay_of_unfinished_foreign_jobs() {
     let mut orders = Orders::default();
-    let own = orders.place(job(1));
+    let own = orders.place(job(1), None);
     orders.heard(told(2, Phase::Running));
     orders.heard(told(3, Phase::Done));
     orders.unanswered();
@@ -99,12 +99,12 @@ fn a_new_coordinator_makes_hearsay_of_unfinished_foreign_jobs() {
 fn a_job_that_cannot_be_ordered_is_shown_as_failed() {
     let mut orders = Orders::default();
     let spec = JobSpec { name: String::new(), ..fixture::job() };
-    let id = orders.place(Signed::new(spec, &fixture::network(), &fixture::key(3)));
+    let id = orders.place(Signed::new(spec, &fixture::network(), &fixture::key(3)), None);
     assert!(matches!(orders.jobs()[&id].phase, Phase::Failed { .. }));
     for nonce in 0..ORDERS_MAX as u64 {
-        orders.place(job(nonce));
+        orders.place(job(nonce), None);
     }
-    let id = orders.place(job(9_999));
+    let id = orders.place(job(9_999), None);
     assert!(matches!(&orders.jobs()[&id].phase, Phase::Failed { reason } if reason.contains("128")));
     assert_eq!(orders.to_say(Millis(0)).len(), ORDERS_MAX);
 }
@@ -116,7 +116,7 @@ fn foreign_jobs_make_room_for_own_ones() {
         orders.heard(told(nonce, Phase::Running));
     }
     assert_eq!(orders.jobs().len(), JOBS_MAX);
-    let own = orders.place(job(100_000));
+    let own = orders.place(job(100_000), None);
     assert_eq!(orders.jobs().len(), JOBS_MAX);
     for nonce in 0..JOBS_MAX as u64 {
         orders.heard(told(nonce, Phase::Running));

@@ -30,18 +30,19 @@ impl Run {
     }
 
     fn tasks(&mut self) -> Vec<Task> {
-        self.plan.tasks(&self.hands, &self.status)
+        self.plan.tasks(&self.hands, &mut self.status)
     }
 
     fn completed(&mut self, slot: Slot, agent: u8, output: &[u8]) -> Next {
         let agent = NodeId([agent; 32]);
-        let outcome = Outcome { output: Digest::of(output), refused: &[], loss_micronats: Some(7) };
+        let outcome =
+            Outcome { output: Digest::of(output), refused: &[], loss_micronats: Some(7), took_ms: 500 };
         self.plan.completed(slot, agent, outcome, &mut self.status)
     }
 
     /// An agent merges, and refuses these.
     fn refuses(&mut self, agent: u8, refused: &[Digest]) -> Next {
-        let outcome = Outcome { output: Digest::of(b"state 1"), refused, loss_micronats: None };
+        let outcome = Outcome { output: Digest::of(b"state 1"), refused, loss_micronats: None, took_ms: 1 };
         self.plan.completed(merge(agent), NodeId([agent; 32]), outcome, &mut self.status)
     }
 
@@ -174,4 +175,64 @@ fn what_belongs_to_another_step_changes_nothing() {
     assert_eq!(run.completed(Slot::Init, 1, b"other"), Next::Wait);
     assert_eq!(run.completed(merge(1), 1, b"other"), Next::Wait);
     assert_eq!(run.status.state, Some(Digest::of(b"state 0")));
+}
+
+/// The sequences that the slices of a round take: first and steps.
+fn slices(tasks: &[Task]) -> Vec<(u64, u32)> {
+    let slice = |task: &Task| {
+        let Shard::Train { first, steps, .. } = &task.shard else { panic!("{task:?}") };
+        (*first, *steps)
+    };
+    tasks.iter().map(slice).collect()
+}
+
+#[test]
+fn every_sequence_is_given_out_once_and_slower_agents_take_fewer() {
+    let mut run = Run::new(3);
+    let tasks = run.tasks();
+    assert_eq!(slices(&tasks), [(0, 50), (400, 50), (800, 50)], "eight sequences a step");
+    assert!(tasks.iter().zip(&run.hands).all(|(task, hand)| task.pinned == Some(hand.node)));
+    for (place, (task, took_ms)) in tasks.iter().zip([1_000, 1_100, 2_000]).enumerate() {
+        let output = Digest::of(format!("delta {place}").as_bytes());
+        let outcome = Outcome { output, refused: &[], loss_micronats: Some(7), took_ms };
+        run.plan.completed(task.slot, run.hands[place].node, outcome, &mut run.status);
+    }
+    run.tasks();
+    for number in 1..=3 {
+        run.completed(merge(number), number, b"state 1");
+    }
+    assert_eq!(run.status.samples, 1_200);
+    // The second is slower by less than the noise; the third takes half the steps.
+    assert_eq!(slices(&run.tasks()), [(1_200, 50), (1_600, 50), (2_000, 25)]);
+}
+
+#[test]
+fn sequences_whose_pseudo_gradient_was_refused_are_named() {
+    let mut run = Run::new(3);
+    for (place, task) in run.tasks().iter().enumerate() {
+        let maker = u8::try_from(place).unwrap() + 1;
+        run.completed(task.slot, maker, format!("delta {maker}").as_bytes());
+    }
+    run.tasks();
+    for number in 1..=3 {
+        run.refuses(number, &[Digest::of(b"delta 2")]);
+    }
+    assert_eq!((run.status.samples, run.status.left_out.as_slice()), (1_200, &[(400, 800)][..]));
+}
+
+#[test]
+fn who_has_not_the_memory_gets_no_shard_and_if_nobody_has_the_sum_is_told() {
+    let mut run = Run::new(3);
+    let need = fixture::train().memory_bytes();
+    run.hands[1].memory_bytes = need - 1;
+    assert_eq!(run.tasks().len(), 2);
+    let mut run = Run::new(2);
+    for hand in &mut run.hands {
+        hand.memory_bytes = need - 1;
+    }
+    assert!(run.tasks().is_empty());
+    let note = run.status.note.clone().unwrap();
+    assert!(note.contains("weights, gradients and moments") && note.contains("the largest offer"), "{note}");
+    run.hands[0].memory_bytes = need;
+    assert_eq!((run.tasks().len(), &run.status.note), (1, &None));
 }

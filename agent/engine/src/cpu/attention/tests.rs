@@ -23,10 +23,9 @@ fn cases() -> impl Strategy<Value = Case> {
     let sizes = (1..4_usize, 1..10_usize, widths, 1..70_usize);
     let cap = prop::option::of(5.0..50.0_f32);
     let window = prop::option::of(1..40_u32);
-    (sizes, cap, window, any::<bool>(), any::<u64>()).prop_map(|(sizes, cap, window, alibi, seed)| {
+    (sizes, cap, window, any::<u64>()).prop_map(|(sizes, cap, window, seed)| {
         let (kv_heads, group, width, length) = sizes;
-        let slopes = if alibi { alibi_slopes(kv_heads * group) } else { Vec::new() };
-        let attention = Attention { scale: 1.0 / (width as f32).sqrt(), cap, window, slopes };
+        let attention = Attention { scale: 1.0 / (width as f32).sqrt(), cap, window };
         Case { kv_heads, group, width, length, attention, seed }
     })
 }
@@ -54,10 +53,8 @@ fn reference(case: &Case, keys: &[f32], values: &[f32], position: usize, queries
             let key = &keys[at * row + offset..][..case.width];
             let dot: f64 = query.iter().zip(key).map(|(q, k)| f64::from(*q) * half(*k)).sum();
             let score = dot * f64::from(case.attention.scale);
-            let score =
-                case.attention.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
-            let slope = case.attention.slopes.get(head).copied().unwrap_or(0.0);
-            (score - f64::from(slope) * (position - at) as f64).exp()
+            let cap = |cap: f32| f64::from(cap) * (score / f64::from(cap)).tanh();
+            case.attention.cap.map_or(score, cap).exp()
         };
         let weights: Vec<f64> = (first..=position).map(score).collect();
         let total: f64 = weights.iter().sum();
@@ -116,9 +113,4 @@ proptest! {
             }
         }
     }
-}
-
-#[test]
-fn slopes_are_those_of_alibi() {
-    assert_eq!(alibi_slopes(4), [0.25, 0.0625, 0.015_625, 0.003_906_25]);
 }

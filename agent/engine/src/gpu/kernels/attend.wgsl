@@ -1,5 +1,4 @@
-// Attention of one query over the paged cache: out = sum of softmax(cap?(q · k) - slope * distance) * v, over the
-// window.
+// Attention of one query over the paged cache: out = sum of softmax(cap?(q · k)) * v, over the window.
 //
 // Positions go in chunks of 256, counted from position 0. Each chunk has its own maximum, and chunks are merged in
 // order: by one workgroup (`whole`), or, where few queries would leave the device idle, a chunk by each workgroup
@@ -7,7 +6,7 @@
 // depends on neither.
 //
 // Constants: HEADS, KV, HEAD, WORDS (u32 per head in the cache), SLICES (threads that share a word of the head, 64 /
-// WORDS or 1), PER (words per thread), SPAN (of a row of out), WINDOW (0 for none), CAP (0 for none), ALIBI.
+// WORDS or 1), PER (words per thread), SPAN (of a row of out), WINDOW (0 for none), CAP (0 for none).
 // Dispatch: x = HEADS, y = rows, z = chunks or 1.
 // CPU twin: cpu::attention. Tolerance: relative L2 of 1e-5 to an f64 softmax over the same cache.
 
@@ -135,10 +134,6 @@ fn attend(group: vec3<u32>, thread: u32, chunk: u32) -> State {
                 score = fma(query[2u * word + 1u], pair.y, score);
             }
             if (CAP > 0.0) { score = CAP * tanh(clamp(score / CAP, -15.0, 15.0)); }
-            if (ALIBI) {
-                let slope = exp2(-8.0 * f32(group.x + 1u) / f32(HEADS));
-                score -= slope * f32(position - chunk * CHUNK - at);
-            }
             scores[i] = score;
             most = max(most, score);
         }

@@ -1,8 +1,7 @@
 // What is done to every element of rows on its own: `activate` between the products of the feed-forward layer, `cap`
 // on logits.
 //
-// Constants: FUNCTION (0 silu(gate) * up, 1 gelu_tanh(gate) * up, 2 relu(up)^2), CAP, COLUMNS, STRIDE, SPAN (of a
-// row of fed).
+// Constants: FUNCTION (0 silu(gate) * up, 1 gelu_tanh(gate) * up), CAP, COLUMNS, STRIDE, SPAN (of a row of fed).
 // Dispatch: x = ceil(COLUMNS / 64), y = rows. CPU twin: cpu::math. Tolerance: 1e-5, relative above 1.
 
 // [batch, STRIDE] f32: gates, or logits, which are capped in place: cap * tanh(logit / cap).
@@ -21,12 +20,9 @@ fn activate(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     if (FUNCTION == 0u) {
         // Bounded, because not every device has an infinity to divide by.
         made = gate[at] / (1.0 + exp(min(-gate[at], 80.0))) * up[at];
-    } else if (FUNCTION == 1u) {
+    } else {
         let v = gate[at];
         made = 0.5 * v * (1.0 + bounded_tanh(0.7978845608 * v * (1.0 + 0.044715 * v * v))) * up[at];
-    } else {
-        let v = max(up[at], 0.0);
-        made = v * v;
     }
     fed[group.y * STRIDE + turned_element(STRIDE / 32u, SPAN, column)] = made;
 }

@@ -1,6 +1,6 @@
-// h[b, :] = embedding[token of b, :] * SCALE, and + places[position of b, :] where the model has learned places.
+// h[b, :] = embedding[token of b, :] * SCALE.
 //
-// A thread makes 8 elements. Constants: SCALE, PLACES. Dispatch: x = ceil(4 * blocks / 64), y = batch.
+// A thread makes 8 elements. Constants: SCALE. Dispatch: x = ceil(4 * blocks / 64), y = batch.
 // CPU twin: cpu::matrix. Tolerance: as matvec.wgsl's.
 
 // [4 per row of the batch | …]: position, first entry of the page table, token, and one spare.
@@ -13,21 +13,13 @@ fn embed(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     let b = group.y;
     let at = (group.x * 64u + thread) / 4u;
     let part = thread % 4u;
-    // A matrix of tokens overwrites, one of places comes after it and adds.
-    let wanted = index[4u * b + select(2u, 0u, PLACES)];
+    let wanted = index[4u * b + 2u];
     if (at < op.blocks && wanted >= op.first && wanted - op.first < op.rows) {
         let made = eight(block((wanted - op.first) * op.blocks + place(at)), part);
         let to = b * op.y_stride + 32u * at + 8u * part;
         for (var i = 0u; i < 4u; i++) {
-            let low = made.a[i] * op.unshift * SCALE;
-            let top = made.b[i] * op.unshift * SCALE;
-            if (PLACES) {
-                h[to + i] += low;
-                h[to + 4u + i] += top;
-            } else {
-                h[to + i] = low;
-                h[to + 4u + i] = top;
-            }
+            h[to + i] = made.a[i] * op.unshift * SCALE;
+            h[to + 4u + i] = made.b[i] * op.unshift * SCALE;
         }
     }
 }

@@ -1,5 +1,5 @@
 // From the products of one row to queries, and to keys and values in the cache, one head at a time:
-//     v += bias; q, k: v = v / rms(v) * gain (NORM), then rotated (DIMS > 0); q *= QUERY_SCALE; k, v: to f16, into the cache.
+//     v += bias; q, k: v = v / rms(v) * gain (NORM), then rotated; q *= QUERY_SCALE; k, v: to f16, into the cache.
 //
 // One workgroup a head; heads are numbered queries, keys, values. Constants: HEADS, KV, HEAD, WORDS (u32 per head in
 // the cache: half its width, rounded up), DIMS (rotated), ADJACENT (2i with 2i + 1, otherwise i with i + DIMS/2),

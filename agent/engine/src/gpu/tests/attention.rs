@@ -27,7 +27,7 @@ fn layer(device: &Device, config: &ModelConfig, biases: Vec<f32>, gains: Vec<f32
         output: nothing(),
         post_attention_norm: None,
         feed_norm: Vec::new(),
-        gate: None,
+        gate: nothing(),
         up: nothing(),
         down: nothing(),
         post_feed_norm: None,
@@ -73,18 +73,17 @@ fn reference(config: &ModelConfig, head: &[f32], gain: Option<&[f32]>, position:
         let by = 1.0 / (square + f64::from(config.norm_epsilon)).sqrt();
         head.iter_mut().zip(gain).for_each(|(v, gain)| *v *= by * f64::from(*gain));
     }
-    if let Positions::Rope { style, dims, .. } = &config.positions {
-        for pair in 0..*dims as usize / 2 {
-            let (a, b) = match style {
-                RopeStyle::Adjacent => (2 * pair, 2 * pair + 1),
-                RopeStyle::Halves => (pair, pair + *dims as usize / 2),
-            };
-            let frequency = f64::from(base).powf(-2.0 * pair as f64 / f64::from(*dims)) as f32;
-            let angle = f64::from(position) * f64::from(frequency);
-            let (x, y) = (head[a], head[b]);
-            head[a] = x * angle.cos() - y * angle.sin();
-            head[b] = x * angle.sin() + y * angle.cos();
-        }
+    let Rope { style, dims, .. } = config.rope;
+    for pair in 0..dims as usize / 2 {
+        let (a, b) = match style {
+            RopeStyle::Adjacent => (2 * pair, 2 * pair + 1),
+            RopeStyle::Halves => (pair, pair + dims as usize / 2),
+        };
+        let frequency = f64::from(base).powf(-2.0 * pair as f64 / f64::from(dims)) as f32;
+        let angle = f64::from(position) * f64::from(frequency);
+        let (x, y) = (head[a], head[b]);
+        head[a] = x * angle.cos() - y * angle.sin();
+        head[b] = x * angle.sin() + y * angle.cos();
     }
     head
 }
@@ -93,22 +92,16 @@ fn reference(config: &ModelConfig, head: &[f32], gain: Option<&[f32]>, position:
 fn heads_are_biased_normed_turned_and_cached() {
     let Some(device) = device() else { return };
     let mut noise = Noise(8);
-    let none = Positions::LearnedAlibi;
-    let rope = |style, dims| match config().positions {
-        Positions::Rope { base, window_base, scale, factors, .. } => {
-            Positions::Rope { style, base, window_base, dims, scale, factors }
-        }
-        Positions::LearnedAlibi => none.clone(),
-    };
+    let rope = |style, dims| Rope { style, dims, ..config().rope };
     let cases = [
         (20, rope(RopeStyle::Halves, 12), true, false, None),
         (20, rope(RopeStyle::Adjacent, 20), false, true, Some(5)),
         (13, rope(RopeStyle::Halves, 12), true, true, None),
         (150, rope(RopeStyle::Halves, 150), false, false, Some(9)),
-        (7, none.clone(), false, true, None),
+        (7, rope(RopeStyle::Adjacent, 6), false, true, None),
     ];
-    for (head_width, positions, bias, norm, window) in cases {
-        let config = ModelConfig { head_width, positions, window, window_pattern: 2, ..config() };
+    for (head_width, rope, bias, norm, window) in cases {
+        let config = ModelConfig { head_width, rope, window, window_pattern: 2, ..config() };
         let all_heads = (config.heads + 2 * config.kv_heads) as usize;
         let width = head_width as usize;
         let biases = if bias { noise.reals(all_heads * width) } else { Vec::new() };
@@ -165,18 +158,17 @@ fn attention_is_a_softmax_over_the_window_in_one_go_or_in_chunks() {
     let Some(device) = device() else { return };
     let mut noise = Noise(9);
     let places = [0, 15, 16, 255, 256, 700];
-    let alibi = Positions::LearnedAlibi;
-    let rope = config().positions;
     let cases = [
-        (20, rope.clone(), None, None),
-        (64, rope.clone(), Some(300), None),
-        (1, alibi.clone(), None, Some(2.0)),
-        (150, rope.clone(), Some(1), None),
-        (128, alibi.clone(), None, None),
-        (33, alibi, Some(17), Some(0.5)),
+        (20, None, None),
+        (64, Some(300), None),
+        (2, None, Some(2.0)),
+        (150, Some(1), None),
+        (128, None, None),
+        (33, Some(17), Some(0.5)),
     ];
-    for (head_width, positions, window, score_cap) in cases {
-        let config = ModelConfig { head_width, positions, window, window_pattern: 2, score_cap, ..config() };
+    for (head_width, window, score_cap) in cases {
+        let rope = Rope { dims: head_width.min(12), ..config().rope };
+        let config = ModelConfig { head_width, rope, window, window_pattern: 2, score_cap, ..config() };
         let layer = layer(&device, &config, Vec::new(), Vec::new());
         let buffers = buffers(&device, &config, places.len() as u32);
         index(&device, &config, &buffers, &places);
@@ -217,7 +209,6 @@ fn attention_is_a_softmax_over_the_window_in_one_go_or_in_chunks() {
             let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
             for head in 0..6 {
                 let query = &qkv[number * row + head * width..][..width];
-                let slope = 2.0_f64.powf(-8.0 * (head + 1) as f64 / 6.0);
                 let element = |all: &[f32], value: bool, position, i: usize| {
                     let (key, of_value) = cached(&config, position, head as u32 / 3, i as u32 / 2);
                     f64::from(halves(all[if value { of_value } else { key }])[i % 2])
@@ -226,12 +217,7 @@ fn attention_is_a_softmax_over_the_window_in_one_go_or_in_chunks() {
                     .map(|p| {
                         let score: f64 =
                             (0..width).map(|i| f64::from(query[i]) * element(&keys, false, p, i)).sum();
-                        let score =
-                            score_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
-                        match config.positions {
-                            Positions::LearnedAlibi => score - slope * f64::from(position - p),
-                            Positions::Rope { .. } => score,
-                        }
+                        score_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     })
                     .collect();
                 let most = scores.iter().copied().fold(f64::MIN, f64::max);
