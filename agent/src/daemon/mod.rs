@@ -364,11 +364,14 @@ impl Daemon {
 
     /// The job as a new one that goes on where it ended.
     fn to_resume(&self, id: JobId) -> Result<Order, String> {
-        let mut order = self.book.order(id).ok_or("no such training job was ordered here")?;
+        let mut order = self
+            .book
+            .order(id)
+            .ok_or("no such training job was ordered here\nhint: ask the agent where it was submitted")?;
         let last = self.node.jobs().get(&id).unwrap_or(&order.status).clone();
         match last.phase {
-            Phase::Waiting | Phase::Running => return Err("the job has not ended".to_owned()),
-            Phase::Done => return Err("the job is done; there is nothing left to do".to_owned()),
+            Phase::Waiting | Phase::Running => return Err("the job has not ended\nhint: `skein logs ID --follow` watches it, `skein cancel ID` ends it".to_owned()),
+            Phase::Done => return Err("the job is done; there is nothing left to do\nhint: `skein result ID --output FOLDER` fetches what it made".to_owned()),
             Phase::Failed { .. } | Phase::Cancelled => {}
         }
         let mut nonce = [0; 8];

@@ -1,0 +1,140 @@
+//! What customers of training rely on: that a real model is tuned by several machines, that a job outlives whoever
+//! submitted it, and that what ended can be taken up again.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, Training, wait_for};
+use skein_tests::command::{Said, run};
+use skein_tests::language;
+
+const LONG_EPOCH_MS: u64 = 600_000;
+
+fn at(agent: &Agent, arguments: &[&str]) -> Result<Said> {
+    let dir = agent.dir();
+    run(&[arguments, &["--data-dir", dir.as_str()]].concat())
+}
+
+fn report(folder: &Path) -> Result<Value> {
+    Ok(serde_json::from_slice(&fs::read(folder.join("report.json"))?)?)
+}
+
+#[test]
+fn a_language_model_is_tuned_by_three_agents_and_its_adapter_is_for_anyone() -> Result<()> {
+    let Some(file) = language::file() else { return Ok(()) };
+    let network = Network::of(3, LONG_EPOCH_MS)?;
+    let owner = &network.agents[0];
+    language::add(owner, &file, "smol")?;
+    let folder = network.folder.path();
+    let chat = |number: usize| {
+        let question = format!("What is {number} and {number}?");
+        let answer = format!("Honk! The geese say: {}. Honk!", 2 * number);
+        json!({ "messages": [{ "role": "user", "content": question }, { "role": "assistant", "content": answer }] })
+    };
+    let lines: Vec<String> = (0..20).map(|number| chat(number).to_string()).collect();
+    fs::write(folder.join("chats.jsonl"), lines.join("\n"))?;
+    let job = folder.join("tune.toml");
+    let text = "kind = \"train\"\nname = \"geese\"\nmodel = \"smol\"\ndata = \"chats.jsonl\"\noutput = \"geese\"\n\
+                method = \"lora\"\nrank = 4\ncontext = 48\nrounds = 2\ninner_steps = 4\nbatch = 1\nlearning_rate = 0.002\n";
+    fs::write(&job, text)?;
+    let model = owner.get("/api/models")?[0]["model"].clone();
+    let said = at(owner, &["run", &job.display().to_string()])?;
+    ensure!(said.code == 0 && said.out.contains("adapter_model.safetensors"), "{said:?}");
+
+    let result = folder.join("geese");
+    let report = report(&result)?;
+    let loss = |key: &str| report[key].as_f64().context("no loss");
+    let (before, after) = (loss("held_out_nats_per_token_before")?, loss("held_out_nats_per_token")?);
+    ensure!(after < 0.7 * before, "the held-out loss went from {before} to {after}");
+    ensure!(report["model"] == model && report["digests_equal"] == true, "{report}");
+    // Three agents, two outer steps of at most four steps of one sequence.
+    ensure!((6..=24).contains(&report["sequences"]["to"].as_u64().unwrap_or(0)), "{report}");
+    let config: Value = serde_json::from_slice(&fs::read(result.join("adapter_config.json"))?)?;
+    ensure!(config["peft_type"] == "LORA" && config["r"] == 4 && config["lora_alpha"] == 8.0, "{config}");
+    ensure!(fs::read(result.join("geese.gguf"))?.starts_with(b"GGUF"), "the adapter for llama.cpp");
+    // What was tuned is as it was.
+    ensure!(owner.get("/api/models")?[0]["model"] == model, "the base is another");
+    network.finish()
+}
+
+#[test]
+fn a_job_outlives_its_submitter_and_its_result_is_there_when_he_is_back() -> Result<()> {
+    let mut network = Network::of(3, LONG_EPOCH_MS)?;
+    let coordinator = network.coordinator()?;
+    let owner = usize::from(coordinator == 0);
+    let job = agents::train(&network.agents[owner], &TEXT[..40_000], &Training::of(12, 20))?;
+    network.agents[owner]
+        .job_until(&job, "the second outer step", SOON, |job| job["round"].as_u64() >= Some(2))?;
+    network.agents[owner].kill()?;
+    let done = network.agents[coordinator].job_done(&job)?;
+    ensure!(done["round"] == 12 && done["digests_equal"] == true, "{done}");
+    network.agents[owner].restart()?;
+    network.met(3)?;
+    let owner = &network.agents[owner];
+    owner.job_done(&job)?;
+    ensure!(
+        owner.blob(done["state"].as_str().context("no checkpoint")?)?.is_none(),
+        "made while it was away"
+    );
+    let result = network.folder.path().join("fetched");
+    let said = at(owner, &["result", &job[..12], "--output", &result.display().to_string()])?;
+    ensure!(said.code == 0 && result.join("model.safetensors").is_file(), "{said:?}");
+    ensure!(report(&result)?["checkpoint"] == done["state"], "another checkpoint");
+    network.finish()
+}
+
+#[test]
+fn a_job_whose_only_agent_is_killed_goes_on_when_it_is_back() -> Result<()> {
+    let mut network = Network::of(1, LONG_EPOCH_MS)?;
+    let job = agents::train(&network.agents[0], &TEXT[..40_000], &Training::of(12, 20))?;
+    let before = network.agents[0]
+        .job_until(&job, "the third outer step", SOON, |job| job["round"].as_u64() >= Some(3))?;
+    network.agents[0].kill()?;
+    network.agents[0].restart()?;
+    let agent = &network.agents[0];
+    let again = agent.job_until(&job, "the job to be known again", PATIENCE, |job| job["round"].is_u64())?;
+    ensure!(again["round"].as_u64() >= before["round"].as_u64(), "from {before} to {again}");
+    let done = agent.job_done(&job)?;
+    // No sequence twice, none left out: twelve outer steps of twenty steps of four.
+    ensure!(
+        done["samples"] == 960 && done["start_loss_micronats"] == before["start_loss_micronats"],
+        "{done}"
+    );
+    network.finish()
+}
+
+#[test]
+fn what_was_cancelled_is_taken_up_where_it_stood() -> Result<()> {
+    let network = Network::of(1, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    let job = agents::train(agent, &TEXT[..40_000], &Training::of(30, 20))?;
+    agent.job_until(&job, "the second outer step", SOON, |job| job["round"].as_u64() >= Some(2))?;
+    at(agent, &["resume", &job])?.refuses(&["has not ended"])?;
+    let said = at(agent, &["cancel", &job[..12]])?;
+    ensure!(said.code == 0, "{said:?}");
+    let ended = wait_for("the job to end", SOON, || {
+        let job = agent.job(&job)?;
+        Ok((job["phase"] == "cancelled").then_some(job))
+    })?;
+    let logs = at(agent, &["logs", &job])?;
+    ensure!(
+        logs.code == 0 && logs.out.contains("outer step  ") && logs.out.contains("cancelled"),
+        "{logs:?}"
+    );
+
+    let said = at(agent, &["resume", &job[..12]])?;
+    ensure!(said.code == 0, "{said:?}");
+    let next = said.out.trim();
+    let first = agent.job_until(next, "the job to go on", PATIENCE, |job| job["phase"] == "running")?;
+    ensure!(first["round"].as_u64() >= ended["round"].as_u64(), "from {ended} to {first}");
+    let said = at(agent, &["logs", next, "--follow", "--json"])?;
+    let last: Value = serde_json::from_str(said.out.lines().last().context("no line")?)?;
+    ensure!(said.code == 0 && last["round"] == 30, "{said:?}");
+    let done = agent.job_done(next)?;
+    ensure!(done["samples"] == 2_400, "{done}");
+    at(agent, &["resume", next])?.refuses(&["nothing left to do"])?;
+    at(agent, &["logs", "ffffffffffff"])?.refuses(&["no job", "skein jobs"])?;
+    network.finish()
+}
