@@ -34,6 +34,14 @@ pub fn llama(tool: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A Python with JAX; `SKEIN_JAX_PYTHON` names another.
+///
+/// # Errors
+/// As [`model`].
+pub fn jax() -> Result<PathBuf> {
+    found("SKEIN_JAX_PYTHON", "jax")
+}
+
 fn found(variable: &str, what: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable).filter(|path| !path.is_empty()) {
         return Ok(path.into());
