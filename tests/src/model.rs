@@ -147,9 +147,9 @@ impl Model {
     /// The digest that every worker makes of `shard`, and the memory of how it came about.
     pub fn make(&mut self, shard: &Shard) -> Digest {
         let mut same = shard.clone();
-        if let Shard::Merge { evaluate, .. } = &mut same {
-            // Measuring the loss does not change the weights.
-            *evaluate = false;
+        if let Shard::Merge { index, of, .. } = &mut same {
+            // Who measures which part of the loss does not change the weights.
+            (*index, *of) = (0, 1);
         }
         let digest = Digest::of(&encode(&same));
         self.made.insert(digest, same);

@@ -1,5 +1,5 @@
 //! A port forward that takes its time: datagrams to it reach their target so much later, and answers come back
-//! the same way.
+//! the same way; and no faster than a line that all of one direction share.
 //!
 //! Makes a far network of one machine, without privileges. Must never reorder, drop or look into a datagram.
 
@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use smol::Task;
@@ -32,9 +33,48 @@ impl Relay {
     /// # Errors
     /// When no port is free.
     pub fn start(target: SocketAddr, one_way: Duration) -> io::Result<Self> {
+        Self::over(target, Line { one_way, bytes_per_s: f64::INFINITY })
+    }
+
+    /// The same over a line that takes so many bytes a second each way.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn over(target: SocketAddr, line: Line) -> io::Result<Self> {
         let socket = smol::block_on(UdpSocket::bind("127.0.0.1:0"))?;
         let address = socket.local_addr()?;
-        Ok(Self { address, _task: smol::spawn(forward(socket, target, one_way)) })
+        Ok(Self { address, _task: smol::spawn(forward(socket, target, line)) })
+    }
+}
+
+/// How far and how wide.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// What a datagram takes for its way.
+    pub one_way: Duration,
+    /// Each way; infinite for as fast as this machine is.
+    pub bytes_per_s: f64,
+}
+
+/// One direction of a line: when what was sent last has left it.
+#[derive(Clone)]
+struct Lane {
+    line: Line,
+    free_at: Arc<Mutex<Instant>>,
+}
+
+impl Lane {
+    fn new(line: Line) -> Self {
+        Self { line, free_at: Arc::new(Mutex::new(Instant::now())) }
+    }
+
+    /// When a datagram of so many bytes arrives that is sent now.
+    fn arrives(&self, bytes: usize) -> Instant {
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        #[expect(clippy::cast_precision_loss, reason = "datagrams are short")]
+        let takes = Duration::from_secs_f64(bytes as f64 / self.line.bytes_per_s);
+        *free_at = (*free_at).max(Instant::now()) + takes;
+        *free_at + self.line.one_way
     }
 }
 
@@ -46,7 +86,8 @@ struct Flow {
     _tasks: [Task<()>; 3],
 }
 
-async fn forward(socket: UdpSocket, target: SocketAddr, one_way: Duration) {
+async fn forward(socket: UdpSocket, target: SocketAddr, line: Line) {
+    let (there, back) = (Lane::new(line), Lane::new(line));
     let mut flows: BTreeMap<SocketAddr, Flow> = BTreeMap::new();
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     loop {
@@ -55,20 +96,15 @@ async fn forward(socket: UdpSocket, target: SocketAddr, one_way: Duration) {
         let flow = match flows.entry(client) {
             Entry::Occupied(flow) => flow.into_mut(),
             Entry::Vacant(place) => {
-                let Ok(flow) = open(socket.clone(), client, target, one_way).await else { continue };
+                let Ok(flow) = open(socket.clone(), client, target, back.clone()).await else { continue };
                 place.insert(flow)
             }
         };
-        let _ = flow.outward.send((Instant::now() + one_way, buffer[..bytes].to_vec())).await;
+        let _ = flow.outward.send((there.arrives(bytes), buffer[..bytes].to_vec())).await;
     }
 }
 
-async fn open(
-    socket: UdpSocket,
-    client: SocketAddr,
-    target: SocketAddr,
-    one_way: Duration,
-) -> io::Result<Flow> {
+async fn open(socket: UdpSocket, client: SocketAddr, target: SocketAddr, back: Lane) -> io::Result<Flow> {
     let upstream = UdpSocket::bind("127.0.0.1:0").await?;
     upstream.connect(target).await?;
     let (outward, to_send) = smol::channel::bounded::<Delayed>(UNDER_WAY_MAX);
@@ -76,16 +112,16 @@ async fn open(
     let tasks = [
         smol::spawn(deliver(to_send, upstream.clone(), target)),
         smol::spawn(deliver(to_return, socket, client)),
-        smol::spawn(listen(upstream, homeward, one_way)),
+        smol::spawn(listen(upstream, homeward, back)),
     ];
     Ok(Flow { outward, _tasks: tasks })
 }
 
-async fn listen(upstream: UdpSocket, homeward: Sender<Delayed>, one_way: Duration) {
+async fn listen(upstream: UdpSocket, homeward: Sender<Delayed>, back: Lane) {
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     loop {
         let Ok(bytes) = upstream.recv(&mut buffer).await else { continue };
-        if homeward.send((Instant::now() + one_way, buffer[..bytes].to_vec())).await.is_err() {
+        if homeward.send((back.arrives(bytes), buffer[..bytes].to_vec())).await.is_err() {
             return;
         }
     }

@@ -612,8 +612,8 @@ impl World {
         let output = self.model.make(&shard);
         self.hosts[host].blobs.insert(output);
         let loss_micronats = match &shard {
-            Shard::Init { .. } | Shard::Train { .. } | Shard::Merge { evaluate: true, .. } => Some(1_000),
-            Shard::Merge { .. } | Shard::Stage { .. } => None,
+            Shard::Init { .. } | Shard::Train { .. } | Shard::Merge { .. } => Some(1_000),
+            Shard::Stage { .. } => None,
         };
         let executed = Executed { inputs: shard.inputs(), outputs: vec![output], tokens: 10, loss_micronats };
         self.finish(host, lease, Ok(executed))

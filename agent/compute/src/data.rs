@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use borsh::{BorshDeserialize, BorshSerialize};
 use safetensors::tensor::{Dtype, SafeTensorError, View};
 use safetensors::{SafeTensors, serialize};
 
@@ -88,6 +89,20 @@ pub struct Tokens {
 pub struct Dataset {
     train: Tokens,
     held_out: Tokens,
+}
+
+/// One of several parts of the held-out windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Part {
+    /// Which, below `of`.
+    pub index: u32,
+    /// How many there are.
+    pub of: u32,
+}
+
+impl Part {
+    /// All of them.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
 }
 
 /// Inputs and targets, each `[sequences, context]` tokens, row-major; a target is the token after its input.
@@ -201,26 +216,30 @@ impl Dataset {
         Ok(Windows { tokens: &self.train, context, count, slack: tokens - 1 - count * context })
     }
 
-    /// The fixed held-out windows, evenly spaced over the held-out tokens, in batches of at most `sequences`.
+    /// A part of the fixed held-out windows, which are evenly spaced over the held-out tokens, in batches of at most
+    /// `sequences`. Those in which nothing counts are left out.
     ///
     /// # Errors
-    /// [`DataError`] when there is not one, or nothing in them counts.
-    pub fn held_out(&self, context: usize, sequences: usize) -> Result<Vec<Batch>, DataError> {
+    /// [`DataError`] when there is no window at all, or nothing counts.
+    pub fn held_out(&self, context: usize, sequences: usize, part: Part) -> Result<Vec<Batch>, DataError> {
         let purpose = "judge the model by";
         let tokens = self.held_out.ids.len();
         if context == 0 || tokens < context + 1 {
             return Err(DataError::TooShort { tokens, purpose, context });
         }
+        if self.held_out.counted() == 0 {
+            return Err(DataError::NothingCounts { purpose });
+        }
         let room = tokens - (context + 1);
         let count = (HELD_OUT_TOKENS / context).clamp(1, room / context + 1);
+        let windows = (0..count).skip(part.index as usize).step_by(part.of.max(1) as usize);
         let starts: Vec<usize> =
-            (0..count).map(|window| if count == 1 { 0 } else { window * room / (count - 1) }).collect();
-        let batches: Vec<Batch> = starts
+            windows.map(|window| if count == 1 { 0 } else { window * room / (count - 1) }).collect();
+        Ok(starts
             .chunks(sequences.max(1))
             .map(|chunk| cut(&self.held_out, context, chunk.iter().copied()))
             .filter(|batch| !batch.counted().1.is_empty())
-            .collect();
-        if batches.is_empty() { Err(DataError::NothingCounts { purpose }) } else { Ok(batches) }
+            .collect())
     }
 }
 
@@ -441,9 +460,11 @@ mod tests {
     #[test]
     fn held_out_windows_are_evenly_spaced_to_the_end() {
         let data = dataset(100, 4_000);
-        let batches = data.held_out(16, 7).unwrap();
-        let count: usize = batches.iter().map(|batch| batch.sequences).sum();
-        assert_eq!(count, 3_983 / 16 + 1);
+        let batches = data.held_out(16, 7, Part::WHOLE).unwrap();
+        let count = |batches: &[Batch]| batches.iter().map(|batch| batch.sequences).sum::<usize>();
+        assert_eq!(count(&batches), 3_983 / 16 + 1);
+        let parts = (0..3).map(|index| count(&data.held_out(16, 7, Part { index, of: 3 }).unwrap()));
+        assert_eq!(parts.sum::<usize>(), count(&batches), "parts make the whole");
         assert_eq!(*batches.last().unwrap().targets.last().unwrap(), 3_999);
     }
 
@@ -462,13 +483,13 @@ mod tests {
         let none = Tokens { ids: vec![1; 20], counts: vec![false; 20] };
         let error = Dataset::new(none.clone(), none.clone()).windows(8).unwrap_err();
         assert!(matches!(error, DataError::NothingCounts { .. }), "{error}");
-        assert!(Dataset::new(none.clone(), none).held_out(8, 1).is_err());
+        assert!(Dataset::new(none.clone(), none).held_out(8, 1, Part::WHOLE).is_err());
         let error = dataset(8, 0).windows(8).unwrap_err();
         assert!(
             error.to_string().contains("there are 8 tokens to train on; a context of 8 needs at least 9")
         );
         assert!(dataset(9, 0).windows(8).is_ok());
-        assert!(dataset(9, 8).held_out(8, 1).is_err());
+        assert!(dataset(9, 8).held_out(8, 1, Part::WHOLE).is_err());
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("data");
         assert!(Dataset::read(&path, 9).unwrap_err().to_string().contains("data"), "it names the file");

@@ -12,6 +12,7 @@ use skein_engine::toploc::Span;
 
 use crate::bench::BenchResult;
 use crate::checkpoint::Digest;
+use crate::data::Part;
 use crate::limits::{DELTAS_MAX, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, PATH_BYTES_MAX};
 use crate::trainee::Method;
 
@@ -82,8 +83,8 @@ pub enum Task {
         momentum_millionths: u32,
         /// The checkpoint to write.
         out: String,
-        /// On what the new checkpoint is evaluated, if at all.
-        evaluate: Option<Judge>,
+        /// On what the new checkpoint is evaluated.
+        evaluate: Judge,
     },
     /// Load layers of a language model under a number. Ends in [`Reply::StageOpened`].
     StageOpen(StageTask),
@@ -135,6 +136,8 @@ pub struct Judge {
     pub data: String,
     /// Tokens per sequence.
     pub context: u32,
+    /// Which of the held-out sequences.
+    pub part: Part,
 }
 
 /// One inner phase of one shard.
@@ -247,8 +250,10 @@ pub enum Reply {
         digest: Digest,
         /// Its round.
         round: u32,
-        /// Held-out loss in millionths of a nat per token, if an evaluation was asked for.
-        held_out_micronats: Option<i64>,
+        /// Loss on the part that was asked for, in millionths of a nat per token.
+        held_out_micronats: i64,
+        /// Tokens in that part.
+        tokens: u64,
         /// Deltas that were left out, by their places in the task, and why.
         refused: Vec<(u32, String)>,
     },
@@ -301,7 +306,7 @@ impl Task {
                     return Err(format!("{} deltas, at most {DELTAS_MAX}", deltas.len()));
                 }
                 let own = [&model.manifest, &model.pieces, state, out];
-                own.into_iter().chain(deltas).chain(evaluate.as_ref().map(|judge| &judge.data)).collect()
+                own.into_iter().chain(deltas).chain([&evaluate.data]).collect()
             }
             Self::StageOpen(task) => vec![&task.manifest, &task.pieces],
             Self::Describe

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 use skein_engine::source::TensorSource;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Delta, read_weights};
-use crate::data::{Batch, DataError, Dataset};
+use crate::data::{Batch, DataError, Dataset, Part};
 use crate::decoder::{Decoder, Weights, turned, upload};
 use crate::limits::{BATCH_MAX, BATCH_TOKENS_MAX, EVALUATE_TOKENS_AT_ONCE, INNER_STEPS_MAX};
 use crate::packing::{Bits, pack, unpack};
@@ -256,7 +256,8 @@ pub fn inner_phase(
     Ok(InnerResult { delta, loss: losses / f64::from(judged.max(1)), tokens })
 }
 
-/// Mean held-out loss in nats per token, and the number of tokens it was measured on.
+/// Mean loss in nats per token over a part of what is held out, and the number of tokens it was measured on; 0 of both
+/// where the part is empty.
 ///
 /// # Errors
 /// [`TrainError`] for unusable files or a failing device.
@@ -265,16 +266,18 @@ pub fn evaluate(
     checkpoint: &Checkpoint,
     data: &Path,
     context: u32,
+    part: Part,
 ) -> Result<(f64, u64), TrainError> {
     let dataset = Dataset::read(data, model.trainee.config().vocabulary)?;
     let weights = model.upload(&checkpoint.weights);
     let decoder = model.decoder(&weights, false)?;
     let (mut sum, mut tokens) = (0.0, 0);
-    for batch in dataset.held_out(context as usize, EVALUATE_TOKENS_AT_ONCE / context.max(1) as usize)? {
+    let sequences = EVALUATE_TOKENS_AT_ONCE / context.max(1) as usize;
+    for batch in dataset.held_out(context as usize, sequences, part)? {
         sum += f64::from(scalar(decoder.loss(&batch, &model.device))?);
         tokens += batch.counted().1.len() as u64;
     }
-    Ok((sum / tokens as f64, tokens))
+    Ok((sum / (tokens as f64).max(1.0), tokens))
 }
 
 fn check(inner: &Inner) -> Result<(), TrainError> {

@@ -286,7 +286,7 @@ impl<W: Write> Worker<W> {
                 let job = self.job(&model)?;
                 let checkpoint = Checkpoint::initial(&job.model.trainee, &job.source, seed)?;
                 // Before the file appears, so that a failure has written nothing.
-                let held_out_micronats = self.evaluate(id, &model, &checkpoint, &evaluate)?;
+                let (held_out_micronats, _) = self.evaluate(id, &model, &checkpoint, &evaluate)?;
                 let digest = checkpoint.write(Path::new(&out), self.job(&model)?.model.trainee.tensors())?;
                 Ok(Reply::Initialised { digest, held_out_micronats })
             }
@@ -307,13 +307,10 @@ impl<W: Write> Worker<W> {
                 let deltas: Vec<PathBuf> = deltas.into_iter().map(PathBuf::from).collect();
                 let specs = self.job(&model)?.model.trainee.tensors();
                 let Merged { next, refused } = merge(specs, Path::new(&state), &deltas, rate)?;
-                let held_out_micronats = match evaluate {
-                    Some(judge) => Some(self.evaluate(id, &model, &next, &judge)?),
-                    None => None,
-                };
+                let (held_out_micronats, tokens) = self.evaluate(id, &model, &next, &evaluate)?;
                 let digest = next.write(Path::new(&out), self.job(&model)?.model.trainee.tensors())?;
                 let refused = refused.into_iter().map(|(place, why)| (place as u32, why)).collect();
-                Ok(Reply::Merged { digest, round: next.round, held_out_micronats, refused })
+                Ok(Reply::Merged { digest, round: next.round, held_out_micronats, tokens, refused })
             }
             Task::StageOpen(_)
             | Task::StageStep { .. }
@@ -393,10 +390,12 @@ impl<W: Write> Worker<W> {
         model: &ModelTask,
         checkpoint: &Checkpoint,
         judge: &Judge,
-    ) -> Result<i64, Stop> {
+    ) -> Result<(i64, u64), Stop> {
         self.warm_up(id, 1)?;
         let job = self.job(model)?;
-        micronats(evaluate(&job.model, checkpoint, Path::new(&judge.data), judge.context)?.0)
+        let Judge { data, context, part } = judge;
+        let (loss, tokens) = evaluate(&job.model, checkpoint, Path::new(data), *context, *part)?;
+        Ok((micronats(loss)?, tokens))
     }
 
     /// Says why the first task on a GPU is slow.

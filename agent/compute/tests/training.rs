@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use skein_compute::checkpoint::{Checkpoint, Delta};
+use skein_compute::data::Part;
 use skein_compute::drawn::Drawn;
 use skein_compute::outer::{OuterRate, merge};
 use skein_compute::packing::Bits;
@@ -47,7 +48,7 @@ impl Place {
 
     fn held_out(&self, state: &Path) -> f64 {
         let checkpoint = Checkpoint::read(state, self.specs()).unwrap();
-        evaluate(&self.model, &checkpoint, &self.text, 8).unwrap().0
+        evaluate(&self.model, &checkpoint, &self.text, 8, Part::WHOLE).unwrap().0
     }
 }
 
@@ -103,7 +104,7 @@ fn an_adapter_learns_and_its_first_state_changes_nothing() {
     let model = Model::load(trainee, &place.drawn, &Device::flex()).unwrap();
     let specs = model.trainee.tensors();
     let first = Checkpoint::initial(&model.trainee, &place.drawn, 1).unwrap();
-    let same = evaluate(&model, &first, &place.text, 8).unwrap().0;
+    let same = evaluate(&model, &first, &place.text, 8, Part::WHOLE).unwrap().0;
     assert!((same - before).abs() < 1e-6, "{same} is not {before}");
     let state = place.path("adapter");
     first.write(&state, specs).unwrap();
@@ -112,7 +113,7 @@ fn an_adapter_learns_and_its_first_state_changes_nothing() {
     result.unwrap().delta.write(&place.path("delta"), specs).unwrap();
     let plain = OuterRate { rate: 1.0, momentum: 0.0 };
     let next = merge(specs, &state, &[place.path("delta")], plain).unwrap().next;
-    let after = evaluate(&model, &next, &place.text, 8).unwrap().0;
+    let after = evaluate(&model, &next, &place.text, 8, Part::WHOLE).unwrap().0;
     assert!(after < before - 0.5, "from {before} to {after}");
 }
 

@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::{JoinHandle, spawn};
 
 use skein_compute::checkpoint::Checkpoint;
+use skein_compute::data::Part;
 use skein_compute::device::DeviceChoice;
 use skein_compute::drawn::Drawn;
 use skein_compute::protocol::{
@@ -97,7 +98,7 @@ fn prepare(place: &Path, layers: u32, context: u32) -> ModelTask {
 }
 
 fn judge(place: &Path, context: u32) -> Judge {
-    Judge { data: text(place, "text"), context }
+    Judge { data: text(place, "text"), context, part: Part::WHOLE }
 }
 
 fn train_task(place: &Path, model: &ModelTask, index: u64, steps: u32) -> TrainTask {
@@ -165,9 +166,9 @@ fn a_job_from_init_to_greedy_decoding_over_two_stages() {
         outer_rate_millionths: 700_000,
         momentum_millionths: 400_000,
         out: text(place, "1"),
-        evaluate: Some(evaluate),
+        evaluate,
     });
-    let Reply::Merged { round: 1, held_out_micronats: Some(merged), .. } = reply else { panic!("{reply:?}") };
+    let Reply::Merged { round: 1, held_out_micronats: merged, .. } = reply else { panic!("{reply:?}") };
     assert!(merged < 1_000_000, "{merged}");
 
     let trainee = Trainee::new(place::config(2, 16, 12), false, Method::Full).unwrap();
@@ -236,7 +237,7 @@ fn failures_are_replies_and_the_worker_goes_on() {
         outer_rate_millionths: 0,
         momentum_millionths: 0,
         out: text(place, "1"),
-        evaluate: None,
+        evaluate: judge(place, 12),
     };
     assert!(worker.fails(merge).contains("5000 deltas"));
     assert!(matches!(worker.ask(Task::Describe).0, Reply::Described { .. }));

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use skein_compute::data::Part;
 use skein_compute::protocol::{Judge, ModelTask, Reply, StageTask, Task, TrainTask};
 use skein_compute::trainee::Trainee;
 use skein_engine::graph::PAGE_POSITIONS;
@@ -180,14 +181,14 @@ impl Executor {
             (Some(held_out_micronats), 0)
         } else if let Reply::Trained { loss_micronats, tokens, .. } = reply {
             (Some(loss_micronats), tokens)
-        } else if let Reply::Merged { held_out_micronats, refused, .. } = reply {
+        } else if let Reply::Merged { held_out_micronats, tokens, refused, .. } = reply {
             let Shard::Merge { deltas, .. } = &execution.shard else { return Err(OUT_OF_TURN.into()) };
             for (place, why) in refused {
                 let Some(delta) = deltas.get(place as usize) else { continue };
                 tracing::warn!(delta = %delta.short(), why, "a pseudo-gradient is left out of the outer step");
                 refused_deltas.push(*delta);
             }
-            (held_out_micronats, 0)
+            ((tokens > 0).then_some(held_out_micronats), tokens)
         } else {
             return Err(OUT_OF_TURN.into());
         };
@@ -207,10 +208,10 @@ impl Executor {
             pieces: self.shared.store.directory().to_string_lossy().into_owned(),
             method: method(spec.method),
         };
-        let judge = |spec: &TrainSpec| Judge { data: path(&spec.data), context: spec.context };
+        let judge = |spec: &TrainSpec, part| Judge { data: path(&spec.data), context: spec.context, part };
         Ok(match &execution.shard {
             Shard::Init { spec } => {
-                Task::Init { model: model(spec), seed: spec.seed, out, evaluate: judge(spec) }
+                Task::Init { model: model(spec), seed: spec.seed, out, evaluate: judge(spec, Part::WHOLE) }
             }
             Shard::Train { state, spec, round, first, steps, .. } => Task::Train(TrainTask {
                 model: model(spec),
@@ -229,14 +230,14 @@ impl Executor {
                 delta_bits: spec.delta_bits,
                 out,
             }),
-            Shard::Merge { state, deltas, spec, evaluate, .. } => Task::Merge {
+            Shard::Merge { state, deltas, spec, index, of, .. } => Task::Merge {
                 model: model(spec),
                 state: path(state),
                 deltas: deltas.iter().map(path).collect(),
                 outer_rate_millionths: spec.outer_rate_millionths,
                 momentum_millionths: spec.outer_momentum_millionths,
                 out,
-                evaluate: evaluate.then(|| judge(spec)),
+                evaluate: judge(spec, Part { index: u32::from(*index), of: u32::from(*of) }),
             },
             Shard::Stage { .. } => return Err("a stage has no end of its own".into()),
         })

@@ -381,8 +381,10 @@ pub enum Shard {
         spec: TrainSpec,
         /// Outer step, from 0.
         round: u32,
-        /// Whether to measure the held-out loss of the result too.
-        evaluate: bool,
+        /// The part of the held-out sequences by which this agent judges the result: together, all judge by all.
+        index: u16,
+        /// Parts.
+        of: u16,
     },
     /// Hold layers `start..end` of a model and serve sessions until released.
     Stage {
@@ -414,8 +416,10 @@ impl Shard {
                 check(index < of, "index", index, "below the number of slices")?;
                 check((1..=spec.inner_steps).contains(steps), "steps", steps, "1 to the job's inner steps")
             }
-            Self::Merge { deltas, spec, round, .. } => {
+            Self::Merge { deltas, spec, round, index, of, .. } => {
                 spec.validate()?;
+                check((1..=limits::SLICES_MAX).contains(&usize::from(*of)), "of", of, "1 to 513 parts")?;
+                check(index < of, "index", index, "below the number of parts")?;
                 check(*round < spec.rounds, "round", round, "below the job's rounds")?;
                 let count = deltas.len();
                 check((1..=limits::SLICES_MAX).contains(&count), "deltas", count, "1 to 513 slices")
@@ -435,12 +439,9 @@ impl Shard {
         match self {
             Self::Init { spec } => vec![spec.model, spec.data],
             Self::Train { state, spec, .. } => vec![spec.model, *state, spec.data],
-            Self::Merge { state, deltas, spec, evaluate, .. } => {
-                let mut inputs = vec![spec.model, *state];
+            Self::Merge { state, deltas, spec, .. } => {
+                let mut inputs = vec![spec.model, *state, spec.data];
                 inputs.extend(deltas);
-                if *evaluate {
-                    inputs.push(spec.data);
-                }
                 inputs
             }
             Self::Stage { spec, .. } => vec![spec.model],

@@ -257,14 +257,15 @@ impl Office {
         let agent = grant.lease.statement().agent;
         let next = match (&mut job.plan, result) {
             (Plan::Train(plan), Some(result)) => {
-                job.status.tokens = job.status.tokens.saturating_add(receipt.tokens);
                 if matches!(grant.task.slot, Slot::Train(_)) {
+                    job.status.tokens = job.status.tokens.saturating_add(receipt.tokens);
                     job.status.loss_micronats = receipt.loss_micronats;
                 }
                 let outcome = Outcome {
                     output: result,
                     refused: receipt.outputs.get(1..).unwrap_or_default(),
                     loss_micronats: receipt.loss_micronats,
+                    tokens: receipt.tokens,
                     took_ms: now.since(grant.lease.statement().granted_at),
                 };
                 plan.completed(grant.task.slot, agent, outcome, &mut job.status)

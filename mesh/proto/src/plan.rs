@@ -59,6 +59,8 @@ pub struct Outcome<'a> {
     pub refused: &'a [Digest],
     /// The loss, if the shard measures one.
     pub loss_micronats: Option<i64>,
+    /// Tokens on which it was measured.
+    pub tokens: u64,
     /// From the grant to the receipt, in milliseconds.
     pub took_ms: u64,
 }
@@ -121,6 +123,8 @@ enum TrainStep {
         results: BTreeMap<NodeId, Digest>,
         failure: Option<String>,
         samples: u64,
+        /// Of a result: its loss on so many tokens.
+        judged: Vec<(Digest, i64, u64)>,
     },
 }
 
@@ -257,18 +261,20 @@ impl TrainPlan {
             results: BTreeMap::new(),
             failure: None,
             samples,
+            judged: Vec::new(),
         };
-        let shard = |evaluate| Shard::Merge {
+        let of = u16::try_from(hands.len()).unwrap_or(u16::MAX);
+        let shard = |index| Shard::Merge {
             state,
             deltas: deltas.clone(),
             spec: self.spec.clone(),
             round: self.round,
-            evaluate,
+            index,
+            of,
         };
-        let task = |(place, hand): (usize, &Hand)| {
-            Task::pinned(Slot::Merge(hand.node), shard(place == 0), hand.node)
-        };
-        hands.iter().enumerate().map(task).collect()
+        let task =
+            |(index, hand): (u16, &Hand)| Task::pinned(Slot::Merge(hand.node), shard(index), hand.node);
+        (0..of).zip(hands).map(task).collect()
     }
 
     /// A shard was finished by `agent`.
@@ -279,7 +285,7 @@ impl TrainPlan {
         outcome: Outcome<'_>,
         status: &mut JobStatus,
     ) -> Next {
-        let Outcome { output, refused, loss_micronats, took_ms } = outcome;
+        let Outcome { output, refused, loss_micronats, tokens, took_ms } = outcome;
         match (&mut self.step, slot) {
             (TrainStep::Init, Slot::Init) => {
                 self.state = Some(output);
@@ -300,14 +306,14 @@ impl TrainPlan {
                 self.pace.insert(agent, before.saturating_mul(3).saturating_add(pace) / 4);
                 if deltas.len() == usize::from(*of) { Next::Plan } else { Next::Wait }
             }
-            (TrainStep::Merging { out, results, .. }, Slot::Merge(node)) => {
+            (TrainStep::Merging { out, results, judged, .. }, Slot::Merge(node)) => {
                 out.remove(&node);
                 results.insert(agent, output);
                 for delta in refused.iter().filter(|delta| self.makers.contains_key(delta)) {
                     self.accused.entry(*delta).or_default().insert(agent);
                 }
-                if loss_micronats.is_some() {
-                    status.held_out_micronats = loss_micronats;
+                if let Some(loss) = loss_micronats {
+                    judged.push((output, loss, tokens));
                 }
                 self.close_merge(status)
             }
@@ -331,7 +337,9 @@ impl TrainPlan {
 
     /// Members that computed the present state, as far as the last merge tells.
     fn close_merge(&mut self, status: &mut JobStatus) -> Next {
-        let TrainStep::Merging { out, results, failure, samples } = &self.step else { return Next::Wait };
+        let TrainStep::Merging { out, results, failure, samples, judged } = &self.step else {
+            return Next::Wait;
+        };
         if !out.is_empty() {
             return Next::Wait;
         }
@@ -368,6 +376,9 @@ impl TrainPlan {
             }
         }
         self.samples = *samples;
+        if let Some(loss) = mean(judged.iter().filter(|(of, ..)| of == state)) {
+            status.held_out_micronats = Some(loss);
+        }
         status.samples = self.samples;
         status.digests_equal &= votes.len() == 1;
         self.state = Some(*state);
@@ -377,6 +388,14 @@ impl TrainPlan {
         status.round = self.round;
         if self.round >= self.spec.rounds { Next::Done } else { Next::Plan }
     }
+}
+
+/// The mean of losses, each over so many tokens; none of nothing.
+fn mean<'a>(judged: impl Iterator<Item = &'a (Digest, i64, u64)>) -> Option<i64> {
+    let (sum, tokens) = judged.fold((0i128, 0i128), |(sum, all), (_, loss, tokens)| {
+        (sum + i128::from(*loss) * i128::from(*tokens), all + i128::from(*tokens))
+    });
+    sum.checked_div(tokens).and_then(|mean| i64::try_from(mean).ok())
 }
 
 impl ServePlan {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Deserialize;
+use skein_compute::data::Part;
 use skein_compute::drawn::Drawn;
 use skein_engine::chat::ChatTemplate;
 use skein_engine::config::{Activation, Architecture, ModelConfig, Rope, RopeStyle};
@@ -135,7 +136,7 @@ impl TrainFile {
         });
         let dataset = data::read(&beside.join(&self.data), &start.tokenizer)?;
         dataset.windows(context as usize)?;
-        dataset.held_out(context as usize, 1)?;
+        dataset.held_out(context as usize, 1, Part::WHOLE)?;
         let work = Work::Train(TrainSpec {
             model: start.digest,
             size: train_size(&start.manifest, method).map_err(anyhow::Error::msg)?,

@@ -218,7 +218,8 @@ fn nonsense_shards_are_declined_and_the_coordinator_is_told() {
         deltas: vec![state; deltas],
         spec: good(),
         round: 0,
-        evaluate: false,
+        index: 0,
+        of: 1,
     };
     let nonsense = [
         Shard::Init { spec: sized(0, 64, 1) },

@@ -35,14 +35,20 @@ impl Run {
 
     fn completed(&mut self, slot: Slot, agent: u8, output: &[u8]) -> Next {
         let agent = NodeId([agent; 32]);
-        let outcome =
-            Outcome { output: Digest::of(output), refused: &[], loss_micronats: Some(7), took_ms: 500 };
+        let outcome = Outcome {
+            output: Digest::of(output),
+            refused: &[],
+            loss_micronats: Some(7),
+            tokens: 1,
+            took_ms: 500,
+        };
         self.plan.completed(slot, agent, outcome, &mut self.status)
     }
 
     /// An agent merges, and refuses these.
     fn refuses(&mut self, agent: u8, refused: &[Digest]) -> Next {
-        let outcome = Outcome { output: Digest::of(b"state 1"), refused, loss_micronats: None, took_ms: 1 };
+        let outcome =
+            Outcome { output: Digest::of(b"state 1"), refused, loss_micronats: None, tokens: 0, took_ms: 1 };
         self.plan.completed(merge(agent), NodeId([agent; 32]), outcome, &mut self.status)
     }
 
@@ -95,9 +101,15 @@ fn rounds_of_training_and_merging_lead_to_the_end() {
         let merges = run.train();
         assert_eq!(merges.len(), 2);
         for (place, task) in merges.iter().enumerate() {
-            let Shard::Merge { deltas, round: of, evaluate, .. } = &task.shard else { panic!("{task:?}") };
+            let Shard::Merge { deltas, round: of, index, of: parts, .. } = &task.shard else {
+                panic!("{task:?}")
+            };
             assert_eq!(deltas, &vec![Digest::of(b"delta 0"), Digest::of(b"delta 1")]);
-            assert_eq!((*of, *evaluate), (round, place == 0), "one alone measures the loss");
+            assert_eq!(
+                (*of, usize::from(*index), *parts),
+                (round, place, 2),
+                "each measures a part of the loss"
+            );
         }
         assert_eq!(run.completed(merge(1), 1, b"state"), Next::Wait);
         let next = run.completed(merge(2), 2, b"state");
@@ -194,7 +206,7 @@ fn every_sequence_is_given_out_once_and_slower_agents_take_fewer() {
     assert!(tasks.iter().zip(&run.hands).all(|(task, hand)| task.pinned == Some(hand.node)));
     for (place, (task, took_ms)) in tasks.iter().zip([1_000, 1_100, 2_000]).enumerate() {
         let output = Digest::of(format!("delta {place}").as_bytes());
-        let outcome = Outcome { output, refused: &[], loss_micronats: Some(7), took_ms };
+        let outcome = Outcome { output, refused: &[], loss_micronats: Some(7), tokens: 1, took_ms };
         run.plan.completed(task.slot, run.hands[place].node, outcome, &mut run.status);
     }
     run.tasks();
@@ -235,4 +247,18 @@ fn who_has_not_the_memory_gets_no_shard_and_if_nobody_has_the_sum_is_told() {
     assert!(note.contains("weights, gradients and moments") && note.contains("the largest offer"), "{note}");
     run.hands[0].memory_bytes = need;
     assert_eq!((run.tasks().len(), &run.status.note), (1, &None));
+}
+
+#[test]
+fn the_held_out_loss_is_the_mean_of_what_each_measured_of_the_agreed_result() {
+    let mut run = Run::new(3);
+    run.train();
+    for (number, output, loss, tokens) in
+        [(1, b"state 1", 2_000_000, 300), (2, b"state 1", 1_000_000, 100), (3, b"another", 9_000_000, 800)]
+    {
+        let output = Digest::of(output);
+        let outcome = Outcome { output, refused: &[], loss_micronats: Some(loss), tokens, took_ms: 1 };
+        run.plan.completed(merge(number), NodeId([number; 32]), outcome, &mut run.status);
+    }
+    assert_eq!(run.status.held_out_micronats, Some(1_750_000));
 }

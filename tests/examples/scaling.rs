@@ -1,0 +1,92 @@
+//! What share of its time an agent trains when the others are far and the line is narrow: two agents, each on a core of its
+//! own and behind a line of 100 Mbit/s and 50 ms (`skein_tests::relay`), a Llama of 10.8 M weights, 100 inner steps.
+//!
+//! `cargo run --release -p skein-tests --example scaling` prints one JSON object, after about ten minutes. What a step
+//! takes is seen between the tenth and the ninetieth of each outer step; the rest of an outer step is fetching, merging,
+//! judging and waiting.
+
+use std::io::Write;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use skein_tests::agents::{Network, TEXT};
+use skein_tests::command::run;
+use skein_tests::relay::{Line, Relay};
+use skein_tests::yardstick::median;
+
+const LINE: Line = Line { one_way: Duration::from_millis(50), bytes_per_s: 12.5e6 };
+const STEPS: u32 = 100;
+const ROUNDS: u64 = 5;
+
+fn main() -> Result<()> {
+    let (network, _relays) = narrow_network(2)?;
+    let agent = &network.agents[0];
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("text.txt"), TEXT)?;
+    let file = format!(
+        "kind = \"train\"\nname = \"far\"\ndata = \"text.txt\"\nrounds = {ROUNDS}\ninner_steps = {STEPS}\nbatch = 4\n\
+         context = 128\n[shape]\nlayers = 6\nwidth = 384\nheads = 6\ncontext = 128\n"
+    );
+    let path = folder.path().join("train.toml");
+    std::fs::write(&path, file)?;
+    let ran = run(&["run", &path.display().to_string(), "--detach", "--data-dir", &agent.dir()])?;
+    let job = ran.out.trim().to_owned();
+    let (mut steps, mut ends) = (Vec::new(), Vec::new());
+    let (mut tenth, mut last, mut round) = (None, 0, 0);
+    let weights = loop {
+        std::thread::sleep(Duration::from_millis(20));
+        let told = agent.job(&job)?;
+        if told["round"].as_u64() > Some(round) {
+            round = told["round"].as_u64().unwrap_or(0);
+            ends.push(Instant::now());
+        }
+        if told["phase"] == "done" {
+            break told["work"]["size"]["trained"].clone();
+        }
+        let status = agent.status()?;
+        let leases = status["leases"].as_array().into_iter().flatten();
+        let done = leases.filter(|lease| lease["shard"] == "train").find_map(|lease| lease["done"].as_u64());
+        let Some(done) = done else { continue };
+        if done >= 10 && last < 10 {
+            tenth = Some((Instant::now(), done));
+        }
+        if let Some((at, from)) = tenth.take_if(|_| done >= 90) {
+            #[expect(clippy::cast_precision_loss, reason = "at most a hundred")]
+            steps.push(at.elapsed().as_secs_f64() / (done - from) as f64);
+        }
+        last = done;
+    };
+    let rounds = ends.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+    let (step, round) = (median(steps)?, median(rounds)?);
+    let share = step * f64::from(STEPS) / round;
+    let point: Value = json!({
+        "weights": weights, "step_s": step, "outer_step_s": round, "share_training": share,
+        "beside_training_s": round - step * f64::from(STEPS),
+    });
+    writeln!(std::io::stdout(), "{point:#}")?;
+    network.finish()
+}
+
+/// Agents that reach each other only over such lines.
+fn narrow_network(count: usize) -> Result<(Network, Vec<Relay>)> {
+    let mut relays = Vec::new();
+    let mut network = Network::empty(3_600_000)?;
+    let mut first: Option<String> = None;
+    for _ in 0..count {
+        // A port that was free a moment ago: the relay must know it before the agent has it.
+        let listen = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        let relay = Relay::over(listen, LINE)?;
+        let (listen, advertised) = (listen.to_string(), relay.address.to_string());
+        let mut arguments = vec!["--listen", &listen, "--advertise", &advertised];
+        if let Some(first) = &first {
+            arguments.extend(["--bootstrap", first]);
+        }
+        let agent = network.start(&arguments).context("an agent behind a line")?;
+        first.get_or_insert_with(|| format!("{}@{}", agent.node, relay.address));
+        relays.push(relay);
+    }
+    network.met(count)?;
+    Ok((network, relays))
+}
