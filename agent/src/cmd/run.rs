@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Deserialize;
 use skein_proto::ids::JobId;
 use skein_proto::job::Work;
@@ -234,11 +234,12 @@ pub(crate) fn show(bar: &ProgressBar, job: &JobStatus) {
             let text = match &job.note {
                 Some(note) => format!("{}: {note}", phase_text(&job.phase)),
                 None => format!(
-                    "outer step {}/{}, {} agents, loss {loss}, held out {held_out} nats per token, {}",
+                    "outer step {}/{}, {} agents, loss {loss}, held out {held_out} nats per token, {} tokens, {} left",
                     job.round,
                     train.rounds,
                     job.agents,
-                    count_text(job.tokens)
+                    count_text(job.tokens),
+                    HumanDuration(bar.eta())
                 ),
             };
             bar.set_message(text);

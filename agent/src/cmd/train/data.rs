@@ -130,8 +130,7 @@ fn conversation(turns: &[Message], tokenizer: &Tokenizer, template: &ChatTemplat
         written = text;
         Ok(())
     };
-    for (place, turn) in turns.iter().enumerate().filter(|(_, turn)| turn.role == "assistant") {
-        debug_assert_eq!(turn.role, "assistant", "filtered just now");
+    for (place, _) in turns.iter().enumerate().filter(|(_, turn)| turn.role == "assistant") {
         write(template.render(&turns[..place], true)?, false)?;
         write(template.render(&turns[..=place], false)?, true)?;
     }

@@ -25,9 +25,11 @@ use crate::daemon::executor::train_size;
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::serve::registry::Entry;
 
-/// The learning rates that usually do: an adapter takes a smaller one than weights that were just drawn.
+/// The learning rates that usually do: for weights that were just drawn, for an adapter, and for weights that others
+/// trained, which a large one would spoil.
 const LEARNING_RATE: f64 = 0.003;
 const LEARNING_RATE_LORA: f64 = 0.000_3;
+const LEARNING_RATE_TUNED: f64 = 0.000_05;
 
 /// A training job as its customer writes it.
 #[derive(Deserialize)]
@@ -130,9 +132,10 @@ impl TrainFile {
                 config.context
             );
         }
-        let learning_rate = self.learning_rate.unwrap_or(match self.method {
-            MethodName::Full => LEARNING_RATE,
-            MethodName::Lora => LEARNING_RATE_LORA,
+        let learning_rate = self.learning_rate.unwrap_or(match (self.method, &self.shape) {
+            (MethodName::Full, Some(_)) => LEARNING_RATE,
+            (MethodName::Full, None) => LEARNING_RATE_TUNED,
+            (MethodName::Lora, _) => LEARNING_RATE_LORA,
         });
         let dataset = data::read(&beside.join(&self.data), &start.tokenizer)?;
         dataset.windows(context as usize)?;
