@@ -65,7 +65,7 @@ pub(crate) fn save(client: &Client, job: &JobStatus, folder: &Path) -> Result<Ve
                 folder.join("model.safetensors").display()
             ));
             // Weights without a tokenizer are worth more than neither.
-            lines.extend(told(export::hf_tokenizer(&vocabulary, folder), folder)?);
+            lines.extend(told(export::hf_tokenizer(&vocabulary, folder), &folder.join("tokenizer.json"))?);
             let gguf = folder.join(format!("{}.gguf", job.name));
             let written = export::gguf(&job.name, &weights, &vocabulary, &gguf, &mut progress);
             lines.extend(told(written, &gguf)?);
