@@ -5,14 +5,13 @@
 //! space (`skein_tests::relay`): every datagram to an agent is held for 40 ms.
 
 use std::io::Write;
-use std::net::UdpSocket;
 use std::thread::scope;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use skein_tests::agents::{Agent, Network, serve_file};
-use skein_tests::relay::Relay;
+use skein_tests::agents::{Agent, serve_file};
+use skein_tests::relay::{Line, network};
 use skein_tests::yardstick::{corpus, median, model};
 
 const DELAY: Duration = Duration::from_millis(40);
@@ -21,7 +20,7 @@ const SESSIONS: u64 = 6;
 const REPEATS: usize = 3;
 
 fn main() -> Result<()> {
-    let (network, _relays) = far_network(3)?;
+    let (network, _relays) = network(3, Line { one_way: DELAY, bytes_per_s: f64::INFINITY })?;
     let agent = &network.agents[0];
     serve_file(agent, &model()?, "far", 3)?;
     let passage: String = std::fs::read_to_string(corpus()?)?.chars().skip(400_000).take(1_200).collect();
@@ -41,28 +40,6 @@ fn main() -> Result<()> {
     });
     writeln!(std::io::stdout(), "{report:#}")?;
     network.finish()
-}
-
-/// Agents that reach each other only through relays.
-fn far_network(count: usize) -> Result<(Network, Vec<Relay>)> {
-    let mut relays = Vec::new();
-    let mut network = Network::empty(3_600_000)?;
-    let mut first: Option<String> = None;
-    for _ in 0..count {
-        // A port that was free a moment ago: the relay must know it before the agent has it.
-        let listen = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
-        let relay = Relay::start(listen, DELAY)?;
-        let (listen, advertised) = (listen.to_string(), relay.address.to_string());
-        let mut arguments = vec!["--listen", &listen, "--advertise", &advertised];
-        if let Some(first) = &first {
-            arguments.extend(["--bootstrap", first]);
-        }
-        let agent = network.start(&arguments)?;
-        first.get_or_insert_with(|| format!("{}@{}", agent.node, relay.address));
-        relays.push(relay);
-    }
-    network.met(count)?;
-    Ok((network, relays))
 }
 
 /// Tokens per second with drafts and without, over several prompts.

@@ -6,14 +6,13 @@
 //! judging and waiting.
 
 use std::io::Write;
-use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
-use skein_tests::agents::{Network, TEXT};
+use skein_tests::agents::TEXT;
 use skein_tests::command::run;
-use skein_tests::relay::{Line, Relay};
+use skein_tests::relay::{Line, network};
 use skein_tests::yardstick::median;
 
 const LINE: Line = Line { one_way: Duration::from_millis(50), bytes_per_s: 12.5e6 };
@@ -21,7 +20,7 @@ const STEPS: u32 = 100;
 const ROUNDS: u64 = 5;
 
 fn main() -> Result<()> {
-    let (network, _relays) = narrow_network(2)?;
+    let (network, _relays) = network(2, LINE)?;
     let agent = &network.agents[0];
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("text.txt"), TEXT)?;
@@ -67,26 +66,4 @@ fn main() -> Result<()> {
     });
     writeln!(std::io::stdout(), "{point:#}")?;
     network.finish()
-}
-
-/// Agents that reach each other only over such lines.
-fn narrow_network(count: usize) -> Result<(Network, Vec<Relay>)> {
-    let mut relays = Vec::new();
-    let mut network = Network::empty(3_600_000)?;
-    let mut first: Option<String> = None;
-    for _ in 0..count {
-        // A port that was free a moment ago: the relay must know it before the agent has it.
-        let listen = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
-        let relay = Relay::over(listen, LINE)?;
-        let (listen, advertised) = (listen.to_string(), relay.address.to_string());
-        let mut arguments = vec!["--listen", &listen, "--advertise", &advertised];
-        if let Some(first) = &first {
-            arguments.extend(["--bootstrap", first]);
-        }
-        let agent = network.start(&arguments).context("an agent behind a line")?;
-        first.get_or_insert_with(|| format!("{}@{}", agent.node, relay.address));
-        relays.push(relay);
-    }
-    network.met(count)?;
-    Ok((network, relays))
 }

@@ -10,9 +10,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use smol::Task;
 use smol::channel::{Receiver, Sender};
 use smol::net::UdpSocket;
+
+use crate::agents::Network;
 
 /// Datagrams under way in one direction of one flow; more are waited for.
 const UNDER_WAY_MAX: usize = 4_096;
@@ -54,6 +57,31 @@ pub struct Line {
     pub one_way: Duration,
     /// Each way; infinite for as fast as this machine is.
     pub bytes_per_s: f64,
+}
+
+/// Agents that reach each other only over such lines.
+///
+/// # Errors
+/// When one does not start, or they do not meet.
+pub fn network(count: usize, line: Line) -> Result<(Network, Vec<Relay>)> {
+    let mut relays = Vec::new();
+    let mut network = Network::empty(3_600_000)?;
+    let mut first: Option<String> = None;
+    for _ in 0..count {
+        // A port that was free a moment ago: the relay must know it before the agent has it.
+        let listen = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        let relay = Relay::over(listen, line)?;
+        let (listen, advertised) = (listen.to_string(), relay.address.to_string());
+        let mut arguments = vec!["--listen", &listen, "--advertise", &advertised];
+        if let Some(first) = &first {
+            arguments.extend(["--bootstrap", first]);
+        }
+        let agent = network.start(&arguments)?;
+        first.get_or_insert_with(|| format!("{}@{}", agent.node, relay.address));
+        relays.push(relay);
+    }
+    network.met(count)?;
+    Ok((network, relays))
 }
 
 /// One direction of a line: when what was sent last has left it.
