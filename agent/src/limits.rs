@@ -20,6 +20,14 @@ pub(crate) const SPANS_PER_ANSWER_MAX: usize = 4;
 pub(crate) const STAGES_MAX: usize = 128;
 /// Sessions that pass through one agent at once.
 pub(crate) const SESSIONS_MAX: usize = 64;
+/// The first frame of a stream between members of a group comes within this.
+pub(crate) const GROUP_HELLO_WAIT: Duration = Duration::from_secs(10);
+/// How often a member tries to reach the next one, and shows life while it waits for another.
+pub(crate) const GROUP_REDIAL: Duration = Duration::from_millis(500);
+/// The members of a group wait so long for each other: each fetches its weights first.
+pub(crate) const GROUP_GATHER_MAX: Duration = Duration::from_secs(1_800);
+/// A member whose neighbour is gone waits so long for the coordinator to notice before it complains.
+pub(crate) const GROUP_GRIEF: Duration = Duration::from_secs(4);
 /// Frames queued between two stages on one agent.
 pub(crate) const LINK_FRAMES_QUEUED_MAX: usize = 4;
 /// Room in the caches for an answer's tokens is taken so many at a time.

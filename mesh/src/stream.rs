@@ -16,8 +16,10 @@ use crate::wire::{self, FrameError, StreamCode};
 pub enum StreamKind {
     /// Content-addressed transfer; see `serve_blob` and `fetch_blob`.
     Blob,
-    /// Activations, gradients and tokens between the stages of a job.
+    /// Activations and tokens between the stages that serve a model.
     Stage,
+    /// Activations and gradients between the members of a group that trains one.
+    Group,
 }
 
 impl StreamKind {
@@ -25,6 +27,7 @@ impl StreamKind {
         match self {
             Self::Blob => 1,
             Self::Stage => 2,
+            Self::Group => 3,
         }
     }
 
@@ -32,6 +35,7 @@ impl StreamKind {
         match byte {
             1 => Some(Self::Blob),
             2 => Some(Self::Stage),
+            3 => Some(Self::Group),
             _ => None,
         }
     }

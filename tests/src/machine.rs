@@ -95,6 +95,10 @@ pub(crate) const TRAINED: TrainSize = TrainSize {
     trained: 236_000,
 };
 
+/// The size of one that no host could hold alone.
+pub(crate) const LARGE: TrainSize =
+    TrainSize { weights: 49_996_000, resident: 50_000_000, trained: 50_000_000, ..TRAINED };
+
 /// The size of every simulated model that is served: six layers, so that pipelines can be cut.
 pub(crate) const SIZE: ModelSize = ModelSize {
     layers: 6,

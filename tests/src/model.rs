@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use skein_proto::election::Reign;
+use skein_proto::group::Group;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term};
 use skein_proto::job::{Shard, TrainSpec};
 use skein_proto::lease::{Acceptance, End, Lease};
@@ -147,9 +148,11 @@ impl Model {
     /// The digest that every worker makes of `shard`, and the memory of how it came about.
     pub fn make(&mut self, shard: &Shard) -> Digest {
         let mut same = shard.clone();
-        if let Shard::Merge { index, of, .. } = &mut same {
-            // Who measures which part of the loss does not change the weights.
-            (*index, *of) = (0, 1);
+        // Who measures which part of the loss does not change the weights.
+        match &mut same {
+            Shard::Merge { part, .. } => *part = None,
+            Shard::Init { judge, .. } => *judge = false,
+            Shard::Train { .. } | Shard::Judge { .. } | Shard::Stage { .. } => {}
         }
         let digest = Digest::of(&encode(&same));
         self.made.insert(digest, same);
@@ -172,21 +175,34 @@ impl Model {
             check(*round == expected, || format!("round {round} stands where {expected} should"))?;
             let mut next: Option<u64> = None;
             let mut begins = None;
-            for (place, delta) in deltas.iter().enumerate() {
-                let Some(Shard::Train { state, round, index, of, first, steps, .. }) = self.made.get(delta)
-                else {
-                    return Err(format!("round {expected} merged something that is not trained"));
-                };
-                let fits = state == before
-                    && round == &expected
-                    && usize::from(*index) == place
-                    && usize::from(*of) == deltas.len();
-                check(fits, || format!("round {expected} merged a foreign slice {index} of {of}"))?;
-                check(next.is_none_or(|next| next == *first), || {
-                    format!("slice {index} of round {expected} begins at sequence {first}, not {next:?}")
+            for (place, parts) in deltas.iter().enumerate() {
+                let mut joined = None;
+                let mut layers = 0;
+                for delta in parts {
+                    let made = self.made.get(delta);
+                    let Some(Shard::Train { state, round, index, of, first, steps, group, .. }) = made else {
+                        return Err(format!("round {expected} merged something that is not trained"));
+                    };
+                    let fits = state == before
+                        && round == &expected
+                        && usize::from(*index) == place
+                        && usize::from(*of) == deltas.len();
+                    check(fits, || format!("round {expected} merged a foreign slice {index} of {of}"))?;
+                    let held = group.as_ref().map_or(spec.layers(), Group::layers);
+                    check(held.start == layers, || format!("slice {index} lacks the layers from {layers}"))?;
+                    layers = held.end;
+                    let of = (*first, *steps, group.as_ref().map(|group| group.number));
+                    check(*joined.get_or_insert(of) == of, || {
+                        format!("slice {index} of round {expected} mixes the parts of two groups")
+                    })?;
+                }
+                check(layers == spec.size.layers, || format!("slice {place} ends at layer {layers}"))?;
+                let Some((first, steps, _)) = joined else { return Err("a slice of no parts".to_owned()) };
+                check(next.is_none_or(|next| next == first), || {
+                    format!("slice {place} of round {expected} begins at sequence {first}, not {next:?}")
                 })?;
-                begins = begins.or(Some(*first));
-                next = Some(first + u64::from(*steps) * u64::from(spec.batch));
+                begins = begins.or(Some(first));
+                next = Some(first + u64::from(steps) * u64::from(spec.batch));
             }
             check(follows.is_none_or(|follows| Some(follows) == next), || {
                 format!("round {expected} ends at sequence {next:?}, the next begins at {follows:?}")
@@ -198,7 +214,7 @@ impl Model {
             format!("the first round begins at {follows:?}")
         })?;
         let first =
-            matches!(self.made.get(&state), Some(Shard::Init { spec: begun }) if begun.seed == spec.seed);
+            matches!(self.made.get(&state), Some(Shard::Init { spec: begun, .. }) if begun.seed == spec.seed);
         check(first, || "training did not start from the job's first weights".to_owned())
     }
 }
@@ -223,8 +239,19 @@ impl Terms {
 fn slot(lease: &Lease) -> String {
     match &lease.shard {
         Shard::Init { .. } => "init".to_owned(),
-        Shard::Train { round, index, of, state, .. } => {
-            format!("round {round} slice {index} of {of} from {}", state.short())
+        Shard::Train { round, index, of, state, group, .. } => {
+            let part = group.as_ref().map_or_else(String::new, |group| {
+                format!(", member {} of group {}", group.stage, group.number)
+            });
+            format!("round {round} slice {index} of {of} from {}{part}", state.short())
+        }
+        Shard::Judge { round, state, part, group, .. } => {
+            let (index, stage) = (part.index, group.stage);
+            format!(
+                "judging {index} by {stage} of round {round} of {}, group {}",
+                state.short(),
+                group.number
+            )
         }
         Shard::Merge { round, state, .. } => {
             format!("outer step {round} of {} on {}", state.short(), lease.agent.short())

@@ -4,19 +4,21 @@
 //! time, with everything under way lost. A crash takes an agent's memory and leaves its log and blobs. Must
 //! never read the real clock or draw from anything but its seed.
 
+mod orders;
+
 use std::collections::BTreeMap;
 
 use skein_proto::genesis::Genesis;
-use skein_proto::holdings::Executed;
+use skein_proto::holdings::{Executed, Trouble};
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId};
-use skein_proto::job::{JobSpec, Method, ServeSpec, Shard, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Shard, Work};
 use skein_proto::lease::Pace;
 use skein_proto::limits::TICK_MS;
 use skein_proto::message::{JobStatus, Phase};
 use skein_proto::node::{Execution, Input, Node, Output};
 use skein_proto::signed::encode;
 
-use crate::machine::{Host, Labour, SIZE, TRAINED, Wire};
+use crate::machine::{Host, Labour, Wire};
 use crate::model::{Broken, Model, Terms};
 use crate::prng::Prng;
 
@@ -171,47 +173,6 @@ impl World {
     pub fn heal(&mut self) {
         self.groups.fill(0);
         self.faults = Faults { latency_ms_max: self.faults.latency_ms_max, ..Faults::NONE };
-    }
-
-    /// `owner` submits a training job of `rounds` outer steps.
-    pub fn train(&mut self, owner: usize, rounds: u32) -> Result<JobId, Broken> {
-        let data = Digest::of(&self.prng.bits().to_le_bytes());
-        let model = Digest::of(&self.prng.bits().to_le_bytes());
-        self.hosts[owner].blobs.extend([data, model]);
-        let spec = TrainSpec {
-            model,
-            size: TRAINED,
-            method: Method::Full,
-            data,
-            context: 16,
-            rounds,
-            inner_steps: 4,
-            batch: 2,
-            learning_rate_millionths: 3_000,
-            outer_rate_millionths: 700_000,
-            outer_momentum_millionths: 900_000,
-            delta_bits: 4,
-            seed: self.prng.bits(),
-        };
-        self.submit(owner, Work::Train(spec))
-    }
-
-    /// `owner` submits a serving job of `stages` stages.
-    pub fn serve(&mut self, owner: usize, stages: u16) -> Result<JobId, Broken> {
-        let model = Digest::of(&self.prng.bits().to_le_bytes());
-        self.hosts[owner].blobs.insert(model);
-        let spec = ServeSpec { model, size: SIZE, context: 512, sessions: 4, stages: Some(stages) };
-        self.submit(owner, Work::Serve(spec))
-    }
-
-    fn submit(&mut self, owner: usize, work: Work) -> Result<JobId, Broken> {
-        let spec = JobSpec { name: "job".into(), nonce: self.prng.bits(), work };
-        let Some(node) = &self.hosts[owner].node else { return Err("the owner is not running".into()) };
-        let job = node.sign_job(spec.clone());
-        let id = JobId(job.digest().0);
-        self.jobs.insert(id, (owner, spec));
-        self.input(owner, Input::Submit(job, None))?;
-        Ok(id)
     }
 
     /// The owner of `job` ends it.
@@ -411,7 +372,7 @@ impl World {
                 let result = if labour.execution.shard.is_standing() && labour.done == labour.of {
                     Ok(Executed { inputs: Vec::new(), outputs: Vec::new(), tokens: 7, loss_micronats: None })
                 } else {
-                    Err("stopped".to_owned())
+                    Err("stopped".into())
                 };
                 self.finish(host, lease, result)
             }
@@ -592,7 +553,14 @@ impl World {
                     self.schedule(host, lease);
                     return Ok(());
                 }
-                return self.finish(host, lease, Err(format!("nobody has blob {}", missing.short())));
+                return self.finish(
+                    host,
+                    lease,
+                    Err(Trouble {
+                        reason: format!("nobody has blob {}", missing.short()),
+                        missing: Some(missing),
+                    }),
+                );
             }
         }
         if fails {
@@ -612,7 +580,10 @@ impl World {
         let output = self.model.make(&shard);
         self.hosts[host].blobs.insert(output);
         let loss_micronats = match &shard {
-            Shard::Init { .. } | Shard::Train { .. } | Shard::Merge { .. } => Some(1_000),
+            Shard::Init { judge, .. } => judge.then_some(1_000),
+            Shard::Merge { part, .. } => part.map(|_| 1_000),
+            Shard::Train { .. } => Some(1_000),
+            Shard::Judge { group, .. } => group.is_last().then_some(1_000),
             Shard::Stage { .. } => None,
         };
         let executed = Executed { inputs: shard.inputs(), outputs: vec![output], tokens: 10, loss_micronats };
@@ -623,7 +594,7 @@ impl World {
         &mut self,
         host: usize,
         lease: LeaseId,
-        result: Result<Executed, String>,
+        result: Result<Executed, Trouble>,
     ) -> Result<(), Broken> {
         self.hosts[host].work.remove(&lease);
         let first = self.hosts[host].queue.front() == Some(&lease);

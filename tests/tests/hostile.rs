@@ -261,7 +261,7 @@ fn sensible() -> TrainSpec {
 
 /// A lease of a shard that nobody asked for, signed by whoever.
 fn invented(rogue: &Rogue, agent: skein_proto::ids::NodeId, term: u64) -> Envelope<Lease> {
-    let shard = Shard::Init { spec: sensible() };
+    let shard = Shard::Init { spec: sensible(), judge: true };
     let lease = Lease {
         job: JobId([1; 32]),
         agent,
@@ -307,7 +307,7 @@ fn lies(rogue: &Rogue, victim: &Agent, reign: Reign) -> Result<()> {
     };
     rogue.say(&Message::Accepted(Signed::new(acceptance, &rogue.network, &rogue.key).into_envelope()));
     rogue.say(&Message::Refused { lease: id, reason: "x".repeat(100_000) });
-    rogue.say(&Message::Failed { lease: LeaseId([3; 32]), reason: "y".repeat(100_000) });
+    rogue.say(&Message::Failed { lease: LeaseId([3; 32]), reason: "y".repeat(100_000), missing: None });
     rogue.say(&Message::Release(LeaseId([3; 32])));
     rogue.say(&Message::Renew(LeaseId([3; 32])));
     rogue.say(&Message::Cancel(JobId([4; 32])));
@@ -417,6 +417,20 @@ fn a_lease_that_expired_is_not_paid_however_late_its_receipt_comes() -> Result<(
 
 #[test]
 fn a_pseudo_gradient_of_nonsense_is_left_out_and_its_maker_gets_no_more_work() -> Result<()> {
+    maker_is_found_out(|network, store| {
+        let nonsense = network.folder.path().join("nonsense");
+        std::fs::write(&nonsense, b"weights, believe me")?;
+        Ok(smol::block_on(store.adopt(nonsense))?)
+    })
+}
+
+#[test]
+fn a_pseudo_gradient_that_is_withheld_costs_a_round_and_its_maker_gets_no_more_work() -> Result<()> {
+    maker_is_found_out(|_, _| Ok(Digest::of(b"it is mine alone")))
+}
+
+/// A stranger among three agents gives this for its work.
+fn maker_is_found_out(gives: impl FnOnce(&Network, &BlobStore) -> Result<Digest>) -> Result<()> {
     let network = Network::of(3, LONG_EPOCH_MS)?;
     let coordinator = &network.agents[network.coordinator()?];
     let term = Term(coordinator.status()?["term"].as_u64().context("no term")?);
@@ -433,11 +447,8 @@ fn a_pseudo_gradient_of_nonsense_is_left_out_and_its_maker_gets_no_more_work() -
             Ok(peers.any(|peer| peer["device"] == "rogue").then_some(()))
         })?;
     }
-    // What it gives for its work: a file, but no pseudo-gradient.
     let store = BlobStore::open(network.folder.path().join("rogue"))?;
-    let nonsense = network.folder.path().join("nonsense");
-    std::fs::write(&nonsense, b"weights, believe me")?;
-    let nonsense = smol::block_on(store.adopt(nonsense))?;
+    let given_away = gives(&network, &store)?;
     let (done, given) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (job, last) = thread::scope(|scope| -> Result<(Value, usize)> {
         scope.spawn(|| {
@@ -447,11 +458,11 @@ fn a_pseudo_gradient_of_nonsense_is_left_out_and_its_maker_gets_no_more_work() -
                 if let Shard::Train { .. } = lease.unverified().shard {
                     given.fetch_add(1, Ordering::Relaxed);
                     let mut receipt = receipt(&rogue, lease).unverified().clone();
-                    receipt.outputs = vec![nonsense];
+                    receipt.outputs = vec![given_away];
                     let receipt = Signed::new(receipt, &rogue.network, &rogue.key);
                     rogue.say(&Message::Receipt(receipt.into_envelope()));
                 } else {
-                    rogue.say(&Message::Failed { lease: id, reason: "no".into() });
+                    rogue.say(&Message::Failed { lease: id, reason: "no".into(), missing: None });
                 }
             });
         });

@@ -190,6 +190,70 @@ fn links_flap_and_workers_fail() {
     });
 }
 
+/// Rounds of six in a model that takes the memory of two, on five hosts; then somebody dies.
+fn lose_one_of_a_group(seed: u64, told: bool, coordinator_too: bool) -> Result<(), Broken> {
+    let mut world = World::new(seed, 5, Faults::NONE, told);
+    let first = coordinator(&mut world)?;
+    let owner = world.bystander(&[first]).ok_or("nobody")?;
+    let job = world.train_large(owner, 6)?;
+    world.run_until(PATIENCE_MS, "some rounds", |world| {
+        world.status(job).is_some_and(|status| u64::from(status.round) >= seed % 5)
+    })?;
+    world.run_for(seed * 71 % 1_000)?;
+    let victim = if coordinator_too { Some(first) } else { world.bystander(&[owner, first]) };
+    world.crash(victim.ok_or("nobody to kill")?);
+    world.settle(PATIENCE_MS)?;
+    done(&world, job)
+}
+
+#[test]
+fn groups_train_what_nobody_could_hold() {
+    every_seed("groups_train_what_nobody_could_hold", |seed, told| {
+        let mut world = World::new(seed, 5, Faults::NONE, told);
+        let first = coordinator(&mut world)?;
+        let owner = world.bystander(&[first]).ok_or("nobody")?;
+        let jobs = [world.train_large(owner, 4)?, world.train_large(first, 3)?];
+        world.settle(PATIENCE_MS)?;
+        for job in jobs {
+            let status = world.status(job).ok_or("no status")?;
+            if status.regrants > 0 {
+                return Err(format!(
+                    "{} shards were granted again, though nothing went wrong",
+                    status.regrants
+                ));
+            }
+            done(&world, job)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_member_of_a_group_is_killed() {
+    every_seed("a_member_of_a_group_is_killed", |seed, told| lose_one_of_a_group(seed, told, false));
+}
+
+#[test]
+fn a_member_of_a_group_and_coordinator_is_killed() {
+    let name = "a_member_of_a_group_and_coordinator_is_killed";
+    every_seed(name, |seed, told| lose_one_of_a_group(seed, told, true));
+}
+
+#[test]
+fn groups_fail_and_form_anew() {
+    every_seed("groups_fail_and_form_anew", |seed, told| {
+        let faults = Faults { latency_ms_max: 400, flaps_per_mille: 10, failures_per_mille: 5 };
+        let mut world = World::new(seed, 6, faults, told);
+        world.run_for(3_000)?;
+        let (job, other) = (world.train_large(0, 4)?, world.train(5, 3)?);
+        world.run_for(40_000)?;
+        world.heal();
+        world.settle(PATIENCE_MS)?;
+        done(&world, job)?;
+        done(&world, other)
+    });
+}
+
 #[test]
 fn everybody_crashes_and_returns() {
     every_seed("everybody_crashes_and_returns", |seed, told| {

@@ -4,16 +4,10 @@
 //!
 //! The same content always gives the same bytes, because machines compare the files' BLAKE3 digests.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensorError, View};
-use safetensors::{SafeTensors, serialize};
-use serde::{Deserialize, Serialize};
+use safetensors::tensor::{Dtype, SafeTensorError};
 
 use skein_engine::dtype::dequantize;
 use skein_engine::source::{SourceError, TensorSource};
@@ -21,16 +15,14 @@ use skein_engine::source::{SourceError, TensorSource};
 use crate::limits::CHECKPOINT_BYTES_MAX;
 use crate::packing::{BLOCK, Bits, Packed, pack, unpack};
 use crate::random::{mix, mix_all, normal};
+use crate::tensor_file::{Header, Kind, TensorFile, Writer, Written, dimensions, little_endian};
 use crate::trainee::{LORA_A, LORA_B, Method, TensorSpec, Trainee};
 
 /// BLAKE3 digest of a file.
 pub type Digest = [u8; 32];
 
-/// The only metadata key: safetensors keeps metadata in a hash map, and two keys would be written in any order.
-const METADATA_KEY: &str = "skein";
-
 /// Names of the outer momentum start with this.
-const MOMENTUM_PREFIX: &str = "momentum.";
+pub(crate) const MOMENTUM_PREFIX: &str = "momentum.";
 
 /// Names of a packed delta's scales start with this.
 const SCALES_PREFIX: &str = "scales.";
@@ -116,23 +108,6 @@ impl fmt::Debug for Delta {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Kind {
-    Checkpoint,
-    Delta,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Header {
-    kind: Kind,
-    round: u32,
-    /// Of a delta's elements; a checkpoint is always f32 and says nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    bits: Option<u8>,
-}
-
 impl Checkpoint {
     /// Round 0 of a job: the model's own weights, or an adapter that changes nothing yet, drawn from `seed` in exact
     /// integer arithmetic, so every machine draws the same.
@@ -162,12 +137,28 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`] names the file and, where one is at fault, the tensor.
     pub fn read(path: &Path, specs: &[TensorSpec]) -> Result<Self, CheckpointError> {
-        let bytes = read_bounded(path)?;
-        let (header, tensors) = open(path, &bytes, Kind::Checkpoint)?;
-        let weights = take(path, &tensors, "", specs)?;
-        let momentum = take(path, &tensors, MOMENTUM_PREFIX, specs)?;
-        nothing_else(path, &tensors, 2 * specs.len())?;
-        Ok(Self { round: header.round, weights, momentum })
+        let file = TensorFile::open_checkpoint(path, specs)?;
+        let all = |prefix: &str| specs.iter().map(|spec| file.values(prefix, spec)).collect::<Result<_, _>>();
+        Ok(Self { round: file.header.round, weights: all("")?, momentum: all(MOMENTUM_PREFIX)? })
+    }
+
+    /// The round of a whole model's checkpoint, and the weights that `trainee` has of it; nothing else is read.
+    ///
+    /// # Errors
+    /// As [`Self::read`], where a stage does not notice what the others lack.
+    pub(crate) fn read_weights(
+        path: &Path,
+        trainee: &Trainee,
+    ) -> Result<(u32, Vec<Vec<f32>>), CheckpointError> {
+        let specs = trainee.tensors();
+        let whole = trainee.is_first() && trainee.is_last();
+        let file = if whole {
+            TensorFile::open_checkpoint(path, specs)?
+        } else {
+            TensorFile::open(path, Kind::Checkpoint)?
+        };
+        let weights = specs.iter().map(|spec| file.values("", spec)).collect::<Result<_, _>>()?;
+        Ok((file.header.round, weights))
     }
 
     /// Writes the checkpoint and returns the digest of the file, which is complete and on disk when it appears.
@@ -175,10 +166,23 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Write`] or, for tensors that do not fit the shape, [`CheckpointError::Content`].
     pub fn write(&self, path: &Path, specs: &[TensorSpec]) -> Result<Digest, CheckpointError> {
-        let mut views = views(path, "", specs, &self.weights)?;
-        views.extend(self::views(path, MOMENTUM_PREFIX, specs, &self.momentum)?);
-        let header = Header { kind: Kind::Checkpoint, round: self.round, bits: None };
-        write(path, header, views)
+        self.prepare(path, specs)?.publish()
+    }
+
+    /// Writes all of it, yet not under its name.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(crate) fn prepare(&self, path: &Path, specs: &[TensorSpec]) -> Result<Written, CheckpointError> {
+        fits(path, specs, &self.weights)?;
+        fits(path, specs, &self.momentum)?;
+        let mut writer = Writer::checkpoint(path, self.round, specs)?;
+        for (prefix, tensors) in [("", &self.weights), (MOMENTUM_PREFIX, &self.momentum)] {
+            for (spec, values) in specs.iter().zip(tensors) {
+                writer.put(&format!("{prefix}{}", spec.name), &little_endian(values))?;
+            }
+        }
+        writer.finish()
     }
 }
 
@@ -188,18 +192,10 @@ impl Delta {
     /// # Errors
     /// [`CheckpointError`] names the file and, where one is at fault, the tensor.
     pub fn read(path: &Path, specs: &[TensorSpec]) -> Result<Self, CheckpointError> {
-        let bytes = read_bounded(path)?;
-        let (header, tensors) = open(path, &bytes, Kind::Delta)?;
-        let bits = header.bits.and_then(Bits::of).ok_or_else(|| CheckpointError::Content {
-            path: path.to_owned(),
-            problem: format!("elements of {:?} bits, known are 4, 8 and 32", header.bits),
-        })?;
-        let (values, expected) = match bits {
-            Bits::All => (take(path, &tensors, "", specs)?, specs.len()),
-            Bits::Four | Bits::Eight => (take_packed(path, &tensors, specs, bits)?, 2 * specs.len()),
-        };
-        nothing_else(path, &tensors, expected)?;
-        Ok(Self { round: header.round, bits, values })
+        let file = DeltaFile::open(path)?;
+        file.holds_only(specs)?;
+        let values = specs.iter().map(|spec| file.values(spec)).collect::<Result<_, _>>()?;
+        Ok(Self { round: file.round(), bits: file.bits, values })
     }
 
     /// Writes the delta and returns the digest of the file, which is complete and on disk when it appears.
@@ -207,28 +203,28 @@ impl Delta {
     /// # Errors
     /// [`CheckpointError::Write`] or, for tensors that do not fit the shape, [`CheckpointError::Content`].
     pub fn write(&self, path: &Path, specs: &[TensorSpec]) -> Result<Digest, CheckpointError> {
-        let whole = views(path, "", specs, &self.values)?;
-        let bits = Some(self.bits.number());
-        let header = Header { kind: Kind::Delta, round: self.round, bits };
-        if self.bits == Bits::All {
-            return write(path, header, whole);
+        fits(path, specs, &self.values)?;
+        let header = Header { kind: Kind::Delta, round: self.round, bits: Some(self.bits.number()) };
+        let mut tensors = Vec::with_capacity(2 * specs.len());
+        for spec in specs {
+            if self.bits == Bits::All {
+                tensors.push((spec.name.clone(), Dtype::F32, dimensions(spec)));
+            } else {
+                let elements = spec.elements();
+                tensors.push((spec.name.clone(), Dtype::U8, vec![self.bits.code_bytes(elements)]));
+                tensors.push((scales_of(spec), Dtype::BF16, vec![elements.div_ceil(BLOCK)]));
+            }
         }
-        let mut packed = Vec::with_capacity(2 * specs.len());
+        let mut writer = Writer::create(path, &header, tensors)?;
         for (spec, values) in specs.iter().zip(&self.values) {
             let Packed { codes, scales } = pack(values, self.bits);
-            let (elements, blocks) = (codes.len(), scales.len() / 2);
-            packed
-                .push((spec.name.clone(), Bytes { dtype: Dtype::U8, dimensions: [elements], bytes: codes }));
-            let scales = Bytes { dtype: Dtype::BF16, dimensions: [blocks], bytes: scales };
-            packed.push((format!("{SCALES_PREFIX}{}", spec.name), scales));
+            writer.put(&spec.name, &codes)?;
+            if self.bits != Bits::All {
+                writer.put(&scales_of(spec), &scales)?;
+            }
         }
-        write(path, header, packed)
+        writer.finish()?.publish()
     }
-}
-
-/// As it stands in files: vectors have one dimension.
-fn dimensions(spec: &TensorSpec) -> Vec<usize> {
-    if spec.rows == 1 { vec![spec.columns] } else { vec![spec.rows, spec.columns] }
 }
 
 /// A tensor of the model, as numbers.
@@ -245,201 +241,107 @@ pub(crate) fn read_weights(source: &dyn TensorSource, name: &str) -> Result<Vec<
     }
 }
 
-fn read_bounded(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    let wrap = |source| CheckpointError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(wrap)?;
-    let mut bytes = Vec::new();
-    file.take(CHECKPOINT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(wrap)?;
-    if bytes.len() as u64 > CHECKPOINT_BYTES_MAX {
-        return Err(CheckpointError::TooLarge { path: path.to_owned() });
+impl TensorFile {
+    /// A checkpoint with weights and momentum for every one of `specs` and nothing else.
+    pub(crate) fn open_checkpoint(path: &Path, specs: &[TensorSpec]) -> Result<Self, CheckpointError> {
+        let file = Self::open(path, Kind::Checkpoint)?;
+        for (prefix, spec) in
+            ["", MOMENTUM_PREFIX].into_iter().flat_map(|p| specs.iter().map(move |s| (p, s)))
+        {
+            file.find(&format!("{prefix}{}", spec.name), Dtype::F32, &dimensions(spec))?;
+        }
+        file.holds(2 * specs.len())?;
+        Ok(file)
     }
-    Ok(bytes)
 }
 
-fn open<'a>(path: &Path, bytes: &'a [u8], kind: Kind) -> Result<(Header, SafeTensors<'a>), CheckpointError> {
-    let format = |source| CheckpointError::Format { path: path.to_owned(), source };
-    let content = |problem| CheckpointError::Content { path: path.to_owned(), problem };
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
-    let text = metadata.metadata().as_ref().and_then(|entries| entries.get(METADATA_KEY));
-    let text = text.ok_or_else(|| content(format!("no `{METADATA_KEY}` entry in its metadata")))?;
-    let header: Header = serde_json::from_str(text)
-        .map_err(|error| content(format!("bad `{METADATA_KEY}` metadata: {error}")))?;
-    if header.kind != kind {
-        return Err(content(format!("this is a {:?}, wanted a {kind:?}", header.kind)));
+impl Writer {
+    /// A checkpoint that is to hold weights and momentum for every one of `specs`.
+    pub(crate) fn checkpoint(path: &Path, round: u32, specs: &[TensorSpec]) -> Result<Self, CheckpointError> {
+        let header = Header { kind: Kind::Checkpoint, round, bits: None };
+        let tensors = ["", MOMENTUM_PREFIX].into_iter().flat_map(|prefix| {
+            specs.iter().map(move |spec| (format!("{prefix}{}", spec.name), Dtype::F32, dimensions(spec)))
+        });
+        Self::create(path, &header, tensors.collect())
     }
-    Ok((header, SafeTensors::deserialize(bytes).map_err(format)?))
 }
 
-/// Copies the tensors of `specs` out of the file, checking type, dimensions and that every value is finite.
-fn take(
-    path: &Path,
-    tensors: &SafeTensors<'_>,
-    prefix: &str,
-    specs: &[TensorSpec],
-) -> Result<Vec<Vec<f32>>, CheckpointError> {
-    let content = |problem| CheckpointError::Content { path: path.to_owned(), problem };
-    let mut taken = Vec::with_capacity(specs.len());
-    for spec in specs {
-        let name = format!("{prefix}{}", spec.name);
-        let view = tensors.tensor(&name).map_err(|_| content(format!("tensor {name} is missing")))?;
-        if view.dtype() != Dtype::F32 || view.shape() != dimensions(spec) {
-            return Err(content(format!(
-                "tensor {name} is {:?} {:?}, wanted F32 {:?}",
-                view.dtype(),
-                view.shape(),
-                dimensions(spec)
-            )));
-        }
-        let (words, _) = view.data().as_chunks::<4>();
-        let values: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(content(format!("tensor {name} holds {} at element {at}", values[at])));
-        }
-        taken.push(values);
-    }
-    Ok(taken)
+/// A delta, or a part of one, of which the header alone was read.
+pub(crate) struct DeltaFile {
+    file: TensorFile,
+    pub(crate) bits: Bits,
 }
 
-/// Likewise for the tensors of a packed delta.
-fn take_packed(
-    path: &Path,
-    tensors: &SafeTensors<'_>,
-    specs: &[TensorSpec],
-    bits: Bits,
-) -> Result<Vec<Vec<f32>>, CheckpointError> {
-    let content = |problem| CheckpointError::Content { path: path.to_owned(), problem };
-    let part = |name: &str, dtype: Dtype, length: usize| {
-        let view = tensors.tensor(name).map_err(|_| content(format!("tensor {name} is missing")))?;
-        if view.dtype() == dtype && view.shape() == [length] {
-            return Ok(view.data());
+impl DeltaFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let file = TensorFile::open(path, Kind::Delta)?;
+        let known = file.header.bits.and_then(Bits::of);
+        let unknown =
+            || file.content(format!("elements of {:?} bits, known are 4, 8 and 32", file.header.bits));
+        Ok(Self { bits: known.ok_or_else(unknown)?, file })
+    }
+
+    pub(crate) fn round(&self) -> u32 {
+        self.file.round()
+    }
+
+    /// Whether it holds a tensor, be it as it should be or not.
+    pub(crate) fn has(&self, spec: &TensorSpec) -> bool {
+        self.file.has(&spec.name)
+    }
+
+    /// Checks that these tensors are there and no others.
+    pub(crate) fn holds_only(&self, specs: &[TensorSpec]) -> Result<(), CheckpointError> {
+        for spec in specs {
+            self.check(spec)?;
         }
-        let (found, shape) = (view.dtype(), view.shape());
-        Err(content(format!("tensor {name} is {found:?} {shape:?}, wanted {dtype:?} [{length}]")))
-    };
-    let taken = specs.iter().map(|spec| {
+        self.file.holds(if self.bits == Bits::All { specs.len() } else { 2 * specs.len() })
+    }
+
+    fn check(&self, spec: &TensorSpec) -> Result<(), CheckpointError> {
+        if self.bits == Bits::All {
+            return self.file.find(&spec.name, Dtype::F32, &dimensions(spec)).map(|_| ());
+        }
         let elements = spec.elements();
-        let codes = part(&spec.name, Dtype::U8, bits.code_bytes(elements))?;
-        let scales = part(&format!("{SCALES_PREFIX}{}", spec.name), Dtype::BF16, elements.div_ceil(BLOCK))?;
-        unpack(codes, scales, bits, elements)
-            .ok_or_else(|| content(format!("tensor {} holds what is not finite", spec.name)))
-    });
-    taken.collect()
-}
-
-fn nothing_else(path: &Path, tensors: &SafeTensors<'_>, expected: usize) -> Result<(), CheckpointError> {
-    if tensors.len() == expected {
-        return Ok(());
-    }
-    let problem = format!("{} tensors, wanted {expected}", tensors.len());
-    Err(CheckpointError::Content { path: path.to_owned(), problem })
-}
-
-/// A tensor on its way to a file.
-struct Source<'a> {
-    dimensions: Vec<usize>,
-    values: &'a [f32],
-}
-
-impl View for Source<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
+        self.file.find(&spec.name, Dtype::U8, &[self.bits.code_bytes(elements)])?;
+        self.file.find(&scales_of(spec), Dtype::BF16, &[elements.div_ceil(BLOCK)]).map(|_| ())
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.dimensions
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.values.iter().flat_map(|value| value.to_le_bytes()).collect())
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.values.len()
+    /// A tensor's values, all finite.
+    pub(crate) fn values(&self, spec: &TensorSpec) -> Result<Vec<f32>, CheckpointError> {
+        if self.bits == Bits::All {
+            return self.file.values("", spec);
+        }
+        let elements = spec.elements();
+        let codes = self.file.bytes(&spec.name, Dtype::U8, &[self.bits.code_bytes(elements)])?;
+        let scales = self.file.bytes(&scales_of(spec), Dtype::BF16, &[elements.div_ceil(BLOCK)])?;
+        unpack(&codes, &scales, self.bits, elements)
+            .ok_or_else(|| self.file.content(format!("tensor {} holds what is not finite", spec.name)))
     }
 }
 
-/// Packed bytes on their way to a file.
-struct Bytes {
-    dtype: Dtype,
-    dimensions: [usize; 1],
-    bytes: Vec<u8>,
+fn scales_of(spec: &TensorSpec) -> String {
+    format!("{SCALES_PREFIX}{}", spec.name)
 }
 
-impl View for Bytes {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.dimensions
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
-fn views<'a>(
-    path: &Path,
-    prefix: &str,
-    specs: &'a [TensorSpec],
-    values: &'a [Vec<f32>],
-) -> Result<Vec<(String, Source<'a>)>, CheckpointError> {
+fn fits(path: &Path, specs: &[TensorSpec], values: &[Vec<f32>]) -> Result<(), CheckpointError> {
     let fits = specs.len() == values.len()
         && specs.iter().zip(values).all(|(spec, values)| spec.elements() == values.len());
-    if !fits {
-        let problem = "the tensors in memory do not fit the shape".to_owned();
-        return Err(CheckpointError::Content { path: path.to_owned(), problem });
-    }
-    let view = |(spec, values): (&'a TensorSpec, &'a Vec<f32>)| {
-        (format!("{prefix}{}", spec.name), Source { dimensions: dimensions(spec), values })
-    };
-    Ok(specs.iter().zip(values).map(view).collect())
-}
-
-/// Writes beside the final name, syncs, then renames, so that a file under its final name is always whole.
-fn write<V: View>(path: &Path, header: Header, views: Vec<(String, V)>) -> Result<Digest, CheckpointError> {
-    let text = serde_json::to_string(&header)
-        .map_err(|error| CheckpointError::Content { path: path.to_owned(), problem: error.to_string() })?;
-    let metadata = HashMap::from([(METADATA_KEY.to_owned(), text)]);
-    let bytes = serialize(views, Some(metadata))
-        .map_err(|source| CheckpointError::Format { path: path.to_owned(), source })?;
-    let digest = *blake3::hash(&bytes).as_bytes();
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}.partial", std::process::id()));
-    let partial = PathBuf::from(partial);
-    let written = File::create(&partial).and_then(|mut file| {
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)?;
-        sync_directory(path)
-    });
-    written.map_err(|source| {
-        // The error that matters is the first one; a left-over partial file is only untidy.
-        let _ = fs::remove_file(&partial);
-        CheckpointError::Write { path: path.to_owned(), source }
-    })?;
-    Ok(digest)
-}
-
-/// A rename is durable once its directory is. Windows has no handle to sync and orders renames itself.
-fn sync_directory(path: &Path) -> std::io::Result<()> {
-    if cfg!(windows) {
+    if fits {
         return Ok(());
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    let problem = "the tensors in memory do not fit the shape".to_owned();
+    Err(CheckpointError::Content { path: path.to_owned(), problem })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::drawn::Drawn;
     use crate::trainee::tests::config;
+    use safetensors::SafeTensors;
 
     fn begun() -> (Vec<TensorSpec>, Checkpoint) {
         let trainee = Trainee::new(config(), false, Method::Full).unwrap();
@@ -530,6 +432,41 @@ mod tests {
             fs::write(&path, changed).unwrap();
             assert!(Checkpoint::read(&path, &specs).is_err(), "{from} -> {to}");
         }
+    }
+
+    #[test]
+    fn files_are_written_as_safetensors_writes_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("d");
+        let (specs, checkpoint) = begun();
+        for bits in [Bits::All, Bits::Eight, Bits::Four] {
+            let delta = Delta { round: 4, bits, values: checkpoint.weights.clone() };
+            delta.write(&path, &specs).unwrap();
+            let bytes = fs::read(&path).unwrap();
+            let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let again = safetensors::serialize(tensors.tensors(), metadata.metadata().clone()).unwrap();
+            assert!(again == bytes, "{bits:?}");
+        }
+    }
+
+    #[test]
+    fn a_stage_reads_its_own_of_the_whole_model() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c");
+        let (specs, checkpoint) = begun();
+        checkpoint.write(&path, &specs).unwrap();
+        let whole = Trainee::new(config(), false, Method::Full).unwrap();
+        let stages = [whole.stage(0..1).unwrap(), whole.stage(1..2).unwrap()];
+        let read = |trainee: &Trainee| Checkpoint::read_weights(&path, trainee);
+        let parts = stages.iter().flat_map(|stage| read(stage).unwrap().1).collect::<Vec<_>>();
+        assert_eq!(parts, checkpoint.weights);
+        assert_eq!(read(&whole).unwrap().1, checkpoint.weights);
+        // A file of one stage is no whole model's, and the other's tensors are not in it.
+        let own = Checkpoint { round: 0, weights: parts[..10].to_vec(), momentum: parts[..10].to_vec() };
+        own.write(&path, stages[0].tensors()).unwrap();
+        assert!(read(&stages[0]).is_ok());
+        assert!(read(&whole).is_err() && read(&stages[1]).is_err());
     }
 
     #[test]

@@ -125,14 +125,8 @@ impl Tokens {
         self.counts.get(at).copied().unwrap_or(true)
     }
 
-    /// Tokens by which the model is judged.
-    #[must_use]
-    pub fn counted(&self) -> usize {
-        if self.counts.is_empty() {
-            self.ids.len()
-        } else {
-            self.counts.iter().filter(|counts| **counts).count()
-        }
+    fn counts_none(&self) -> bool {
+        if self.counts.is_empty() { self.ids.is_empty() } else { !self.counts.contains(&true) }
     }
 }
 
@@ -208,7 +202,7 @@ impl Dataset {
         if context == 0 || tokens < context + 1 {
             return Err(DataError::TooShort { tokens, purpose, context });
         }
-        if self.train.counted() == 0 {
+        if self.train.counts_none() {
             return Err(DataError::NothingCounts { purpose });
         }
         // One less than would fit, so that the windows of each epoch can begin elsewhere.
@@ -227,7 +221,7 @@ impl Dataset {
         if context == 0 || tokens < context + 1 {
             return Err(DataError::TooShort { tokens, purpose, context });
         }
-        if self.held_out.counted() == 0 {
+        if self.held_out.counts_none() {
             return Err(DataError::NothingCounts { purpose });
         }
         let room = tokens - (context + 1);
@@ -238,7 +232,7 @@ impl Dataset {
         Ok(starts
             .chunks(sequences.max(1))
             .map(|chunk| cut(&self.held_out, context, chunk.iter().copied()))
-            .filter(|batch| !batch.counted().1.is_empty())
+            .filter(Batch::counts_any)
             .collect())
     }
 }
@@ -282,6 +276,12 @@ impl Batch {
         let rows: Vec<usize> = (0..self.targets.len()).filter(counts).collect();
         let targets = rows.iter().map(|row| self.targets[*row]).collect();
         (rows.into_iter().map(|row| row as u32).collect(), targets)
+    }
+
+    /// Whether the model is judged by any of them.
+    #[must_use]
+    pub fn counts_any(&self) -> bool {
+        if self.counts.is_empty() { !self.targets.is_empty() } else { self.counts.contains(&true) }
     }
 
     /// The sequences in parts of at most so many.

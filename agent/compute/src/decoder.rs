@@ -5,6 +5,7 @@
 //! rows are multiplied by them without a turn.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::tensor::activation::{gelu_approximate, log_softmax, silu, softmax};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -53,15 +54,20 @@ pub(crate) fn turned(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     out
 }
 
-/// A model on one device.
+/// Layers of a model on one device.
 pub(crate) struct Decoder<'a> {
     config: &'a ModelConfig,
-    /// `[vocabulary, width]`
-    embedding: Tensor<2>,
+    /// `[vocabulary, width]`; with the first layer only.
+    embedding: Option<Tensor<2>>,
     layers: Vec<Layer>,
-    output_norm: Tensor<2>,
+    /// With the last layer only.
+    head: Option<Head>,
+}
+
+struct Head {
+    norm: Tensor<2>,
     /// `[width, vocabulary]`
-    head: Tensor<2>,
+    matrix: Tensor<2>,
 }
 
 struct Layer {
@@ -96,8 +102,8 @@ struct Adapter {
     scale: f32,
 }
 
-/// What depends on a batch's shape alone.
-struct Places {
+/// What depends on a sequence's length alone.
+pub(crate) struct Places {
     /// `[1, 1, group · time, time]`: 0 where a query may look, far below elsewhere.
     full: Tensor<4>,
     sliding: Option<Tensor<4>>,
@@ -115,10 +121,13 @@ struct Turns {
 }
 
 impl<'a> Decoder<'a> {
-    /// Arranges the tensors of `trainee`; `None` when one is missing.
-    pub(crate) fn new(trainee: &'a Trainee, weights: &Weights) -> Option<Self> {
+    /// Arranges the tensors of these layers of `trainee`, which `get` finds by name; `None` when one is missing.
+    pub(crate) fn new(
+        trainee: &'a Trainee,
+        layers: Range<u32>,
+        get: impl Fn(&str) -> Option<Tensor<2>>,
+    ) -> Option<Self> {
         let config = trainee.config();
-        let get = |name: &str| weights.get(name).cloned();
         let linear = |layer: u32, part: &str| {
             let name = layer_tensor(layer, &format!("{part}.weight"));
             let adapter = match trainee.method() {
@@ -151,36 +160,47 @@ impl<'a> Decoder<'a> {
                 slides: config.window_of(number).is_some(),
             })
         };
-        let embedding = get(EMBEDDING)?;
-        let head = if trainee.tied() { embedding.clone().transpose() } else { get(HEAD)? };
-        let layers = (0..config.layers).map(layer).collect::<Option<Vec<_>>>()?;
-        Some(Self { config, embedding, layers, output_norm: get(OUTPUT_NORM)?, head })
+        let embedding = if layers.start == 0 { Some(get(EMBEDDING)?) } else { None };
+        let head = if layers.end == config.layers {
+            let matrix = if trainee.tied() { get(EMBEDDING)?.transpose() } else { get(HEAD)? };
+            Some(Head { norm: get(OUTPUT_NORM)?, matrix })
+        } else {
+            None
+        };
+        Some(Self { config, embedding, layers: layers.map(layer).collect::<Option<_>>()?, head })
     }
 
-    /// Sum of the cross-entropies in nats of the tokens of a batch that count, at least one, as `[1]`.
-    pub(crate) fn loss(&self, batch: &Batch, device: &Device) -> Tensor<1> {
-        let config = self.config;
-        let places = Places::new(config, batch.context, device);
-        let tokens = integers(batch.inputs.iter().copied(), device);
-        let mut hidden = self.embedding.clone().select(0, tokens);
-        if config.embedding_scale != 1.0 {
-            hidden = hidden.mul_scalar(config.embedding_scale);
-        }
+    /// The rows of a batch's inputs, `[sequences · context, width]`; `None` without the first layer.
+    pub(crate) fn embed(&self, batch: &Batch, device: &Device) -> Option<Tensor<2>> {
+        let rows = self.embedding.clone()?.select(0, integers(batch.inputs.iter().copied(), device));
+        let scale = self.config.embedding_scale;
+        Some(if scale == 1.0 { rows } else { rows.mul_scalar(scale) })
+    }
+
+    /// The rows after the last of these layers, of the same shape as those before the first.
+    pub(crate) fn forward(&self, mut rows: Tensor<2>, sequences: usize, places: &Places) -> Tensor<2> {
         for layer in &self.layers {
-            hidden = layer.forward(config, hidden, batch.sequences, &places);
+            rows = layer.forward(self.config, rows, sequences, places);
         }
+        rows
+    }
+
+    /// Sum of the cross-entropies in nats of the tokens of a batch that count, at least one, as `[1]`; `None` without the
+    /// last layer.
+    pub(crate) fn loss(&self, mut rows: Tensor<2>, batch: &Batch, device: &Device) -> Option<Tensor<1>> {
+        let head = self.head.as_ref()?;
         // The head is the dearest product of small models: rows whose token does not count are spared.
-        let (rows, targets) = batch.counted();
+        let (counted, targets) = batch.counted();
         let count = targets.len();
         if count < batch.inputs.len() {
-            hidden = hidden.select(0, integers(rows.into_iter(), device));
+            rows = rows.select(0, integers(counted.into_iter(), device));
         }
-        let mut logits = norm(hidden, &self.output_norm, config.norm_epsilon).matmul(self.head.clone());
-        if let Some(cap) = config.logit_cap {
+        let mut logits = norm(rows, &head.norm, self.config.norm_epsilon).matmul(head.matrix.clone());
+        if let Some(cap) = self.config.logit_cap {
             logits = capped(logits, cap);
         }
         let targets = integers(targets.into_iter(), device).reshape([count, 1]);
-        log_softmax(logits, 1).gather(1, targets).sum().neg()
+        Some(log_softmax(logits, 1).gather(1, targets).sum().neg())
     }
 }
 
@@ -273,7 +293,8 @@ fn norm(rows: Tensor<2>, gain: &Tensor<2>, epsilon: f32) -> Tensor<2> {
 }
 
 impl Places {
-    fn new(config: &ModelConfig, time: usize, device: &Device) -> Self {
+    /// For sequences of `time` tokens.
+    pub(crate) fn new(config: &ModelConfig, time: usize, device: &Device) -> Self {
         let group = (config.heads / config.kv_heads) as usize;
         let mask = |window: usize| {
             let mut values = Vec::with_capacity(group * time * time);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use skein_engine::config::{Activation, Architecture, ModelConfig, Rope, RopeStyle};
@@ -13,8 +13,8 @@ use skein_engine::config::{Activation, Architecture, ModelConfig, Rope, RopeStyl
 use crate::checkpoint::Checkpoint;
 use crate::data::Batch;
 use crate::drawn::Drawn;
-use crate::train::{Model, gradients};
-use crate::trainee::{Method, Trainee};
+use crate::passes::{Gradients, Micro, Model, Passes, download};
+use crate::trainee::{Method, TensorSpec, Trainee};
 
 /// What PyTorch must agree to: relative L2 distance of every tensor's gradient.
 const TOLERANCE: f64 = 1e-4;
@@ -102,19 +102,29 @@ impl Case {
     fn gradients(&self) -> (f64, Vec<Vec<f32>>) {
         let uploaded = self.model.upload(&self.weights);
         let counted = self.batch.counted().1.len();
-        let (loss, found) = gradients(&self.model, &uploaded, &self.batch, counted).unwrap();
-        let specs = self.model.trainee.tensors();
-        let read =
-            found.into_iter().zip(specs).map(|(tensor, spec)| crate::train::download(tensor, spec).unwrap());
-        (f64::from(loss), read.collect())
+        let passes = Passes::new(&self.model, self.batch.context, false);
+        let mut found = Gradients::default();
+        let (loss, _) = passes.learn(self.micro(&uploaded), None, counted, &mut found).unwrap();
+        (f64::from(loss), downloaded(&self.model, found))
+    }
+
+    fn micro<'a>(&'a self, weights: &'a [Tensor<2>]) -> Micro<'a> {
+        Micro { model: &self.model, weights, batch: &self.batch }
     }
 
     fn loss(&self, weights: &[Vec<f32>]) -> f64 {
         let uploaded = self.model.upload(weights);
-        let decoder = self.model.decoder(&uploaded, false).unwrap();
-        let sum = crate::device::read(decoder.loss(&self.batch, &Device::flex())).unwrap()[0];
+        let passes = Passes::new(&self.model, self.batch.context, false);
+        let sum = passes.loss(self.micro(&uploaded), None).unwrap();
         f64::from(sum) / self.batch.counted().1.len() as f64
     }
+}
+
+/// As files have tensors.
+fn downloaded(model: &Model, found: Gradients) -> Vec<Vec<f32>> {
+    let specs = model.trainee.tensors();
+    let found = found.whole(specs.len()).unwrap().into_iter();
+    found.zip(specs).map(|(tensor, spec)| download(tensor, spec).unwrap()).collect()
 }
 
 fn size(values: &[f32]) -> f64 {
@@ -151,6 +161,98 @@ fn gradients_are_the_slopes_of_the_loss() {
             }
         }
     }
+}
+
+/// Relative L2 distance of any tensor's gradients.
+fn worst(found: &[Vec<f32>], wanted: &[Vec<f32>]) -> f64 {
+    assert_eq!(found.len(), wanted.len());
+    let apart = |(found, wanted): (&Vec<f32>, &Vec<f32>)| {
+        let difference: Vec<f32> = found.iter().zip(wanted).map(|(one, other)| one - other).collect();
+        assert_eq!(found.len(), wanted.len());
+        size(&difference) / size(wanted)
+    };
+    found.iter().zip(wanted).map(apart).fold(0.0, f64::max)
+}
+
+impl Case {
+    /// The gradients of stages that end at these layers, in canonical order, with micro-batches of one sequence of which
+    /// all go forward before any goes back.
+    fn of_stages(&self, ends: &[u32], recompute: bool) -> (f64, Vec<Vec<f32>>) {
+        let whole = &self.model.trainee;
+        let counted = self.batch.counted().1.len();
+        let micros: Vec<Batch> = self.batch.parts(1).collect();
+        let starts = [0].into_iter().chain(ends.iter().copied());
+        let stages: Vec<Model> = starts
+            .zip(ends)
+            .map(|(start, end)| {
+                Model::load(whole.stage(start..*end).unwrap(), &self.drawn, &Device::flex()).unwrap()
+            })
+            .collect();
+        let weights: Vec<Vec<Tensor<2>>> = stages
+            .iter()
+            .map(|model| {
+                let own = |spec: &TensorSpec| {
+                    let place = whole.tensors().iter().position(|other| other.name == spec.name).unwrap();
+                    self.weights[place].clone()
+                };
+                model.upload(&model.trainee.tensors().iter().map(own).collect::<Vec<_>>())
+            })
+            .collect();
+        let passes: Vec<Passes> =
+            stages.iter().map(|model| Passes::new(model, self.batch.context, recompute)).collect();
+        let mut gradients: Vec<Gradients> = stages.iter().map(|_| Gradients::default()).collect();
+        let last = stages.len() - 1;
+        let through = |stage: usize, batch| Micro { model: &stages[stage], weights: &weights[stage], batch };
+        let mut kept = Vec::new();
+        for batch in &micros {
+            let mut rows = None;
+            let mut of_micro = Vec::new();
+            for (stage, passes) in passes[..last].iter().enumerate() {
+                let (next, link) = passes.forward(through(stage, batch), rows).unwrap();
+                rows = Some(next);
+                of_micro.push(link);
+            }
+            kept.push((rows, of_micro));
+        }
+        let mut loss = 0.0;
+        for (batch, (rows, of_micro)) in micros.iter().zip(kept) {
+            let (more, mut upstream) =
+                passes[last].learn(through(last, batch), rows, counted, &mut gradients[last]).unwrap();
+            loss += f64::from(more);
+            for (stage, link) in of_micro.into_iter().enumerate().rev() {
+                let given = upstream.unwrap();
+                let found = passes[stage].backward(through(stage, batch), link, given, &mut gradients[stage]);
+                upstream = found.unwrap();
+            }
+            assert!(upstream.is_none(), "nothing comes before the first stage");
+        }
+        let found = stages.iter().zip(gradients).flat_map(|(model, found)| downloaded(model, found));
+        (loss, found.collect())
+    }
+}
+
+/// Gradients in stages, or computed again layer by layer, may differ from the whole model's by so much: relative L2
+/// distance of any tensor's. They are the same sums in another order.
+const STAGES_TOLERANCE: f64 = 1e-4;
+
+#[test]
+fn stages_and_recomputation_give_the_gradients_of_the_whole_model() {
+    let mut most: f64 = 0.0;
+    for (name, config, tied) in models() {
+        for method in [Method::Full, Method::Lora { rank: 3, alpha: 6.0 }] {
+            let case = case(ModelConfig { layers: 3, ..config.clone() }, tied, method);
+            let (loss, wanted) = case.gradients();
+            let split: &[&[u32]] =
+                if tied && method == Method::Full { &[&[3]] } else { &[&[3], &[1, 3], &[2, 3], &[1, 2, 3]] };
+            for (ends, recompute) in split.iter().flat_map(|ends| [(ends, false), (ends, true)]) {
+                let (found_loss, found) = case.of_stages(ends, recompute);
+                let apart = worst(&found, &wanted).max((found_loss / loss - 1.0).abs());
+                assert!(apart < STAGES_TOLERANCE, "{name} {method:?} {ends:?} {recompute}: {apart:e}");
+                most = most.max(apart);
+            }
+        }
+    }
+    println!("the worst relative distance: {most:.1e}");
 }
 
 /// The same weights, batch, loss and gradients in a file, for a program that computes them again.

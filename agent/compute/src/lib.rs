@@ -10,13 +10,17 @@ pub mod device;
 pub mod drawn;
 #[cfg(test)]
 mod gradient_tests;
+mod group;
 pub mod limits;
+pub mod optimiser;
 pub mod outer;
 pub mod packing;
+pub mod passes;
 pub mod probe;
 pub mod protocol;
 mod random;
 mod stages;
+mod tensor_file;
 pub mod train;
 pub mod trained;
 pub mod trainee;

@@ -4,8 +4,11 @@
 /// Largest frame on a worker's pipes, header excluded, in bytes. A prefill of 4,096 rows of width 4,096 is 64 MiB.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 
-/// Largest checkpoint or delta that is read, in bytes. The whole file passes through memory, so the bound is what
-/// a gaming PC can spare.
+/// What a frame holds beside rows, at most, in bytes: numbers and lengths.
+pub const FRAME_OVERHEAD_BYTES_MAX: usize = 256;
+
+/// Largest checkpoint or delta that is read, in bytes. Where a whole model is trained its weights pass through memory, so the
+/// bound is what a gaming PC can spare.
 pub const CHECKPOINT_BYTES_MAX: u64 = 8 << 30;
 
 /// Largest file of tokens that is read, in bytes.

@@ -64,8 +64,8 @@ pub enum Task {
         seed: u64,
         /// The checkpoint to write.
         out: String,
-        /// On what it is evaluated.
-        evaluate: Judge,
+        /// On what it is evaluated, if it is.
+        evaluate: Option<Judge>,
     },
     /// Run one inner phase. Ends in [`Reply::Trained`] or, after a cancel, [`Reply::Cancelled`].
     Train(TrainTask),
@@ -75,16 +75,52 @@ pub enum Task {
         model: ModelTask,
         /// The checkpoint to start from.
         state: String,
-        /// The deltas of its round; their order decides the last bits of the result.
-        deltas: Vec<String>,
+        /// The deltas of its round, each in one file or in the parts of a group in the order of their layers. The order of
+        /// deltas decides the last bits of the result.
+        deltas: Vec<Vec<String>>,
         /// η in millionths.
         outer_rate_millionths: u32,
         /// μ in millionths.
         momentum_millionths: u32,
         /// The checkpoint to write.
         out: String,
-        /// On what the new checkpoint is evaluated.
-        evaluate: Judge,
+        /// On what the new checkpoint is evaluated, if it is.
+        evaluate: Option<Judge>,
+    },
+    /// Load layers of a model to train or judge them with others. An open group is forgotten. Ends in
+    /// [`Reply::GroupOpened`].
+    GroupOpen(GroupTask),
+    /// Compute a micro-batch's way forward through them. Ends in [`Reply::GroupRows`].
+    GroupForward {
+        /// The group's number.
+        group: u64,
+        /// Which micro-batch of the step, or of all where a model is judged.
+        micro: u32,
+        /// What the stage before gave: f32, little-endian, `[sequences · context, width]`. Empty at the first stage.
+        rows: Vec<u8>,
+    },
+    /// Compute its way back. Ends in [`Reply::GroupRows`].
+    GroupBackward {
+        /// The group's number.
+        group: u64,
+        /// Which micro-batch of the step.
+        micro: u32,
+        /// The gradient of the rows that the stage gave, in the same form.
+        rows: Vec<u8>,
+    },
+    /// Change the weights, once all micro-batches of a step are done. Ends in [`Reply::GroupStepped`].
+    GroupStep {
+        /// The group's number.
+        group: u64,
+        /// Sum of the squares of all members' gradients, as they told it.
+        squares: f64,
+    },
+    /// Forget the group, its result first written. Ends in [`Reply::GroupClosed`].
+    GroupClose {
+        /// The group's number.
+        group: u64,
+        /// Where the result is to be written: the delta, or a note of the judgement. Without it there is none.
+        out: Option<String>,
     },
     /// Load layers of a language model under a number. Ends in [`Reply::StageOpened`].
     StageOpen(StageTask),
@@ -140,7 +176,7 @@ pub struct Judge {
     pub part: Part,
 }
 
-/// One inner phase of one shard.
+/// One inner phase of one shard, by one agent.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
 pub struct TrainTask {
     /// What is trained.
@@ -151,12 +187,23 @@ pub struct TrainTask {
     pub data: String,
     /// Tokens per sequence.
     pub context: u32,
+    /// Sequences whose activations are in memory at once.
+    pub at_once: u32,
+    /// Whether every layer is computed again for its gradients, which takes a third more time and little memory.
+    pub recompute: bool,
+    /// How to train.
+    pub inner: InnerTask,
+    /// The delta to write.
+    pub out: String,
+}
+
+/// How an inner phase trains, whoever does it.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct InnerTask {
     /// Optimiser steps.
     pub inner_steps: u32,
     /// Sequences per step.
     pub batch: u32,
-    /// Sequences whose activations are in memory at once.
-    pub at_once: u32,
     /// Learning rate in millionths.
     pub learning_rate_millionths: u32,
     /// Steps of the first round during which the learning rate rises linearly.
@@ -171,8 +218,43 @@ pub struct TrainTask {
     pub seed: u64,
     /// Of an element of the delta: 4, 8 or 32.
     pub delta_bits: u8,
-    /// The delta to write.
-    pub out: String,
+}
+
+/// A member's part of what a group does together.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
+pub struct GroupTask {
+    /// The group's number, chosen by the daemon.
+    pub group: u64,
+    /// What is trained or judged.
+    pub model: ModelTask,
+    /// The checkpoint of the whole model.
+    pub state: String,
+    /// The file of tokens.
+    pub data: String,
+    /// Tokens per sequence.
+    pub context: u32,
+    /// First layer of this member.
+    pub start: u32,
+    /// One past its last layer.
+    pub end: u32,
+    /// Sequences per micro-batch; the last one of a step may have fewer.
+    pub sequences: u32,
+    /// Whether every layer is computed again for its gradients.
+    pub recompute: bool,
+    /// What the group does.
+    pub purpose: GroupPurpose,
+}
+
+/// What a group does.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum GroupPurpose {
+    /// One inner phase.
+    Train(InnerTask),
+    /// The evaluation of a checkpoint.
+    Judge {
+        /// Which of the held-out sequences.
+        part: Part,
+    },
 }
 
 /// A stage to load.
@@ -232,8 +314,8 @@ pub enum Reply {
     Initialised {
         /// BLAKE3 of the file.
         digest: Digest,
-        /// Held-out loss in millionths of a nat per token.
-        held_out_micronats: i64,
+        /// Held-out loss in millionths of a nat per token, where it was asked for.
+        held_out_micronats: Option<i64>,
     },
     /// The delta is on disk.
     Trained {
@@ -250,12 +332,39 @@ pub enum Reply {
         digest: Digest,
         /// Its round.
         round: u32,
-        /// Loss on the part that was asked for, in millionths of a nat per token.
+        /// Loss on the part that was asked for, in millionths of a nat per token; 0 where none was.
         held_out_micronats: i64,
         /// Tokens in that part.
         tokens: u64,
-        /// Deltas that were left out, by their places in the task, and why.
-        refused: Vec<(u32, String)>,
+        /// Deltas that were left out, by their places in the task and that of the part at fault, and why.
+        refused: Vec<(u32, u32, String)>,
+    },
+    /// The layers are loaded.
+    GroupOpened {
+        /// Micro-batches of a step; where a model is judged, of all, and there may be none.
+        micros: u32,
+    },
+    /// A micro-batch passed.
+    GroupRows {
+        /// Forward: rows for the next stage; at the last one their gradient for the stage before, and nothing where a model
+        /// is judged. Back: the gradient for the stage before. What would go before the first stage is empty.
+        rows: Vec<u8>,
+        /// After the last of a step's micro-batches: sum of the squares of this member's gradients.
+        squares: Option<f64>,
+    },
+    /// The weights changed, unless no token of the step counted.
+    GroupStepped {
+        /// The step's mean loss in millionths of a nat per token, at the last stage, if any token counted.
+        loss_micronats: Option<i64>,
+    },
+    /// The group is forgotten.
+    GroupClosed {
+        /// BLAKE3 of the result, if one was written.
+        digest: Option<Digest>,
+        /// In millionths of a nat per token: mean over the steps, or over the held-out tokens; at the last stage, 0 elsewhere.
+        loss_micronats: i64,
+        /// Tokens trained on; or judged by, at the last stage, 0 elsewhere.
+        tokens: u64,
     },
     /// The stage is loaded.
     StageOpened {
@@ -296,21 +405,31 @@ impl Task {
     pub fn check(&self) -> Result<(), String> {
         let paths: Vec<&String> = match self {
             Self::Init { model, out, evaluate, .. } => {
-                vec![&model.manifest, &model.pieces, out, &evaluate.data]
+                let own = [&model.manifest, &model.pieces, out];
+                own.into_iter().chain(evaluate.as_ref().map(|judge| &judge.data)).collect()
             }
             Self::Train(task) => {
                 vec![&task.model.manifest, &task.model.pieces, &task.state, &task.data, &task.out]
             }
             Self::Merge { model, state, deltas, out, evaluate, .. } => {
-                if deltas.len() > DELTAS_MAX {
-                    return Err(format!("{} deltas, at most {DELTAS_MAX}", deltas.len()));
+                let files: usize = deltas.iter().map(Vec::len).sum();
+                if files > DELTAS_MAX {
+                    return Err(format!("{files} files of deltas, at most {DELTAS_MAX}"));
                 }
                 let own = [&model.manifest, &model.pieces, state, out];
-                own.into_iter().chain(deltas).chain([&evaluate.data]).collect()
+                let judged = evaluate.as_ref().map(|judge| &judge.data);
+                own.into_iter().chain(deltas.iter().flatten()).chain(judged).collect()
             }
+            Self::GroupOpen(task) => {
+                vec![&task.model.manifest, &task.model.pieces, &task.state, &task.data]
+            }
+            Self::GroupClose { out, .. } => out.iter().collect(),
             Self::StageOpen(task) => vec![&task.manifest, &task.pieces],
             Self::Describe
             | Self::Bench
+            | Self::GroupForward { .. }
+            | Self::GroupBackward { .. }
+            | Self::GroupStep { .. }
             | Self::StageStep { .. }
             | Self::SessionClose { .. }
             | Self::StageClose { .. }
@@ -428,7 +547,7 @@ mod tests {
     #[test]
     fn the_encoding_is_pinned() {
         let frame = encode(&Request { id: 7, body: Task::Cancel { id: 3 } }).unwrap();
-        assert_eq!(frame, [17, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 9, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(frame, [17, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 14, 3, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -79,6 +79,11 @@ pub(crate) fn serve<W: Write>(
             | Task::Init { .. }
             | Task::Train(_)
             | Task::Merge { .. }
+            | Task::GroupOpen(_)
+            | Task::GroupForward { .. }
+            | Task::GroupBackward { .. }
+            | Task::GroupStep { .. }
+            | Task::GroupClose { .. }
             | Task::Cancel { .. } => replies.send(id, Reply::failed("no task of a stage".to_owned()))?,
         }
     }

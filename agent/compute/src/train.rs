@@ -1,27 +1,18 @@
-//! Owns the inner phase of DiLoCo: AdamW steps from a checkpoint to a delta, and the held-out evaluation.
+//! Owns the inner phase of DiLoCo: optimiser steps from a checkpoint to a delta, and the held-out evaluation; for a whole
+//! model at once, and piece by piece for the members of a group (`group`).
 //! Must never keep weights that learn between tasks: they come from the checkpoint each round. Only the optimiser's moments
 //! stay, and what is frozen.
 
 use std::path::Path;
 
-use burn::optim::{AdamW, AdamWConfig, AdamWState, Optimizer};
-use burn::tensor::{Device, Tensor};
-use skein_engine::source::TensorSource;
+use burn::tensor::Tensor;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Delta, read_weights};
+use crate::checkpoint::{Checkpoint, CheckpointError, Delta};
 use crate::data::{Batch, DataError, Dataset, Part};
-use crate::decoder::{Decoder, Weights, turned, upload};
 use crate::limits::{BATCH_MAX, BATCH_TOKENS_MAX, EVALUATE_TOKENS_AT_ONCE, INNER_STEPS_MAX};
-use crate::packing::{Bits, pack, unpack};
-use crate::trainee::{Role, TensorSpec, Trainee};
-
-const BETA_1: f32 = 0.9;
-const BETA_2: f32 = 0.95;
-const EPSILON: f32 = 1e-8;
-const WEIGHT_DECAY: f32 = 0.1;
-
-/// The gradient's norm over all tensors is cut to this.
-const GRADIENT_NORM_MAX: f32 = 1.0;
+use crate::optimiser::{Moments, Optimiser};
+use crate::packing::Bits;
+use crate::passes::{Gradients, Kept, Micro, Model, Passes, download};
 
 /// The learning rate's last value, as a share of its first.
 const FINAL_RATE: f64 = 0.2;
@@ -55,14 +46,26 @@ pub enum TrainError {
         /// Round of the task.
         wanted: u32,
     },
-    /// The loss left the numbers.
-    #[error("the loss is {loss} at step {step} of round {round}; lower the learning rate")]
+    /// The loss, or what depends on it, left the numbers.
+    #[error("the {what} is {value} at step {step} of round {round}; lower the learning rate")]
     Diverged {
-        /// What the loss became.
-        loss: f32,
+        /// What left them.
+        what: &'static str,
+        /// What it became.
+        value: f64,
         /// Inner step, from 0.
         step: u32,
         /// Outer round.
+        round: u32,
+    },
+    /// What a checkpoint gives left the numbers.
+    #[error("the {what} is {value} by the checkpoint of round {round}")]
+    Worthless {
+        /// What left them.
+        what: &'static str,
+        /// What it became.
+        value: f32,
+        /// Round of the checkpoint.
         round: u32,
     },
     /// The task was cancelled between steps.
@@ -95,6 +98,8 @@ pub struct Inner {
     pub context: u32,
     /// Sequences whose activations are in memory at once; their gradients add up to the step's.
     pub at_once: u32,
+    /// Whether every layer is computed again for its gradients, so that only its input is kept until then.
+    pub recompute: bool,
     /// Learning rate after the warm-up.
     pub learning_rate: f32,
     /// Steps of the first round during which the learning rate rises linearly.
@@ -114,91 +119,8 @@ pub struct InnerResult {
     pub tokens: u64,
 }
 
-/// A model to be trained, and where it is.
-pub struct Model {
-    /// What learns.
-    pub trainee: Trainee,
-    /// What does not, on the device.
-    frozen: Weights,
-    device: Device,
-}
-
-impl Model {
-    /// Puts what is frozen on the device.
-    ///
-    /// # Errors
-    /// [`TrainError`] when it cannot be read.
-    pub fn load(trainee: Trainee, source: &dyn TensorSource, device: &Device) -> Result<Self, TrainError> {
-        let device = device.clone().without_autodiff();
-        let mut frozen = Weights::new();
-        for tensor in trainee.frozen() {
-            let values = read_weights(source, &tensor.name)?;
-            let role = Role::of(&tensor.name, tensor.rows);
-            let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
-            frozen.insert(tensor.name, upload(role, rows, columns, values, &device));
-        }
-        Ok(Self { trainee, frozen, device })
-    }
-
-    pub(crate) fn upload(&self, weights: &[Vec<f32>]) -> Vec<Tensor<2>> {
-        let specs = self.trainee.tensors();
-        debug_assert_eq!(specs.len(), weights.len(), "checked when the file was read");
-        let upload = |(spec, values): (&TensorSpec, &Vec<f32>)| {
-            upload(spec.role, spec.rows, spec.columns, values.clone(), &self.device)
-        };
-        specs.iter().zip(weights).map(upload).collect()
-    }
-
-    /// The decoder of these tensors, given in canonical order, with what is frozen.
-    pub(crate) fn decoder(&self, learning: &[Tensor<2>], tracked: bool) -> Result<Decoder<'_>, TrainError> {
-        let frozen = self.frozen.iter().map(|(name, tensor)| {
-            let tensor = if tracked { tensor.clone().autodiff() } else { tensor.clone() };
-            (name.clone(), tensor)
-        });
-        let names = self.trainee.tensors().iter().map(|spec| spec.name.clone());
-        let weights: Weights = frozen.chain(names.zip(learning.iter().cloned())).collect();
-        let incomplete = || TrainError::Device("the model does not hold every tensor".to_owned());
-        Decoder::new(&self.trainee, &weights).ok_or_else(incomplete)
-    }
-}
-
-/// What stays with a worker from one round of a job to the next: AdamW's moments, and what rounding kept back of the
-/// deltas so far, which the next one makes good (error feedback). The default has no past.
-#[derive(Default)]
-pub struct Moments {
-    specs: Vec<TensorSpec>,
-    states: Vec<Option<AdamWState<2>>>,
-    kept_back: Vec<Vec<f32>>,
-}
-
-impl Moments {
-    /// Starts afresh unless these are moments of such tensors.
-    fn fit(&mut self, specs: &[TensorSpec]) {
-        if self.specs != specs {
-            let states = specs.iter().map(|_| None).collect();
-            let kept_back = specs.iter().map(|spec| vec![0.0; spec.elements()]).collect();
-            *self = Self { specs: specs.to_vec(), states, kept_back };
-        }
-    }
-
-    /// Rounds a delta to what so many bits tell, and keeps the rest for the next.
-    fn round(&mut self, values: &mut [Vec<f32>], bits: Bits) -> Result<(), TrainError> {
-        for (values, kept_back) in values.iter_mut().zip(&mut self.kept_back) {
-            let wanted: Vec<f32> =
-                values.iter().zip(kept_back.iter()).map(|(value, kept)| value + kept).collect();
-            let packed = pack(&wanted, bits);
-            *values = unpack(&packed.codes, &packed.scales, bits, wanted.len())
-                .ok_or_else(|| TrainError::Device("the delta leaves the range of f32".to_owned()))?;
-            for ((kept, wanted), sent) in kept_back.iter_mut().zip(wanted).zip(values.iter()) {
-                *kept = wanted - sent;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Runs one inner phase from the checkpoint file `state` on the data file `data`. `after_step(steps, loss)` is called
-/// after each step and returns false to cancel. `moments` of other tensors are replaced.
+/// after each step, with NaN where no token counted, and returns false to cancel. `moments` of other tensors are replaced.
 ///
 /// # Errors
 /// [`TrainError`]; after an error the moments are those of the steps that were finished.
@@ -210,90 +132,309 @@ pub fn inner_phase(
     moments: &mut Moments,
     mut after_step: impl FnMut(u32, f32) -> bool,
 ) -> Result<InnerResult, TrainError> {
-    let specs = model.trainee.tensors();
-    check(inner)?;
-    let checkpoint = Checkpoint::read(state, specs)?;
-    if checkpoint.round != inner.round {
-        return Err(TrainError::Round { found: checkpoint.round, wanted: inner.round });
-    }
-    let dataset = Dataset::read(data, model.trainee.config().vocabulary)?;
-    let windows = dataset.windows(inner.context as usize)?;
-    moments.fit(specs);
-    let mut weights = model.upload(&checkpoint.weights);
-    let optimiser = Optimiser::new(specs);
-    let (mut losses, mut judged) = (0.0, 0u32);
-    for step in 0..inner.steps {
-        let first = inner.first.saturating_add(u64::from(step) * u64::from(inner.batch));
-        let batch = windows.batch(inner.seed, first, inner.batch as usize);
-        let rate = inner.rate(step);
-        let loss = optimiser.step(model, &mut weights, &mut moments.states, &batch, inner.at_once, rate)?;
-        let Some(loss) = loss else {
-            if !after_step(step + 1, f32::NAN) {
-                return Err(TrainError::Cancelled { steps: step + 1 });
+    let mut phase = Phase::begin(model, state, data, inner, moments)?;
+    while let Some(mut step) = phase.next_step()? {
+        for number in 0..step.parts.len() {
+            if step.counts(number) {
+                phase.learn(model, &mut step, number, None)?;
             }
-            continue;
-        };
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged { loss, step, round: inner.round });
         }
-        losses += f64::from(loss);
-        judged += 1;
-        if !after_step(step + 1, loss) {
-            return Err(TrainError::Cancelled { steps: step + 1 });
+        let squares = step.gradients.squares()?;
+        let loss = phase.update(step, squares, moments)?;
+        if !after_step(phase.steps, loss.unwrap_or(f32::NAN)) {
+            return Err(TrainError::Cancelled { steps: phase.steps });
         }
     }
-    let mut values = checkpoint.weights;
-    for ((before, after), spec) in values.iter_mut().zip(weights).zip(specs) {
-        let after = download(after, spec)?;
-        before.iter_mut().zip(after).for_each(|(before, after)| *before -= after);
-    }
-    if !values.iter().flatten().all(|value| value.is_finite()) {
-        return Err(TrainError::Diverged { loss: f32::NAN, step: inner.steps, round: inner.round });
-    }
-    let tokens = u64::from(inner.steps) * u64::from(inner.batch) * u64::from(inner.context);
-    moments.round(&mut values, inner.bits)?;
-    let delta = Delta { round: inner.round, bits: inner.bits, values };
-    Ok(InnerResult { delta, loss: losses / f64::from(judged.max(1)), tokens })
+    phase.finish(model, moments)
 }
 
-/// Mean loss in nats per token over a part of what is held out, and the number of tokens it was measured on; 0 of both
-/// where the part is empty.
+/// Mean loss in nats per token of the checkpoint file `state` over a part of what is held out, and the number of tokens it
+/// was measured on; 0 of both where the part is empty.
 ///
 /// # Errors
 /// [`TrainError`] for unusable files or a failing device.
 pub fn evaluate(
     model: &Model,
-    checkpoint: &Checkpoint,
+    state: &Path,
     data: &Path,
     context: u32,
     part: Part,
 ) -> Result<(f64, u64), TrainError> {
-    let dataset = Dataset::read(data, model.trainee.config().vocabulary)?;
-    let weights = model.upload(&checkpoint.weights);
-    let decoder = model.decoder(&weights, false)?;
-    let (mut sum, mut tokens) = (0.0, 0);
     let sequences = EVALUATE_TOKENS_AT_ONCE / context.max(1) as usize;
-    for batch in dataset.held_out(context as usize, sequences, part)? {
-        sum += f64::from(scalar(decoder.loss(&batch, &model.device))?);
-        tokens += batch.counted().1.len() as u64;
+    let mut judging = Judging::begin(model, state, data, context, sequences, part)?;
+    for batch in &judging.batches {
+        let loss = judging.passes.loss(Micro { model, weights: &judging.weights, batch }, None)?;
+        judging.sum.add(finite("loss", loss, judging.round)?, batch);
     }
-    Ok((sum / (tokens as f64).max(1.0), tokens))
+    Ok(judging.sum.mean())
+}
+
+/// An inner phase under way, of a whole model or of some of its layers.
+pub(crate) struct Phase {
+    pub(crate) inner: Inner,
+    /// Steps finished.
+    pub(crate) steps: u32,
+    before: Vec<Vec<f32>>,
+    weights: Vec<Tensor<2>>,
+    dataset: Dataset,
+    passes: Passes,
+    optimiser: Optimiser,
+    losses: f64,
+    judged: u32,
+}
+
+/// A step under way: its micro-batches, and the gradients of those that are done.
+pub(crate) struct Step {
+    /// The batch, in parts that are in memory one at a time.
+    pub(crate) parts: Vec<Batch>,
+    /// Tokens of the whole batch that count.
+    pub(crate) counted: usize,
+    pub(crate) gradients: Gradients,
+    /// The mean's part so far, where the model's last layer is.
+    loss: Option<f32>,
+}
+
+impl Step {
+    /// Whether any token of a part counts. Nothing is learnt from the others.
+    pub(crate) fn counts(&self, part: usize) -> bool {
+        self.parts.get(part).is_some_and(Batch::counts_any)
+    }
+}
+
+impl Phase {
+    /// Reads what the model's layers need of the checkpoint, and the data.
+    ///
+    /// # Errors
+    /// [`TrainError`] for unusable files and settings.
+    pub(crate) fn begin(
+        model: &Model,
+        state: &Path,
+        data: &Path,
+        inner: &Inner,
+        moments: &mut Moments,
+    ) -> Result<Self, TrainError> {
+        let specs = model.trainee.tensors();
+        check(inner)?;
+        let (round, before) = Checkpoint::read_weights(state, &model.trainee)?;
+        if round != inner.round {
+            return Err(TrainError::Round { found: round, wanted: inner.round });
+        }
+        let dataset = Dataset::read(data, model.trainee.config().vocabulary)?;
+        dataset.windows(inner.context as usize)?;
+        moments.fit(specs);
+        let weights = model.upload(&before);
+        let passes = Passes::new(model, inner.context as usize, inner.recompute);
+        let optimiser = Optimiser::new(specs);
+        let (steps, losses, judged) = (0, 0.0, 0);
+        Ok(Self { inner: *inner, steps, before, weights, dataset, passes, optimiser, losses, judged })
+    }
+
+    /// The step that comes next, unless it was the last.
+    ///
+    /// # Errors
+    /// [`TrainError::Data`], which [`Self::begin`] would have given.
+    pub(crate) fn next_step(&self) -> Result<Option<Step>, TrainError> {
+        let inner = &self.inner;
+        if self.steps == inner.steps {
+            return Ok(None);
+        }
+        let first = inner.first.saturating_add(u64::from(self.steps) * u64::from(inner.batch));
+        let windows = self.dataset.windows(inner.context as usize)?;
+        let batch = windows.batch(inner.seed, first, inner.batch as usize);
+        let counted = batch.counted().1.len();
+        let parts = batch.parts(inner.at_once as usize).collect();
+        Ok(Some(Step { parts, counted, gradients: Gradients::default(), loss: None }))
+    }
+
+    /// Forward through layers that are not the model's last: their output rows, and what [`Self::backward`] needs.
+    pub(crate) fn forward(
+        &self,
+        model: &Model,
+        step: &Step,
+        part: usize,
+        rows: Option<Tensor<2>>,
+    ) -> Result<(Tensor<2>, Kept), TrainError> {
+        self.passes.forward(self.micro(model, &step.parts[part]), rows)
+    }
+
+    /// Backward through them, given the gradient of those rows: that of their input rows.
+    pub(crate) fn backward(
+        &self,
+        model: &Model,
+        step: &mut Step,
+        part: usize,
+        kept: Kept,
+        upstream: Tensor<2>,
+    ) -> Result<Option<Tensor<2>>, TrainError> {
+        let Step { parts, gradients, .. } = step;
+        self.passes.backward(self.micro(model, &parts[part]), kept, upstream, gradients)
+    }
+
+    /// Forward and backward through the model's last layers, for a part in which a token counts: the gradient of their input
+    /// rows.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`] for a loss that is not finite, [`TrainError::Device`].
+    pub(crate) fn learn(
+        &self,
+        model: &Model,
+        step: &mut Step,
+        part: usize,
+        rows: Option<Tensor<2>>,
+    ) -> Result<Option<Tensor<2>>, TrainError> {
+        let Step { parts, counted, gradients, loss } = step;
+        let (more, upstream) =
+            self.passes.learn(self.micro(model, &parts[part]), rows, *counted, gradients)?;
+        let sum = loss.unwrap_or(0.0) + more;
+        self.finite("loss", f64::from(sum))?;
+        *loss = Some(sum);
+        Ok(upstream)
+    }
+
+    /// Ends a step, whose gradients over the whole model have this sum of squares. Returns its mean loss where the model's
+    /// last layer is. Where no token of the step counts, nothing is learnt.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`] for a sum that is not finite, [`TrainError::Device`].
+    pub(crate) fn update(
+        &mut self,
+        step: Step,
+        squares: f64,
+        moments: &mut Moments,
+    ) -> Result<Option<f32>, TrainError> {
+        let norm = squares.sqrt();
+        self.finite("gradient's norm", norm)?;
+        if step.counted > 0 {
+            let gradients = step.gradients.whole(self.weights.len())?;
+            let rate = self.inner.rate(self.steps);
+            self.optimiser.step(&mut self.weights, moments, gradients, norm as f32, rate);
+        }
+        self.steps += 1;
+        if let Some(loss) = step.loss {
+            self.losses += f64::from(loss);
+            self.judged += 1;
+        }
+        Ok(step.loss)
+    }
+
+    /// The change of the weights over the steps so far, rounded, and their mean loss, 0 where nothing was judged.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`] for weights that are not finite, [`TrainError::Device`].
+    pub(crate) fn finish(self, model: &Model, moments: &mut Moments) -> Result<InnerResult, TrainError> {
+        let Self { inner, steps, before: mut values, weights, losses, judged, .. } = self;
+        for ((before, after), spec) in values.iter_mut().zip(weights).zip(model.trainee.tensors()) {
+            let after = download(after, spec)?;
+            before.iter_mut().zip(after).for_each(|(before, after)| *before -= after);
+        }
+        if let Some(value) = values.iter().flatten().find(|value| !value.is_finite()) {
+            let (what, value) = ("change of a weight", f64::from(*value));
+            return Err(TrainError::Diverged { what, value, step: steps, round: inner.round });
+        }
+        let tokens = u64::from(steps) * u64::from(inner.batch) * u64::from(inner.context);
+        moments.round(&mut values, inner.bits)?;
+        let delta = Delta { round: inner.round, bits: inner.bits, values };
+        Ok(InnerResult { delta, loss: losses / f64::from(judged.max(1)), tokens })
+    }
+
+    fn micro<'a>(&'a self, model: &'a Model, batch: &'a Batch) -> Micro<'a> {
+        Micro { model, weights: &self.weights, batch }
+    }
+
+    /// Passes a number of the step under way on if it is one.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`].
+    pub(crate) fn finite(&self, what: &'static str, value: f64) -> Result<(), TrainError> {
+        if value.is_finite() {
+            return Ok(());
+        }
+        Err(TrainError::Diverged { what, value, step: self.steps, round: self.inner.round })
+    }
+}
+
+/// An evaluation under way, by a whole model or by some of its layers.
+pub(crate) struct Judging {
+    pub(crate) round: u32,
+    pub(crate) batches: Vec<Batch>,
+    pub(crate) weights: Vec<Tensor<2>>,
+    pub(crate) passes: Passes,
+    pub(crate) sum: LossSum,
+}
+
+impl Judging {
+    /// Reads what the model's layers need of the checkpoint, and a part of what is held out in batches of so many
+    /// `sequences`.
+    ///
+    /// # Errors
+    /// [`TrainError`] for unusable files.
+    pub(crate) fn begin(
+        model: &Model,
+        state: &Path,
+        data: &Path,
+        context: u32,
+        sequences: usize,
+        part: Part,
+    ) -> Result<Self, TrainError> {
+        let batches = Dataset::read(data, model.trainee.config().vocabulary)?.held_out(
+            context as usize,
+            sequences,
+            part,
+        )?;
+        let (round, weights) = Checkpoint::read_weights(state, &model.trainee)?;
+        let weights = model.upload(&weights);
+        let passes = Passes::new(model, context as usize, false);
+        Ok(Self { round, batches, weights, passes, sum: LossSum::default() })
+    }
+}
+
+/// Passes on what a checkpoint of this round gives, if it is a number.
+///
+/// # Errors
+/// [`TrainError::Worthless`].
+pub(crate) fn finite(what: &'static str, value: f32, round: u32) -> Result<f32, TrainError> {
+    if value.is_finite() { Ok(value) } else { Err(TrainError::Worthless { what, value, round }) }
+}
+
+/// Losses of tokens, on their way to a mean.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct LossSum {
+    nats: f64,
+    tokens: u64,
+}
+
+impl LossSum {
+    /// Adds the sum of the losses of a batch's tokens that count.
+    pub(crate) fn add(&mut self, nats: f32, batch: &Batch) {
+        self.nats += f64::from(nats);
+        self.tokens += batch.counted().1.len() as u64;
+    }
+
+    /// The mean, and over how many tokens it is; 0 of both for none.
+    pub(crate) fn mean(&self) -> (f64, u64) {
+        (self.nats / (self.tokens as f64).max(1.0), self.tokens)
+    }
 }
 
 fn check(inner: &Inner) -> Result<(), TrainError> {
-    let bounded = |what, value: u64, least: u64, most: u64| {
-        if (least..=most).contains(&value) {
-            Ok(())
-        } else {
-            Err(TrainError::Setting { what, value, least, most })
-        }
-    };
     let tokens = u64::from(inner.batch) * u64::from(inner.context);
     bounded("inner steps", inner.steps.into(), 1, INNER_STEPS_MAX.into())?;
     bounded("batch", inner.batch.into(), 1, BATCH_MAX.into())?;
     bounded("tokens in a batch", tokens, 1, BATCH_TOKENS_MAX)?;
     bounded("sequences at once", inner.at_once.into(), 1, BATCH_MAX.into())?;
     bounded("round", inner.round.into(), 0, u64::from(inner.rounds).saturating_sub(1))
+}
+
+/// Passes a setting on that is within its bounds.
+///
+/// # Errors
+/// [`TrainError::Setting`].
+pub(crate) fn bounded(what: &'static str, value: u64, least: u64, most: u64) -> Result<(), TrainError> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(TrainError::Setting { what, value, least, most })
+    }
 }
 
 impl Inner {
@@ -305,148 +446,5 @@ impl Inner {
         let ramp =
             if self.round == 0 { f64::from(step + 1) / f64::from(self.warmup_steps.max(1)) } else { 1.0 };
         f64::from(self.learning_rate) * fall * ramp.min(1.0)
-    }
-}
-
-/// AdamW for matrices, and the same without decay for gains and tables.
-struct Optimiser {
-    decaying: AdamW,
-    plain: AdamW,
-    decays: Vec<bool>,
-}
-
-impl Optimiser {
-    fn new(specs: &[TensorSpec]) -> Self {
-        let config = |decay| {
-            let config = AdamWConfig::new().with_beta_1(BETA_1).with_beta_2(BETA_2).with_epsilon(EPSILON);
-            config.with_weight_decay(decay).build()
-        };
-        let decays = |role| match role {
-            Role::Vector | Role::Table => false,
-            Role::Matrix => true,
-        };
-        let decays = specs.iter().map(|spec| decays(spec.role)).collect();
-        Self { decaying: config(WEIGHT_DECAY), plain: config(0.0), decays }
-    }
-
-    /// One step in place; returns the mean loss before it, or nothing if no token of the batch counts. A loss that is not
-    /// finite changes nothing.
-    fn step(
-        &self,
-        model: &Model,
-        weights: &mut [Tensor<2>],
-        states: &mut [Option<AdamWState<2>>],
-        batch: &Batch,
-        at_once: u32,
-        rate: f64,
-    ) -> Result<Option<f32>, TrainError> {
-        let parts: Vec<Batch> = batch.parts(at_once as usize).collect();
-        let counted: usize = parts.iter().map(|part| part.counted().1.len()).sum();
-        let mut total = 0.0;
-        let mut sum: Option<Vec<Tensor<2>>> = None;
-        for part in parts.iter().filter(|part| !part.counted().1.is_empty()) {
-            let (loss, gradients) = gradients(model, weights, part, counted)?;
-            total += loss;
-            sum = Some(match sum {
-                None => gradients,
-                Some(sum) => sum.into_iter().zip(gradients).map(|(sum, more)| sum + more).collect(),
-            });
-        }
-        let Some(gradients) = sum else { return Ok(None) };
-        if !total.is_finite() {
-            return Ok(Some(total));
-        }
-        let squares = gradients.iter().map(|gradient| gradient.clone().square().sum()).collect();
-        let norm = scalar(Tensor::cat(squares, 0).sum().sqrt())?;
-        let scale = if norm > GRADIENT_NORM_MAX { GRADIENT_NORM_MAX / norm } else { 1.0 };
-        for (number, gradient) in gradients.into_iter().enumerate() {
-            let optimiser = if self.decays[number] { &self.decaying } else { &self.plain };
-            let gradient = if scale == 1.0 { gradient } else { gradient.mul_scalar(scale) };
-            let (weight, state) =
-                optimiser.step(rate, weights[number].clone(), gradient, states[number].take());
-            weights[number] = weight;
-            states[number] = state;
-        }
-        Ok(Some(total))
-    }
-}
-
-/// The loss of a part of a batch of which `counted` tokens count, as its share of the batch's mean, and its gradients by
-/// the tensors that learn.
-pub(crate) fn gradients(
-    model: &Model,
-    weights: &[Tensor<2>],
-    part: &Batch,
-    counted: usize,
-) -> Result<(f32, Vec<Tensor<2>>), TrainError> {
-    let tracked: Vec<Tensor<2>> =
-        weights.iter().map(|tensor| tensor.clone().autodiff().require_grad()).collect();
-    let decoder = model.decoder(&tracked, true)?;
-    let loss = decoder.loss(part, &model.device.clone().autodiff()).div_scalar(counted as f32);
-    drop(decoder);
-    let mut gradients = loss.backward();
-    let loss = scalar(loss.inner())?;
-    let mut found = Vec::with_capacity(tracked.len());
-    for tensor in &tracked {
-        let gradient = tensor.grad_remove(&mut gradients);
-        found.push(gradient.ok_or_else(|| TrainError::Device("a tensor got no gradient".to_owned()))?);
-    }
-    Ok((loss, found))
-}
-
-/// Reads one number back from the device.
-fn scalar(tensor: Tensor<1>) -> Result<f32, TrainError> {
-    let values = read(tensor)?;
-    values.first().copied().ok_or_else(|| TrainError::Device("an empty tensor came back".to_owned()))
-}
-
-/// Reads a tensor back from the device, as files have it.
-pub(crate) fn download(tensor: Tensor<2>, spec: &TensorSpec) -> Result<Vec<f32>, TrainError> {
-    let values = read(tensor)?;
-    Ok(match spec.role {
-        Role::Matrix => turned(&values, spec.columns, spec.rows),
-        Role::Vector | Role::Table => values,
-    })
-}
-
-fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TrainError> {
-    crate::device::read(tensor).map_err(TrainError::Device)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::trainee::Method;
-    use crate::trainee::tests::config;
-
-    #[test]
-    fn what_rounding_keeps_back_comes_with_the_next_delta() {
-        let trainee = Trainee::new(config(), false, Method::Full).unwrap();
-        let specs = trainee.tensors();
-        let mut moments = Moments::default();
-        moments.fit(specs);
-        let meant: Vec<Vec<f32>> = specs
-            .iter()
-            .map(|spec| (0..spec.elements()).map(|at| 1e-3 * (at as f32 * 0.7).sin()).collect())
-            .collect();
-        let mut sum = vec![0.0; meant.iter().map(Vec::len).sum()];
-        let off = |sum: &[f32], times: f32| -> f32 {
-            let differences =
-                meant.iter().flatten().zip(sum).map(|(meant, sum)| (meant - sum / times).powi(2));
-            differences.sum::<f32>().sqrt()
-        };
-        let mut first = 0.0;
-        for time in 1..=10_u8 {
-            let mut values = meant.clone();
-            moments.round(&mut values, Bits::Four).unwrap();
-            for (sum, sent) in sum.iter_mut().zip(values.iter().flatten()) {
-                *sum += sent;
-            }
-            if time == 1 {
-                first = off(&sum, 1.0);
-            }
-        }
-        let last = off(&sum, 10.0);
-        assert!(first > 0.0 && last < first / 5.0, "off by {first} once and by {last} on average over ten");
     }
 }

@@ -5,9 +5,11 @@
 //! parts are named after the matrix that they change, as llama.cpp names them: `NAME.lora_a` is `[rank, inputs]` and
 //! `NAME.lora_b` is `[outputs, rank]`.
 
+use std::ops::Range;
+
 use borsh::{BorshDeserialize, BorshSerialize};
 use skein_engine::config::ModelConfig;
-use skein_engine::tensors::{EMBEDDING, Expected, HEAD, expected, layer_of};
+use skein_engine::tensors::{EMBEDDING, Expected, HEAD, expected, is_needed, layer_of};
 
 use crate::limits::{LORA_RANK_MAX, TRAINED_PARAMETERS_MAX};
 
@@ -52,6 +54,26 @@ pub enum TraineeError {
     Alpha {
         /// As it was given.
         alpha: f32,
+    },
+    /// There are no such layers.
+    #[error("layers {start} to {end} of a model that has {layers}")]
+    Layers {
+        /// First layer.
+        start: u32,
+        /// One past the last layer.
+        end: u32,
+        /// Layers there are.
+        layers: u32,
+    },
+    /// The head is the embedding once more, learns, and would be split from it.
+    #[error(
+        "layers {start} to {end} alone cannot be trained: the head is the embedding once more, and both would learn apart\nhint: train an adapter instead (method = \"lora\"), or every layer on one agent"
+    )]
+    Tied {
+        /// First layer.
+        start: u32,
+        /// One past the last layer.
+        end: u32,
     },
 }
 
@@ -99,12 +121,13 @@ impl TensorSpec {
     }
 }
 
-/// A model to be trained. Sound by construction.
+/// A model to be trained, or some of its layers. Sound by construction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trainee {
     config: ModelConfig,
     tied: bool,
     method: Method,
+    layers: Range<u32>,
     tensors: Vec<TensorSpec>,
 }
 
@@ -140,7 +163,49 @@ impl Trainee {
             columns: tensor.columns as usize,
             name: tensor.name,
         };
-        Ok(Self { config, tied, method, tensors: tensors.into_iter().map(spec).collect() })
+        let layers = 0..config.layers;
+        Ok(Self { config, tied, method, layers, tensors: tensors.into_iter().map(spec).collect() })
+    }
+
+    /// Some layers alone: the embedding goes with the first, the last norm and the head with the last.
+    ///
+    /// # Errors
+    /// [`TraineeError::Layers`] for layers that this does not have, [`TraineeError::Tied`] where embedding and head are
+    /// one tensor that learns and are not both there.
+    pub fn stage(&self, layers: Range<u32>) -> Result<Self, TraineeError> {
+        let Range { start, end } = layers;
+        if start >= end || start < self.layers.start || end > self.layers.end {
+            return Err(TraineeError::Layers { start, end, layers: self.config.layers });
+        }
+        if self.tied && self.method == Method::Full && end - start < self.config.layers {
+            return Err(TraineeError::Tied { start, end });
+        }
+        let tensors = self.tensors.iter().filter(|spec| self.needs(&spec.name, &layers)).cloned().collect();
+        Ok(Self { config: self.config.clone(), layers, tensors, ..*self })
+    }
+
+    /// The layers, of those of the model.
+    #[must_use]
+    pub fn layers(&self) -> Range<u32> {
+        self.layers.clone()
+    }
+
+    /// Whether the model's first layer is here, and with it the embedding.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.layers.start == 0
+    }
+
+    /// Whether the model's last layer is here, and with it the head.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        self.layers.end == self.config.layers
+    }
+
+    /// Whether these layers of the model compute with a tensor, be it an adapter's.
+    #[must_use]
+    pub(crate) fn needs(&self, name: &str, layers: &Range<u32>) -> bool {
+        is_needed(name, layers, &self.config, self.tied)
     }
 
     /// Hyperparameters.
@@ -161,13 +226,13 @@ impl Trainee {
         self.method
     }
 
-    /// Every tensor that learns, in canonical order.
+    /// Every tensor that learns here, in canonical order.
     #[must_use]
     pub fn tensors(&self) -> &[TensorSpec] {
         &self.tensors
     }
 
-    /// The model's own tensors that do not learn.
+    /// The model's own tensors that these layers need and that do not learn.
     #[must_use]
     pub(crate) fn frozen(&self) -> Vec<Expected> {
         match self.method {
@@ -175,6 +240,7 @@ impl Trainee {
             Method::Lora { .. } => expected(&self.config)
                 .into_iter()
                 .filter(|tensor| tensor.name != HEAD || !self.tied)
+                .filter(|tensor| self.needs(&tensor.name, &self.layers))
                 .collect(),
         }
     }
@@ -250,6 +316,40 @@ pub(crate) mod tests {
         assert!(full.frozen().is_empty());
         let counted: usize = full.tensors().iter().map(TensorSpec::elements).sum();
         assert_eq!(full.parameters(), counted as u64);
+    }
+
+    #[test]
+    fn stages_share_out_the_tensors_in_their_order() {
+        let lora = Method::Lora { rank: 3, alpha: 6.0 };
+        let names = |trainee: &Trainee| -> Vec<String> {
+            let learning = trainee.tensors().iter().map(|spec| spec.name.clone());
+            learning.chain(trainee.frozen().into_iter().map(|tensor| tensor.name)).collect()
+        };
+        for (tied, method) in [(false, Method::Full), (false, lora), (true, lora)] {
+            let whole = Trainee::new(config(), tied, method).unwrap();
+            let stages = [whole.stage(0..1).unwrap(), whole.stage(1..2).unwrap()];
+            let learning: Vec<TensorSpec> =
+                stages.iter().flat_map(|stage| stage.tensors().iter().cloned()).collect();
+            assert_eq!(learning, whole.tensors(), "each once");
+            let [first, last] = &stages;
+            assert!(
+                (first.is_first(), first.is_last(), last.is_first(), last.is_last())
+                    == (true, false, false, true)
+            );
+            assert!(names(first).iter().any(|name| name == EMBEDDING));
+            assert_eq!(names(last).iter().any(|name| name == EMBEDDING), tied, "as its head");
+            assert!(names(first).iter().all(|name| name != HEAD && name != "output_norm.weight"));
+            assert!(names(last).iter().any(|name| name == "output_norm.weight"));
+            assert_eq!(names(last).iter().any(|name| name == HEAD), !tied);
+            assert_eq!(whole.stage(0..2).unwrap(), whole);
+        }
+        let whole = Trainee::new(config(), true, Method::Full).unwrap();
+        assert!(whole.stage(0..1).unwrap_err().to_string().contains("hint: train an adapter"));
+        assert_eq!(whole.stage(0..2).unwrap(), whole);
+        for (start, end) in [(1, 1), (0, 3), (2, 1)] {
+            let error = TraineeError::Layers { start, end, layers: 2 };
+            assert_eq!(whole.stage(start..end).unwrap_err(), error);
+        }
     }
 
     #[test]

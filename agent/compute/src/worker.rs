@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,14 +22,18 @@ use skein_engine::manifest::{Manifest, PieceSource};
 use crate::bench::bench;
 use crate::checkpoint::Checkpoint;
 use crate::device::{DeviceChoice, DeviceError};
+use crate::group::{Group, GroupError, Purpose};
 use crate::limits::{CANCELS_MAX, TASKS_QUEUED_MAX};
-use crate::outer::{Merged, OuterRate, merge};
+use crate::optimiser::Moments;
+use crate::outer::{OuterRate, merge};
 use crate::packing::Bits;
+use crate::passes::Model;
 use crate::protocol::{
-    FrameError, Judge, ModelTask, Reply, Request, Response, Task, TrainTask, read_frame, write_frame,
+    FrameError, GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, Reply, Request, Response, Task,
+    TrainTask, read_frame, write_frame,
 };
 use crate::stages;
-use crate::train::{Inner, Model, Moments, TrainError, evaluate, inner_phase};
+use crate::train::{Inner, TrainError, evaluate, inner_phase};
 use crate::trainee::Trainee;
 
 /// Said once per process on a GPU, where the first pass through a model compiles and times kernels.
@@ -220,13 +225,17 @@ struct Worker<W> {
 /// What stays from one task of a job to the next.
 struct Job {
     task: ModelTask,
-    model: Model,
     source: PieceSource,
+    /// The whole model, of which nothing is loaded.
+    trainee: Trainee,
+    model: Option<Model>,
     moments: Moments,
+    /// What is done with others with the layers of `model`.
+    group: Option<Group>,
 }
 
 impl Job {
-    fn open(task: &ModelTask, device: &Device) -> Result<Self, Stop> {
+    fn open(task: &ModelTask) -> Result<Self, Stop> {
         let bytes = std::fs::read(&task.manifest)
             .map_err(|error| Stop::Failed(format!("cannot read the manifest {}: {error}", task.manifest)))?;
         let pieces = PathBuf::from(&task.pieces);
@@ -235,8 +244,26 @@ impl Job {
         let source = PieceSource::new(Manifest::decode(&bytes)?, path);
         let manifest = source.manifest();
         let trainee = Trainee::new(manifest.config.clone(), manifest.tied(), task.method)?;
-        let model = Model::load(trainee, &source, device)?;
-        Ok(Self { task: task.clone(), model, source, moments: Moments::default() })
+        let moments = Moments::default();
+        Ok(Self { task: task.clone(), source, trainee, model: None, moments, group: None })
+    }
+
+    /// Puts these layers on the device, unless they are there. Others make room for them, and with them goes a group; the
+    /// moments stay, because a model is also loaded to judge it.
+    fn load(&mut self, layers: Range<u32>, device: &Device) -> Result<(&Model, &mut Moments), Stop> {
+        let known = self.model.take().filter(|model| model.trainee.layers() == layers);
+        let model = match known {
+            Some(model) => model,
+            None => {
+                self.group = None;
+                Model::load(self.trainee.stage(layers)?, &self.source, device)?
+            }
+        };
+        Ok((self.model.insert(model), &mut self.moments))
+    }
+
+    fn load_whole(&mut self, device: &Device) -> Result<(&Model, &mut Moments), Stop> {
+        self.load(self.trainee.layers(), device)
     }
 }
 
@@ -284,11 +311,13 @@ impl<W: Write> Worker<W> {
             Task::Bench => bench(&self.device).map(Reply::Benched).map_err(Stop::Failed),
             Task::Init { model, seed, out, evaluate } => {
                 let job = self.job(&model)?;
-                let checkpoint = Checkpoint::initial(&job.model.trainee, &job.source, seed)?;
+                let checkpoint = Checkpoint::initial(&job.trainee, &job.source, seed)?;
+                let written = checkpoint.prepare(Path::new(&out), job.trainee.tensors())?;
+                drop(checkpoint);
                 // Before the file appears, so that a failure has written nothing.
-                let (held_out_micronats, _) = self.evaluate(id, &model, &checkpoint, &evaluate)?;
-                let digest = checkpoint.write(Path::new(&out), self.job(&model)?.model.trainee.tensors())?;
-                Ok(Reply::Initialised { digest, held_out_micronats })
+                let judged = self.judge(id, &model, written.place(), evaluate.as_ref())?;
+                let held_out_micronats = judged.map(|(loss, _)| loss);
+                Ok(Reply::Initialised { digest: written.publish()?, held_out_micronats })
             }
             Task::Train(task) => self.train(id, &task),
             Task::Merge {
@@ -304,14 +333,32 @@ impl<W: Write> Worker<W> {
                     rate: millionths(outer_rate_millionths),
                     momentum: millionths(momentum_millionths),
                 };
-                let deltas: Vec<PathBuf> = deltas.into_iter().map(PathBuf::from).collect();
-                let specs = self.job(&model)?.model.trainee.tensors();
-                let Merged { next, refused } = merge(specs, Path::new(&state), &deltas, rate)?;
-                let (held_out_micronats, tokens) = self.evaluate(id, &model, &next, &evaluate)?;
-                let digest = next.write(Path::new(&out), self.job(&model)?.model.trainee.tensors())?;
-                let refused = refused.into_iter().map(|(place, why)| (place as u32, why)).collect();
-                Ok(Reply::Merged { digest, round: next.round, held_out_micronats, tokens, refused })
+                let deltas: Vec<Vec<PathBuf>> =
+                    deltas.into_iter().map(|parts| parts.into_iter().map(PathBuf::from).collect()).collect();
+                let specs = self.job(&model)?.trainee.tensors();
+                let merged = merge(specs, Path::new(&state), &deltas, rate, Path::new(&out))?;
+                let judged = self.judge(id, &model, merged.place(), evaluate.as_ref())?;
+                let (held_out_micronats, tokens) = judged.unwrap_or_default();
+                let refused = merged.refused.iter();
+                let refused =
+                    refused.map(|(place, part, why)| (*place as u32, *part as u32, why.clone())).collect();
+                let round = merged.round;
+                Ok(Reply::Merged { digest: merged.publish()?, round, held_out_micronats, tokens, refused })
             }
+            Task::GroupOpen(task) => self.group_open(id, task),
+            Task::GroupForward { group, micro, rows } => {
+                let passed = self.group(group, |open, model, _| open.forward(model, micro, &rows))?;
+                Ok(Reply::GroupRows { rows: passed.rows, squares: passed.squares })
+            }
+            Task::GroupBackward { group, micro, rows } => {
+                let passed = self.group(group, |open, model, _| open.backward(model, micro, &rows))?;
+                Ok(Reply::GroupRows { rows: passed.rows, squares: passed.squares })
+            }
+            Task::GroupStep { group, squares } => {
+                let loss = self.group(group, |open, _, moments| open.step(moments, squares))?;
+                Ok(Reply::GroupStepped { loss_micronats: loss.map(f64::from).map(micronats).transpose()? })
+            }
+            Task::GroupClose { group, out } => self.group_close(group, out.as_deref()),
             Task::StageOpen(_)
             | Task::StageStep { .. }
             | Task::SessionClose { .. }
@@ -332,32 +379,18 @@ impl<W: Write> Worker<W> {
     }
 
     fn train(&mut self, id: u64, task: &TrainTask) -> Result<Reply, Stop> {
-        self.warm_up(id, task.inner_steps)?;
-        let inner = Inner {
-            seed: task.seed,
-            round: task.round,
-            rounds: task.rounds,
-            first: task.first,
-            steps: task.inner_steps,
-            batch: task.batch,
-            context: task.context,
-            at_once: task.at_once,
-            learning_rate: millionths(task.learning_rate_millionths),
-            warmup_steps: task.warmup_steps,
-            bits: Bits::of(task.delta_bits).ok_or_else(|| {
-                Stop::Failed(format!("deltas of {} bits, known are 4, 8 and 32", task.delta_bits))
-            })?,
-        };
+        self.warm_up(id, task.inner.inner_steps)?;
+        let inner = inner(&task.inner, task.context, task.at_once, task.recompute)?;
         self.job(&task.model)?;
-        let Some(job) = &mut self.job else { return Err(Stop::Failed("the model was not kept".to_owned())) };
-        let (replies, cancels) = (&self.replies, &self.cancels);
+        let Self { job: Some(job), device, replies, cancels, .. } = self else { return Err(lost()) };
+        let (model, moments) = job.load_whole(device)?;
         let mut pipe = Ok(());
         let result = inner_phase(
-            &job.model,
+            model,
             Path::new(&task.state),
             Path::new(&task.data),
             &inner,
-            &mut job.moments,
+            moments,
             |done, loss| {
                 let loss_micronats = micronats(f64::from(loss)).ok();
                 let body = Reply::Progress { done, of: inner.steps, loss_micronats, note: String::new() };
@@ -370,32 +403,86 @@ impl<W: Write> Worker<W> {
             Err(TrainError::Cancelled { .. }) => return Err(Stop::Cancelled),
             other => other?,
         };
-        let digest = result.delta.write(Path::new(&task.out), job.model.trainee.tensors())?;
+        let digest = result.delta.write(Path::new(&task.out), model.trainee.tensors())?;
         Ok(Reply::Trained { digest, loss_micronats: micronats(result.loss)?, tokens: result.tokens })
     }
 
-    /// The job's model, loaded if it is not there yet.
+    fn group_open(&mut self, id: u64, task: GroupTask) -> Result<Reply, Stop> {
+        let GroupTask { group, model, state, data, context, start, end, sequences, recompute, purpose } =
+            task;
+        let (purpose, steps) = match purpose {
+            GroupPurpose::Train(task) => {
+                (Purpose::Train(inner(&task, context, sequences, recompute)?), task.inner_steps)
+            }
+            GroupPurpose::Judge { part } => (Purpose::Judge { context, sequences, part }, 1),
+        };
+        self.warm_up(id, steps)?;
+        self.job(&model)?;
+        let Self { job: Some(job), device, .. } = self else { return Err(lost()) };
+        // Its memory is free before the next one needs it.
+        job.group = None;
+        let (model, moments) = job.load(start..end, device)?;
+        let open = Group::open(group, model, Path::new(&state), Path::new(&data), purpose, moments)?;
+        let micros = open.micros();
+        job.group = Some(open);
+        Ok(Reply::GroupOpened { micros })
+    }
+
+    fn group_close(&mut self, number: u64, out: Option<&str>) -> Result<Reply, Stop> {
+        self.group(number, |open, _, _| if out.is_some() { open.complete() } else { Ok(()) })?;
+        let Some(Job { model: Some(model), moments, group, .. }) = &mut self.job else { return Err(lost()) };
+        let (Some(open), Some(out)) = (group.take(), out) else {
+            return Ok(Reply::GroupClosed { digest: None, loss_micronats: 0, tokens: 0 });
+        };
+        let closed = open.close(model, moments, Path::new(out))?;
+        let (digest, loss_micronats) = (Some(closed.digest), micronats(closed.loss)?);
+        Ok(Reply::GroupClosed { digest, loss_micronats, tokens: closed.tokens })
+    }
+
+    /// Works with the open group of that number, which an error that spoils it ends.
+    fn group<T>(
+        &mut self,
+        number: u64,
+        work: impl FnOnce(&mut Group, &Model, &mut Moments) -> Result<T, GroupError>,
+    ) -> Result<T, Stop> {
+        let closed = || Stop::Failed(format!("group {number} is not open"));
+        let Some(Job { model: Some(model), moments, group, .. }) = &mut self.job else {
+            return Err(closed());
+        };
+        let open = group.as_mut().filter(|open| open.number == number).ok_or_else(closed)?;
+        let result = work(open, model, moments);
+        match &result {
+            Ok(_) | Err(GroupError::Order(_) | GroupError::Rows(_)) => {}
+            Err(GroupError::Train(_) | GroupError::File(_)) => *group = None,
+        }
+        Ok(result?)
+    }
+
+    /// The job, opened if it is not the last one's.
     fn job(&mut self, task: &ModelTask) -> Result<&mut Job, Stop> {
         let known = self.job.take().filter(|job| job.task == *task);
         let job = match known {
             Some(job) => job,
-            None => Job::open(task, &self.device)?,
+            None => Job::open(task)?,
         };
         Ok(self.job.insert(job))
     }
 
-    fn evaluate(
+    /// Loss and tokens of a checkpoint, where they are asked for.
+    fn judge(
         &mut self,
         id: u64,
         model: &ModelTask,
-        checkpoint: &Checkpoint,
-        judge: &Judge,
-    ) -> Result<(i64, u64), Stop> {
+        state: &Path,
+        judge: Option<&Judge>,
+    ) -> Result<Option<(i64, u64)>, Stop> {
+        let Some(Judge { data, context, part }) = judge else { return Ok(None) };
         self.warm_up(id, 1)?;
-        let job = self.job(model)?;
-        let Judge { data, context, part } = judge;
-        let (loss, tokens) = evaluate(&job.model, checkpoint, Path::new(data), *context, *part)?;
-        Ok((micronats(loss)?, tokens))
+        self.job(model)?;
+        let Self { job: Some(job), device, .. } = self else { return Err(lost()) };
+        let (model, _) = job.load_whole(device)?;
+        let (loss, tokens) = evaluate(model, state, Path::new(data), *context, *part)?;
+        Ok(Some((micronats(loss)?, tokens)))
     }
 
     /// Says why the first task on a GPU is slow.
@@ -407,6 +494,31 @@ impl<W: Write> Worker<W> {
         }
         Ok(())
     }
+}
+
+fn lost() -> Stop {
+    Stop::Failed("the model was not kept".to_owned())
+}
+
+/// The settings of a task; `at_once` sequences of `context` tokens are in memory at once.
+fn inner(task: &InnerTask, context: u32, at_once: u32, recompute: bool) -> Result<Inner, Stop> {
+    let bits = Bits::of(task.delta_bits);
+    Ok(Inner {
+        seed: task.seed,
+        round: task.round,
+        rounds: task.rounds,
+        first: task.first,
+        steps: task.inner_steps,
+        batch: task.batch,
+        context,
+        at_once,
+        recompute,
+        learning_rate: millionths(task.learning_rate_millionths),
+        warmup_steps: task.warmup_steps,
+        bits: bits.ok_or_else(|| {
+            Stop::Failed(format!("deltas of {} bits, known are 4, 8 and 32", task.delta_bits))
+        })?,
+    })
 }
 
 /// Threads that the CPU may give to this process.

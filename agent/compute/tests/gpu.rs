@@ -13,9 +13,11 @@ use burn::tensor::Device;
 use skein_compute::checkpoint::Delta;
 use skein_compute::device::DeviceChoice;
 use skein_compute::drawn::Drawn;
+use skein_compute::optimiser::Moments;
 use skein_compute::packing::Bits;
+use skein_compute::passes::Model;
 use skein_compute::probe::{Adapter, exercise, list};
-use skein_compute::train::{Inner, Model, Moments, inner_phase};
+use skein_compute::train::{Inner, inner_phase};
 use skein_compute::trainee::Trainee;
 
 /// Relative L2 distance allowed between two devices for the change of the weights after one AdamW step, which divides by the gradient's size: where a
@@ -39,6 +41,7 @@ fn step(device: &Device, trainee: &Trainee, drawn: &Drawn, state: &Path, text: &
         batch: 2,
         context: 8,
         at_once: 2,
+        recompute: true,
         learning_rate: 0.01,
         warmup_steps: 1,
         bits: Bits::All,

@@ -6,90 +6,25 @@
     reason = "a broken assumption should stop the test"
 )]
 
+mod pipes;
 #[expect(dead_code, reason = "other tests use the rest")]
 mod place;
 
 use std::fs;
-use std::io::{PipeReader, PipeWriter, Write, pipe};
+use std::io::Write;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, channel};
-use std::thread::{JoinHandle, spawn};
 
+use pipes::{Worker, add_model, text};
 use skein_compute::checkpoint::Checkpoint;
 use skein_compute::data::Part;
-use skein_compute::device::DeviceChoice;
 use skein_compute::drawn::Drawn;
 use skein_compute::protocol::{
-    FrameError, Judge, ModelTask, Reply, Request, Response, StageTask, Task, TrainTask, read_frame,
-    write_frame,
+    FrameError, InnerTask, Judge, ModelTask, Reply, Response, StageTask, Task, TrainTask,
 };
 use skein_compute::trained::Trained;
 use skein_compute::trainee::{Method, Trainee};
-use skein_compute::worker::{WorkerError, run_until};
-use skein_engine::manifest::Manifest;
-use skein_engine::source::TensorSource;
+use skein_compute::worker::WorkerError;
 use skein_engine::step::{Chunk, Input, Output, Sampling, Want};
-
-struct Worker {
-    to: PipeWriter,
-    from: PipeReader,
-    thread: JoinHandle<Result<(), WorkerError>>,
-    gone: Receiver<()>,
-    next: u64,
-}
-
-impl Worker {
-    fn start() -> Self {
-        let ((input, to), (from, output)) = (pipe().unwrap(), pipe().unwrap());
-        let (sender, gone) = channel();
-        // A test that does not wait for the end drops the receiver.
-        let notice = move || {
-            let _ = sender.send(());
-        };
-        let thread = spawn(move || run_until(&DeviceChoice::Cpu, input, output, notice));
-        Self { to, from, thread, gone, next: 0 }
-    }
-
-    fn send(&mut self, body: Task) -> u64 {
-        self.next += 1;
-        write_frame(&mut self.to, &Request { id: self.next, body }).unwrap();
-        self.next
-    }
-
-    fn reply(&mut self) -> Response {
-        read_frame(&mut self.from).unwrap().unwrap()
-    }
-
-    /// The final reply to one task, and how many progress replies came before it.
-    fn ask(&mut self, body: Task) -> (Reply, usize) {
-        let id = self.send(body);
-        let mut progress = 0;
-        loop {
-            let reply = self.reply();
-            assert_eq!(reply.id, id);
-            match reply.body {
-                Reply::Progress { .. } => progress += 1,
-                body => return (body, progress),
-            }
-        }
-    }
-
-    fn fails(&mut self, body: Task) -> String {
-        match self.ask(body).0 {
-            Reply::Failed { message } => message,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn end(self) -> Result<(), WorkerError> {
-        drop(self.to);
-        self.thread.join().unwrap()
-    }
-}
-
-fn text(path: &Path, name: &str) -> String {
-    path.join(name).to_str().unwrap().to_owned()
-}
 
 /// A model of that many layers and that context, a text, and the task's name for both.
 fn prepare(place: &Path, layers: u32, context: u32) -> ModelTask {
@@ -97,8 +32,8 @@ fn prepare(place: &Path, layers: u32, context: u32) -> ModelTask {
     add_model(place, &Drawn::new(place::config(layers, 16, context), false, 4))
 }
 
-fn judge(place: &Path, context: u32) -> Judge {
-    Judge { data: text(place, "text"), context, part: Part::WHOLE }
+fn judge(place: &Path, context: u32) -> Option<Judge> {
+    Some(Judge { data: text(place, "text"), context, part: Part::WHOLE })
 }
 
 fn train_task(place: &Path, model: &ModelTask, index: u64, steps: u32) -> TrainTask {
@@ -107,30 +42,21 @@ fn train_task(place: &Path, model: &ModelTask, index: u64, steps: u32) -> TrainT
         state: text(place, "0"),
         data: text(place, "text"),
         context: 12,
-        inner_steps: steps,
-        batch: 2,
         at_once: 2,
-        learning_rate_millionths: 10_000,
-        warmup_steps: 4,
-        delta_bits: 4,
-        round: 0,
-        rounds: 10,
-        first: index * 1_000,
-        seed: 3,
+        recompute: index == 1,
+        inner: InnerTask {
+            inner_steps: steps,
+            batch: 2,
+            learning_rate_millionths: 10_000,
+            warmup_steps: 4,
+            delta_bits: 4,
+            round: 0,
+            rounds: 10,
+            first: index * 1_000,
+            seed: 3,
+        },
         out: text(place, &format!("delta{index}")),
     }
-}
-
-/// Cuts a model into pieces that lie in `place`.
-fn add_model(place: &Path, model: &dyn TensorSource) -> ModelTask {
-    let mut put = |bytes: &[u8]| {
-        let digest = blake3::hash(bytes);
-        fs::write(place.join(digest.to_hex().as_str()), bytes).map(|()| *digest.as_bytes())
-    };
-    let manifest = Manifest::build(model, &[], &mut put, &mut |_, _| {}).unwrap();
-    fs::write(place.join("manifest"), manifest.encode().unwrap()).unwrap();
-    let pieces = place.to_str().unwrap().to_owned();
-    ModelTask { job: [1; 32], manifest: text(place, "manifest"), pieces, method: Method::Full }
 }
 
 #[test]
@@ -146,7 +72,9 @@ fn a_job_from_init_to_greedy_decoding_over_two_stages() {
     let init =
         Task::Init { model: model.clone(), seed: 4, out: text(place, "0"), evaluate: evaluate.clone() };
     let (reply, _) = worker.ask(init);
-    let Reply::Initialised { digest, held_out_micronats } = reply else { panic!("{reply:?}") };
+    let Reply::Initialised { digest, held_out_micronats: Some(held_out_micronats) } = reply else {
+        panic!("{reply:?}")
+    };
     assert!((4_500_000..6_500_000).contains(&held_out_micronats), "it guesses: {held_out_micronats}");
     assert_eq!(digest, *blake3::hash(&fs::read(place.join("0")).unwrap()).as_bytes());
 
@@ -162,7 +90,7 @@ fn a_job_from_init_to_greedy_decoding_over_two_stages() {
     let (reply, _) = worker.ask(Task::Merge {
         model: model.clone(),
         state: text(place, "0"),
-        deltas: vec![text(place, "delta0"), text(place, "delta1")],
+        deltas: vec![vec![text(place, "delta0")], vec![text(place, "delta1")]],
         outer_rate_millionths: 700_000,
         momentum_millionths: 400_000,
         out: text(place, "1"),
@@ -233,13 +161,13 @@ fn failures_are_replies_and_the_worker_goes_on() {
     let merge = Task::Merge {
         model,
         state: text(place, "0"),
-        deltas: vec![text(place, "d"); 5_000],
+        deltas: vec![vec![text(place, "d")]; 5_000],
         outer_rate_millionths: 0,
         momentum_millionths: 0,
         out: text(place, "1"),
         evaluate: judge(place, 12),
     };
-    assert!(worker.fails(merge).contains("5000 deltas"));
+    assert!(worker.fails(merge).contains("5000 files of deltas"));
     assert!(matches!(worker.ask(Task::Describe).0, Reply::Described { .. }));
     worker.end().unwrap();
 }

@@ -1,5 +1,5 @@
 //! Owns the one way in which weights are read, whatever they are stored in.
-//! Must never interpret elements.
+//! Must never know a device or an architecture.
 //!
 //! Names are GGUF's (`token_embd.weight`, `blk.0.attn_q.weight`, …, `output_norm.weight`, `output.weight`), whatever
 //! the file calls them. A tensor is a matrix `[rows, columns]`, row-major, `columns` being what it is multiplied over;
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::config::ModelConfig;
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, dequantize};
 
 /// A tensor without its elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -60,4 +60,16 @@ pub trait TensorSource: Send + Sync {
     /// # Errors
     /// [`SourceError`].
     fn read(&self, name: &str) -> Result<Vec<u8>, SourceError>;
+
+    /// The elements of a tensor as numbers, row-major.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn numbers(&self, name: &str) -> Result<Vec<f32>, SourceError> {
+        let info = self.tensors().get(name).ok_or_else(|| SourceError::Missing(name.to_owned()))?;
+        let mut values = vec![0.0; (info.rows * info.columns) as usize];
+        dequantize(info.dtype, &self.read(name)?, &mut values)
+            .map_err(|error| SourceError::Unreadable { name: name.to_owned(), reason: error.to_string() })?;
+        Ok(values)
+    }
 }

@@ -9,29 +9,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use skein_compute::data::Part;
-use skein_compute::protocol::{Judge, ModelTask, Reply, StageTask, Task, TrainTask};
-use skein_compute::trainee::Trainee;
+use skein_compute::protocol::{Reply, StageTask, Task};
 use skein_engine::graph::PAGE_POSITIONS;
-use skein_engine::manifest::Manifest;
-use skein_mesh::{BlobStore, Held, Mesh, fetch_blob, fetch_blobs};
-use skein_proto::holdings::Executed;
+use skein_mesh::{BlobStore, FetchError, Held, Mesh, fetch_blob, fetch_blobs};
+use skein_proto::group::Group;
+use skein_proto::holdings::{Executed, Trouble};
 use skein_proto::ids::{Digest, JobId, LeaseId, NodeId};
-use skein_proto::job::{Method, Shard, TrainSize, TrainSpec};
+use skein_proto::job::{Method, Shard};
 use skein_proto::lease::Pace;
 use skein_proto::limits::OUTPUTS_MAX;
 use skein_proto::node::Execution;
 use smol::channel;
 
+use super::group::{Groups, Place};
 use super::lock;
 use super::pipeline::{Pipeline, stage_number};
-use super::worker::{CallFailed, Worker};
+use super::training::{Tasks, train_size, trained};
+use super::worker::Worker;
 use crate::limits::{BLOB_BYTES_MAX, STAGE_SILENCE_MAX, TUNING_BEAT, TUNING_MAX, WORKER_STOP_WAIT};
 use crate::serve::registry::size;
 use crate::serve::served::manifest;
 
-/// The learning rate rises over at most so many of the first steps.
-const WARMUP_STEPS_MAX: u32 = 30;
+/// Why an execution ends that the coordinator took back.
+const STOPPED: &str = "stopped";
 
 /// A worker of another version, or a bug in this one.
 const OUT_OF_TURN: &str = "the worker answered out of turn";
@@ -42,7 +42,7 @@ pub(crate) enum Report {
     /// A shard made progress.
     Progress(LeaseId, Pace),
     /// A shard ended.
-    Finished(LeaseId, Result<Executed, String>),
+    Finished(LeaseId, Result<Executed, Trouble>),
 }
 
 /// Executes what the core asks for.
@@ -54,6 +54,7 @@ pub(crate) struct Executor {
 struct Shared {
     worker: Worker,
     pipeline: Pipeline,
+    groups: Groups,
     mesh: Mesh,
     store: BlobStore,
     scratch: PathBuf,
@@ -84,6 +85,7 @@ impl Executor {
     ) -> (Self, channel::Receiver<Report>) {
         let (reports, heard) = channel::unbounded();
         let shared = Shared {
+            groups: Groups::new(mesh.clone(), worker.clone()),
             worker,
             pipeline,
             mesh,
@@ -97,6 +99,11 @@ impl Executor {
             kept: Mutex::default(),
         };
         (Self { shared: Arc::new(shared) }, heard)
+    }
+
+    /// The groups in which this agent is expected.
+    pub(crate) fn groups(&self) -> Groups {
+        self.shared.groups.clone()
     }
 
     /// Starts an execution; its end is reported exactly once.
@@ -126,26 +133,40 @@ impl Executor {
         lock(&self.shared.running).values().any(|running| running.standing)
     }
 
-    async fn run(&self, execution: Execution, stopped: channel::Receiver<()>) -> Result<Executed, String> {
+    async fn run(&self, execution: Execution, stopped: channel::Receiver<()>) -> Result<Executed, Trouble> {
         if let Shard::Stage { .. } = execution.shard {
             return self.run_stage(execution, stopped).await;
         }
         let at_work = AtomicBool::new(false);
+        // Before its turn, so that the other members of a group find it.
+        let place =
+            execution.shard.group().map(|group| self.shared.groups.take(execution.job, group.clone()));
         let work = async {
             let _turn = self.shared.turn.lock().await;
             self.fetch_inputs(&execution).await?;
             let _held = self.fetch_weights(&execution).await?;
             at_work.store(true, Ordering::Relaxed);
-            self.run_finite(&execution).await
+            match place {
+                None => self.run_finite(&execution).await,
+                Some(place) => self.run_grouped(&execution, place).await,
+            }
         };
         let stop = async {
             let _ = stopped.recv().await;
-            Err("stopped".to_owned())
+            Err(Trouble::from(STOPPED))
         };
         // Dropping the work cancels its call; a worker that does not obey is stuck, and goes. One that had
         // not come to this work is busy with another's.
         let result = smol::future::or(work, stop).await;
-        if at_work.load(Ordering::Relaxed) && result.as_ref().is_err_and(|reason| reason == "stopped") {
+        if let Some(group) =
+            execution.shard.group().filter(|_| at_work.load(Ordering::Relaxed) && result.is_err())
+        {
+            // Its layers are not to stay in memory.
+            let forget = Task::GroupClose { group: group.number, out: None };
+            let _ = self.shared.worker.call(forget, |_| {}).await;
+        }
+        if at_work.load(Ordering::Relaxed) && result.as_ref().is_err_and(|trouble| trouble.reason == STOPPED)
+        {
             self.unstick().await;
         }
         result
@@ -164,9 +185,9 @@ impl Executor {
         }
     }
 
-    async fn run_finite(&self, execution: &Execution) -> Result<Executed, String> {
+    async fn run_finite(&self, execution: &Execution) -> Result<Executed, Trouble> {
         let out = self.shared.scratch.join(execution.lease.to_string());
-        let task = self.task(execution, &out.to_string_lossy())?;
+        let task = self.tasks().task(execution, &out.to_string_lossy())?;
         let lease = execution.lease;
         let reports = self.shared.reports.clone();
         let progress = move |reply: Reply| {
@@ -178,13 +199,14 @@ impl Executor {
         let reply = call.map_err(|error| error.to_string())?;
         let mut refused_deltas = Vec::new();
         let (loss_micronats, tokens) = if let Reply::Initialised { held_out_micronats, .. } = reply {
-            (Some(held_out_micronats), 0)
+            (held_out_micronats, 0)
         } else if let Reply::Trained { loss_micronats, tokens, .. } = reply {
             (Some(loss_micronats), tokens)
         } else if let Reply::Merged { held_out_micronats, tokens, refused, .. } = reply {
             let Shard::Merge { deltas, .. } = &execution.shard else { return Err(OUT_OF_TURN.into()) };
-            for (place, why) in refused {
-                let Some(delta) = deltas.get(place as usize) else { continue };
+            for (slice, part, why) in refused {
+                let delta = deltas.get(slice as usize).and_then(|parts| parts.get(part as usize));
+                let Some(delta) = delta else { continue };
                 tracing::warn!(delta = %delta.short(), why, "a pseudo-gradient is left out of the outer step");
                 refused_deltas.push(*delta);
             }
@@ -199,95 +221,48 @@ impl Executor {
         Ok(Executed { inputs, outputs, tokens, loss_micronats })
     }
 
-    fn task(&self, execution: &Execution, out: &str) -> Result<Task, String> {
-        let path = |digest: &Digest| self.shared.store.path(digest).to_string_lossy().into_owned();
-        let out = out.to_owned();
-        let model = |spec: &TrainSpec| ModelTask {
-            job: execution.job.0,
-            manifest: path(&spec.model),
-            pieces: self.shared.store.directory().to_string_lossy().into_owned(),
-            method: method(spec.method),
-        };
-        let judge = |spec: &TrainSpec, part| Judge { data: path(&spec.data), context: spec.context, part };
-        Ok(match &execution.shard {
-            Shard::Init { spec } => {
-                Task::Init { model: model(spec), seed: spec.seed, out, evaluate: judge(spec, Part::WHOLE) }
+    /// A member's part of what a group does.
+    async fn run_grouped(&self, execution: &Execution, place: Place) -> Result<Executed, Trouble> {
+        let out = self.shared.scratch.join(execution.lease.to_string());
+        let out = out.to_string_lossy();
+        let task = self.tasks().group(execution)?;
+        let lease = execution.lease;
+        let reports = &self.shared.reports;
+        let pace = Mutex::new(Pace::default());
+        let beat = |done, of, loss_micronats| {
+            let mut pace = lock(&pace);
+            if of > 0 {
+                *pace = Pace { done, of, loss_micronats };
             }
-            Shard::Train { state, spec, round, first, steps, .. } => Task::Train(TrainTask {
-                model: model(spec),
-                state: path(state),
-                data: path(&spec.data),
-                context: spec.context,
-                inner_steps: *steps,
-                batch: spec.batch,
-                at_once: spec.at_once(self.shared.memory_bytes).max(1),
-                learning_rate_millionths: spec.learning_rate_millionths,
-                warmup_steps: spec.inner_steps.min(WARMUP_STEPS_MAX),
-                round: *round,
-                rounds: spec.rounds,
-                first: *first,
-                seed: spec.seed,
-                delta_bits: spec.delta_bits,
-                out,
-            }),
-            Shard::Merge { state, deltas, spec, index, of, .. } => Task::Merge {
-                model: model(spec),
-                state: path(state),
-                deltas: deltas.iter().map(path).collect(),
-                outer_rate_millionths: spec.outer_rate_millionths,
-                momentum_millionths: spec.outer_momentum_millionths,
-                out,
-                evaluate: judge(spec, Part { index: u32::from(*index), of: u32::from(*of) }),
-            },
-            Shard::Stage { .. } => return Err("a stage has no end of its own".into()),
+            let _ = reports.try_send(Report::Progress(lease, *pace));
+        };
+        let done = self.kept_alive(lease, place.work(task, &out, beat)).await?;
+        let digest = self.shared.store.adopt(&*out).await.map_err(|error| error.to_string())?;
+        self.keep_only_recent(execution, digest).await;
+        let last = execution.shard.group().is_some_and(Group::is_last);
+        Ok(Executed {
+            inputs: execution.shard.inputs(),
+            outputs: vec![digest],
+            tokens: done.tokens,
+            loss_micronats: (last && done.tokens > 0).then_some(done.loss_micronats),
         })
     }
 
-    /// Fetches the weights that a shard of training reads beside its checkpoint, after making sure that the model is the
-    /// one that the job was counted for; and what keeps them on disk.
-    async fn fetch_weights(&self, execution: &Execution) -> Result<Option<Held>, String> {
-        let (Shard::Init { spec } | Shard::Train { spec, .. } | Shard::Merge { spec, .. }) = &execution.shard
-        else {
-            return Ok(None);
-        };
-        let (mesh, store) = (&self.shared.mesh, &self.shared.store);
-        let holders = self.holders(execution);
-        let manifest = manifest(mesh, store, spec.model, &holders).await?;
-        if train_size(&manifest, spec.method)? != spec.size {
-            return Err(format!("the job states another size than model {} has", spec.model.short()));
-        }
-        let needed = spec.memory_bytes();
-        if needed > self.shared.memory_bytes {
-            return Err(format!(
-                "training needs {} of memory, the owner allows {}",
-                crate::cmd::bytes_text(needed),
-                crate::cmd::bytes_text(self.shared.memory_bytes)
-            ));
-        }
-        let reads = match (&execution.shard, spec.method) {
-            (Shard::Init { .. }, _) | (_, Method::Lora { .. }) => true,
-            // All that learns is in the checkpoint.
-            (_, Method::Full) => false,
-        };
-        let pieces = if reads { manifest.pieces_of(0..manifest.config.layers) } else { Vec::new() };
-        let wanted: Vec<(Digest, u64)> =
-            pieces.iter().map(|(piece, bytes)| (Digest(*piece), *bytes)).collect();
-        let held = store.hold(wanted.iter().map(|(piece, _)| *piece).chain([spec.model]));
-        fetch_blobs(mesh, store, &wanted, &holders, |_| {}).await.map_err(|error| error.to_string())?;
-        Ok(Some(held))
+    fn tasks(&self) -> Tasks<'_> {
+        Tasks { store: &self.shared.store, memory_bytes: self.shared.memory_bytes }
     }
 
     async fn run_stage(
         &self,
         execution: Execution,
         stopped: channel::Receiver<()>,
-    ) -> Result<Executed, String> {
+    ) -> Result<Executed, Trouble> {
         let lease = execution.lease;
         let stage = stage_number(lease);
         let opening = self.open_stage(&execution, stage);
         let stop = async {
             let _ = stopped.recv().await;
-            Err("stopped".to_owned())
+            Err(STOPPED.to_owned())
         };
         let (width, _held) = smol::future::or(opening, stop).await?;
         let generation = self.shared.worker.generation();
@@ -325,6 +300,31 @@ impl Executor {
             outputs.push(self.shared.store.adopt(file).await.map_err(|error| error.to_string())?);
         }
         Ok(Executed { inputs, outputs, tokens: totals.tokens, loss_micronats: None })
+    }
+
+    /// Fetches the weights that a shard of training reads beside its checkpoint, after making sure that the model is the
+    /// one that the job was counted for; and what keeps them on disk.
+    async fn fetch_weights(&self, execution: &Execution) -> Result<Option<Held>, String> {
+        let Some(spec) = trained(&execution.shard) else { return Ok(None) };
+        let (mesh, store) = (&self.shared.mesh, &self.shared.store);
+        let holders = self.holders(execution);
+        let manifest = manifest(mesh, store, spec.model, &holders).await?;
+        if train_size(&manifest, spec.method)? != spec.size {
+            return Err(format!("the job states another size than model {} has", spec.model.short()));
+        }
+        let layers = execution.shard.group().map_or(spec.layers(), Group::layers);
+        let reads = match (&execution.shard, spec.method) {
+            (Shard::Init { .. }, _) | (_, Method::Lora { .. }) => true,
+            // All that learns is in the checkpoint.
+            (_, Method::Full) => false,
+        };
+        let layers = u32::from(layers.start)..u32::from(layers.end);
+        let pieces = if reads { manifest.pieces_of(layers) } else { Vec::new() };
+        let wanted: Vec<(Digest, u64)> =
+            pieces.iter().map(|(piece, bytes)| (Digest(*piece), *bytes)).collect();
+        let held = store.hold(wanted.iter().map(|(piece, _)| *piece).chain([spec.model]));
+        fetch_blobs(mesh, store, &wanted, &holders, |_| {}).await.map_err(|error| error.to_string())?;
+        Ok(Some(held))
     }
 
     /// Fetches the pieces of the stage's layers and loads them; the width of the model's rows, and what keeps the
@@ -379,12 +379,17 @@ impl Executor {
         Ok((config.width as usize, held))
     }
 
-    async fn fetch_inputs(&self, execution: &Execution) -> Result<(), String> {
+    async fn fetch_inputs(&self, execution: &Execution) -> Result<(), Trouble> {
         let holders = self.holders(execution);
         for digest in execution.shard.inputs() {
-            fetch_blob(&self.shared.mesh, &self.shared.store, digest, &holders, BLOB_BYTES_MAX)
-                .await
-                .map_err(|error| error.to_string())?;
+            let fetched = fetch_blob(&self.shared.mesh, &self.shared.store, digest, &holders, BLOB_BYTES_MAX);
+            fetched.await.map_err(|error| Trouble {
+                reason: error.to_string(),
+                missing: match error {
+                    FetchError::NoHolders { digest } | FetchError::Holders { digest, .. } => Some(digest),
+                    FetchError::Store(_) => None,
+                },
+            })?;
         }
         Ok(())
     }
@@ -399,11 +404,11 @@ impl Executor {
 
     /// A GPU's first task tunes its kernels and is silent meanwhile: shows life for it, for a while. A worker
     /// that stays silent beyond any excuse is stuck, and goes.
-    async fn kept_alive<T>(
+    async fn kept_alive<T, E>(
         &self,
         lease: LeaseId,
-        call: impl Future<Output = Result<T, CallFailed>>,
-    ) -> Result<T, CallFailed> {
+        call: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let beats = async {
             let started = Instant::now();
             loop {
@@ -432,9 +437,9 @@ impl Executor {
     async fn keep_only_recent(&self, execution: &Execution, output: Digest) {
         let (round, mut named) = match &execution.shard {
             Shard::Init { .. } => (0, Vec::new()),
-            Shard::Train { round, state, .. } => (*round, vec![*state]),
+            Shard::Train { round, state, .. } | Shard::Judge { round, state, .. } => (*round, vec![*state]),
             Shard::Merge { round, state, deltas, .. } => {
-                let mut named = deltas.clone();
+                let mut named: Vec<Digest> = deltas.iter().flatten().copied().collect();
                 named.push(*state);
                 (*round, named)
             }
@@ -464,38 +469,4 @@ impl Executor {
             }
         }
     }
-}
-
-/// As the worker has it.
-pub(crate) fn method(method: Method) -> skein_compute::trainee::Method {
-    match method {
-        Method::Full => skein_compute::trainee::Method::Full,
-        Method::Lora { rank, alpha_millionths } => skein_compute::trainee::Method::Lora {
-            rank: u32::from(rank),
-            #[expect(clippy::cast_possible_truncation, reason = "the nearest f32 is meant")]
-            alpha: (f64::from(alpha_millionths) / 1e6) as f32,
-        },
-    }
-}
-
-/// What training a model asks of an agent.
-///
-/// # Errors
-/// When it cannot be trained so.
-pub(crate) fn train_size(manifest: &Manifest, by: Method) -> Result<TrainSize, String> {
-    let config = &manifest.config;
-    let trainee =
-        Trainee::new(config.clone(), manifest.tied(), method(by)).map_err(|error| error.to_string())?;
-    let resident: u64 = manifest.tensors.values().map(|tensor| tensor.info.rows * tensor.info.columns).sum();
-    let looked_up = if manifest.tied() { 0 } else { u64::from(config.vocabulary) * u64::from(config.width) };
-    Ok(TrainSize {
-        layers: u16::try_from(config.layers).unwrap_or(u16::MAX),
-        width: config.width,
-        feed_width: config.feed_width,
-        heads: config.heads,
-        vocabulary: config.vocabulary,
-        weights: resident - looked_up,
-        resident,
-        trained: trainee.parameters(),
-    })
 }

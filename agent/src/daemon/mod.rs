@@ -6,9 +6,11 @@
 mod book;
 pub(crate) mod curve;
 pub(crate) mod executor;
+mod group;
 pub(crate) mod journal;
 pub(crate) mod pipeline;
 pub(crate) mod status;
+pub(crate) mod training;
 pub(crate) mod treasury;
 pub(crate) mod worker;
 
@@ -62,11 +64,16 @@ pub(crate) enum Event {
 /// What the survey and the benchmark gave.
 pub(crate) struct Measured {
     pub(crate) offer: Offer,
-    pub(crate) executor: Executor,
     pub(crate) reports: channel::Receiver<Report>,
-    pub(crate) worker: Worker,
-    pub(crate) pipeline: Pipeline,
+    pub(crate) means: Means,
     pub(crate) device_reason: String,
+}
+
+/// By what shards are executed.
+pub(crate) struct Means {
+    pub(crate) worker: Worker,
+    pub(crate) executor: Executor,
+    pub(crate) pipeline: Pipeline,
 }
 
 /// A question or order from the local API, with the place for its answer.
@@ -124,7 +131,7 @@ pub(crate) struct Daemon {
     treasury: Treasury,
     curves: Curves,
     book: Book,
-    worker: Option<(Worker, Executor, Pipeline)>,
+    means: Option<Means>,
     trouble: Option<String>,
     device_reason: String,
     host: Host,
@@ -167,7 +174,7 @@ impl Daemon {
                 break;
             }
         }
-        if let Some((worker, ..)) = &self.worker {
+        if let Some(Means { worker, .. }) = &self.means {
             worker.kill("the agent is leaving");
         }
         self.mesh.close().await;
@@ -182,7 +189,7 @@ impl Daemon {
             Event::Mesh(event) => self.mesh_event(event),
             Event::Measured(Ok(measured)) => {
                 forward(measured.reports, feed.clone(), Event::Report);
-                self.worker = Some((measured.worker, measured.executor, measured.pipeline));
+                self.means = Some(measured.means);
                 self.device_reason = measured.device_reason;
                 self.core(Input::Offer(measured.offer))
             }
@@ -223,7 +230,7 @@ impl Daemon {
                 }
             },
             MeshEvent::Stream { from, kind, stream } => {
-                match (kind, &self.worker) {
+                match (kind, &self.means) {
                     (StreamKind::Blob, _) => {
                         let store = self.store.clone();
                         smol::spawn(async move {
@@ -233,10 +240,13 @@ impl Daemon {
                         })
                         .detach();
                     }
-                    (StreamKind::Stage, Some((_, _, pipeline))) => {
-                        smol::spawn(pipeline.clone().accept(from, stream)).detach();
+                    (StreamKind::Stage, Some(means)) => {
+                        smol::spawn(means.pipeline.clone().accept(from, stream)).detach();
                     }
-                    (StreamKind::Stage, None) => drop(stream),
+                    (StreamKind::Group, Some(means)) => {
+                        smol::spawn(means.executor.groups().accept(from, stream)).detach();
+                    }
+                    (StreamKind::Stage | StreamKind::Group, None) => drop(stream),
                 }
                 Ok(())
             }
@@ -274,7 +284,7 @@ impl Daemon {
                 self.execute(execution)?;
             }
             Output::Stop(lease) => {
-                if let Some((_, executor, _)) = &self.worker {
+                if let Some(Means { executor, .. }) = &self.means {
                     executor.stop(lease);
                 }
             }
@@ -299,8 +309,8 @@ impl Daemon {
     }
 
     fn execute(&mut self, execution: Execution) -> Result<()> {
-        let Some((_, executor, _)) = &self.worker else {
-            let refusal = Err("this agent has no device to work on".to_owned());
+        let Some(Means { executor, .. }) = &self.means else {
+            let refusal = Err("this agent has no device to work on".into());
             return self.core(Input::Finished(execution.lease, refusal));
         };
         tracing::info!(shard = execution.shard.kind(), lease = %execution.lease.short(), "working");
@@ -344,7 +354,7 @@ impl Daemon {
         let members: BTreeSet<NodeId> = self.node.offers().map(skein_proto::signed::Signed::signer).collect();
         let outputs = self.treasury.tick(self.clock.now(), coordinator, members)?;
         self.treasury_outputs(outputs)?;
-        if let Some((worker, executor, _)) = &self.worker {
+        if let Some(Means { worker, executor, .. }) = &self.means {
             let (worker, keep) = (worker.clone(), executor.holds_stages());
             smol::spawn(async move { worker.retire_if_idle(keep).await }).detach();
         }
@@ -422,7 +432,7 @@ impl Daemon {
                 let jobs = self.node.jobs().values();
                 let named = jobs.filter(|job| job.name == name && !job.phase.is_final());
                 let serving = named.filter(|job| matches!(job.work, Work::Serve(_))).cloned().collect();
-                let pipeline = self.worker.as_ref().map(|(_, _, pipeline)| pipeline.clone());
+                let pipeline = self.means.as_ref().map(|means| means.pipeline.clone());
                 let _ = answer.try_send(pipeline.map(|pipeline| (serving, pipeline)));
             }
             Call::Down(answer) => self.leave(Some(answer))?,
@@ -452,7 +462,7 @@ impl Daemon {
             round_trip_us: self.mesh.round_trip(node).and_then(|time| u64::try_from(time.as_micros()).ok()),
             device: device_of(node),
         });
-        let worker = self.worker.as_ref().map(|(worker, ..)| worker.state());
+        let worker = self.means.as_ref().map(|means| means.worker.state());
         Status {
             node: self.node.id(),
             pid: std::process::id(),

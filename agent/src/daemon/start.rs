@@ -24,7 +24,7 @@ use super::journal::Journal;
 use super::pipeline::Pipeline;
 use super::treasury::Treasury;
 use super::worker::{Launch, Worker};
-use super::{Clock, Daemon, Event, Measured, forward, tick_for_ever};
+use super::{Clock, Daemon, Event, Means, Measured, forward, tick_for_ever};
 use crate::config::Config;
 use crate::host::Host;
 use crate::identity;
@@ -118,7 +118,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         treasury,
         curves: curves.clone(),
         book: Book::new(&data_dir),
-        worker: None,
+        means: None,
         trouble: None,
         device_reason: String::new(),
         host,
@@ -206,7 +206,8 @@ async fn measure(
     let memory = offer.memory_bytes;
     let (executor, reports) =
         Executor::new(worker.clone(), pipeline.clone(), mesh, store, scratch, on_gpu, memory);
-    Ok(Measured { offer, executor, reports, worker, pipeline, device_reason })
+    let means = Means { worker, executor, pipeline };
+    Ok(Measured { offer, reports, means, device_reason })
 }
 
 /// The device to work on and why, after every adapter was tried in a process of its own.

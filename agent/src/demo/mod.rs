@@ -30,8 +30,8 @@ use crate::cmd::jobs::phase_text;
 use crate::cmd::run::show;
 use crate::cmd::train::{self, Shape};
 use crate::cmd::{bytes_text, nats, thousandth};
-use crate::daemon::executor::train_size;
 use crate::daemon::status::{Payout, Settled, Status};
+use crate::daemon::training::train_size;
 use crate::serve::desk::ServeOrder;
 
 const TEXT: &[u8] = include_bytes!("../../demo/shakespeare.txt");

@@ -249,7 +249,7 @@ pub(crate) mod samples {
         };
         let lease = Lease {
             job: JobId([3; 32]),
-            shard: Shard::Init { spec },
+            shard: Shard::Init { spec, judge: true },
             agent: id_of(&agent()),
             fence: Fence { term: Term(5), sequence },
             granted_at: Millis(1_000),

@@ -12,6 +12,27 @@ use crate::lease::{BadLease, End, Fence, Lease, Pace, Receipt};
 use crate::limits::{LEASES_HELD_MAX, RECEIPTS_PENDING_MAX, RENEW_MS};
 use crate::signed::{Envelope, Signed};
 
+/// Why a shard could not be executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// For people.
+    pub reason: String,
+    /// An input that nobody gave.
+    pub missing: Option<Digest>,
+}
+
+impl From<String> for Trouble {
+    fn from(reason: String) -> Self {
+        Self { reason, missing: None }
+    }
+}
+
+impl From<&str> for Trouble {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
 /// What the shell reports of a finished shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executed {
@@ -222,7 +243,7 @@ impl Holdings {
     }
 
     /// Execution ended, one way or another: the lease becomes a receipt.
-    pub fn finish(&mut self, now: Millis, id: LeaseId, result: Result<Executed, String>) -> Option<Receipt> {
+    pub fn finish(&mut self, now: Millis, id: LeaseId, result: Result<Executed, Trouble>) -> Option<Receipt> {
         let held = self.held.remove(&id)?;
         let lease = held.lease.statement();
         let end = match (&result, held.stopping) {

@@ -6,6 +6,7 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
+use crate::group::Group;
 use crate::ids::{Digest, Units};
 use crate::limits;
 use crate::signed::Statement;
@@ -80,47 +81,6 @@ pub struct TrainSpec {
     pub seed: u64,
     /// Bits of an element of the pseudo-gradients that agents send each other: 4, 8 or 32.
     pub delta_bits: u8,
-}
-
-impl TrainSpec {
-    /// Floating-point operations for one token, forward and backward; attention among tokens is not counted.
-    fn flops_per_token(&self) -> u64 {
-        let all = match self.method {
-            Method::Full => self.size.weights.saturating_mul(6),
-            // Frozen weights have no gradient of their own.
-            Method::Lora { .. } => self.size.weights.saturating_mul(4),
-        };
-        match self.method {
-            Method::Full => all,
-            Method::Lora { .. } => all.saturating_add(self.size.trained.saturating_mul(6)),
-        }
-    }
-
-    /// Memory for the weights, and for gradients, moments and copies of those that learn.
-    pub fn weights_bytes(&self) -> u64 {
-        self.size.resident.saturating_mul(4).saturating_add(self.size.trained.saturating_mul(28))
-    }
-
-    /// Memory for what one sequence computes on its way forward, kept for its way back.
-    pub fn sequence_bytes(&self) -> u64 {
-        let TrainSize { layers, width, feed_width, heads, vocabulary, .. } = self.size;
-        let context = u64::from(self.context);
-        let layer = 20 * u64::from(width) + 6 * u64::from(feed_width) + 4 * u64::from(heads) * context;
-        let token = u64::from(layers).saturating_mul(layer).saturating_add(6 * u64::from(vocabulary));
-        token.saturating_mul(4).saturating_mul(context)
-    }
-
-    /// The least memory with which an agent can train: one sequence at a time.
-    pub fn memory_bytes(&self) -> u64 {
-        self.weights_bytes().saturating_add(self.sequence_bytes())
-    }
-
-    /// Sequences of a step that fit `memory_bytes` at once; their gradients are added up. 0 if none fits.
-    pub fn at_once(&self, memory_bytes: u64) -> u32 {
-        let room = memory_bytes.saturating_sub(self.weights_bytes());
-        let fit = room / self.sequence_bytes().max(1);
-        u32::try_from(fit).unwrap_or(u32::MAX).min(self.batch)
-    }
 }
 
 /// What a language model asks of the agents that serve it, as its owner counts it from the model's manifest.
@@ -341,20 +301,45 @@ impl TrainSize {
     }
 }
 
-fn check(ok: bool, field: &'static str, value: impl ToString, hint: &'static str) -> Result<(), BadJob> {
+pub(crate) fn check(
+    ok: bool,
+    field: &'static str,
+    value: impl ToString,
+    hint: &'static str,
+) -> Result<(), BadJob> {
     if ok { Ok(()) } else { Err(BadJob { field, value: value.to_string().chars().take(80).collect(), hint }) }
+}
+
+/// A part of the held-out sequences. Together, the agents of a round judge by all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Part {
+    /// Which, below `of`.
+    pub index: u16,
+    /// Parts.
+    pub of: u16,
+}
+
+impl Part {
+    fn validate(self) -> Result<(), BadJob> {
+        let Self { index, of } = self;
+        check((1..=limits::SLICES_MAX).contains(&usize::from(of)), "of", of, "1 to 513 parts")?;
+        check(index < of, "index", index, "below the number of parts")
+    }
 }
 
 /// The unit that one agent executes. A pure function of the blobs it names, except a stage, which
 /// lives until its lease ends.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Shard {
-    /// Make the first checkpoint, and measure its loss.
+    /// Make the first checkpoint.
     Init {
         /// What to train, on what.
         spec: TrainSpec,
+        /// Whether to measure its loss too: not where the model does not fit one agent.
+        judge: bool,
     },
-    /// One DiLoCo inner phase over one slice of the data: checkpoint in, pseudo-gradient out.
+    /// One DiLoCo inner phase over one slice of the data: checkpoint in, pseudo-gradient out. A member of a group gives
+    /// the part of its layers.
     Train {
         /// The global weights to start from.
         state: Digest,
@@ -370,21 +355,35 @@ pub enum Shard {
         first: u64,
         /// Inner steps; each takes the next `spec.batch` sequences.
         steps: u32,
+        /// With whom, if this agent alone cannot hold the model.
+        group: Option<Group>,
+    },
+    /// Measure a checkpoint's loss, as one of a group: the last member does.
+    Judge {
+        /// The checkpoint.
+        state: Digest,
+        /// What is trained, on what.
+        spec: TrainSpec,
+        /// Outer steps that led to it.
+        round: u32,
+        /// On which of the held-out sequences.
+        part: Part,
+        /// With whom.
+        group: Group,
     },
     /// One outer step: checkpoint and pseudo-gradients in, next checkpoint out.
     Merge {
         /// The global weights before.
         state: Digest,
-        /// The pseudo-gradients, in slice order; the order is part of the result.
-        deltas: Vec<Digest>,
+        /// Of every slice its pseudo-gradient, or the parts of it that the members of a group made, in the order of
+        /// their layers. The order of the slices is part of the result.
+        deltas: Vec<Vec<Digest>>,
         /// Rates.
         spec: TrainSpec,
         /// Outer step, from 0.
         round: u32,
-        /// The part of the held-out sequences by which this agent judges the result: together, all judge by all.
-        index: u16,
-        /// Parts.
-        of: u16,
+        /// By which of the held-out sequences this agent judges the result; by none where the model does not fit it.
+        part: Option<Part>,
     },
     /// Hold layers `start..end` of a model and serve sessions until released.
     Stage {
@@ -408,21 +407,29 @@ impl Shard {
     /// [`BadJob`] names the first field that is out of range.
     pub fn validate(&self) -> Result<(), BadJob> {
         match self {
-            Self::Init { spec } => spec.validate(),
-            Self::Train { spec, round, index, of, steps, .. } => {
+            Self::Init { spec, .. } => spec.validate(),
+            Self::Train { spec, round, index, of, steps, group, .. } => {
                 spec.validate()?;
                 check(*round < spec.rounds, "round", round, "below the job's rounds")?;
                 check((1..=limits::SLICES_MAX).contains(&usize::from(*of)), "of", of, "1 to 513 slices")?;
                 check(index < of, "index", index, "below the number of slices")?;
-                check((1..=spec.inner_steps).contains(steps), "steps", steps, "1 to the job's inner steps")
+                check((1..=spec.inner_steps).contains(steps), "steps", steps, "1 to the job's inner steps")?;
+                group.as_ref().map_or(Ok(()), |group| group.validate(spec))
             }
-            Self::Merge { deltas, spec, round, index, of, .. } => {
+            Self::Judge { spec, round, part, group, .. } => {
                 spec.validate()?;
-                check((1..=limits::SLICES_MAX).contains(&usize::from(*of)), "of", of, "1 to 513 parts")?;
-                check(index < of, "index", index, "below the number of parts")?;
+                part.validate()?;
+                check(*round <= spec.rounds, "round", round, "at most the job's rounds")?;
+                group.validate(spec)
+            }
+            Self::Merge { deltas, spec, round, part, .. } => {
+                spec.validate()?;
+                part.map_or(Ok(()), Part::validate)?;
                 check(*round < spec.rounds, "round", round, "below the job's rounds")?;
-                let count = deltas.len();
-                check((1..=limits::SLICES_MAX).contains(&count), "deltas", count, "1 to 513 slices")
+                // Parts are made by one agent each, and no agent is in two slices.
+                let (slices, parts) = (deltas.len(), deltas.iter().map(Vec::len).sum::<usize>());
+                let few = slices >= 1 && parts <= limits::SLICES_MAX;
+                check(few && deltas.iter().all(|parts| !parts.is_empty()), "deltas", parts, "1 to 513 in all")
             }
             Self::Stage { spec, start, end, index, of } => {
                 spec.validate()?;
@@ -437,11 +444,13 @@ impl Shard {
     /// The blobs that must be at hand before execution. A manifest names more.
     pub fn inputs(&self) -> Vec<Digest> {
         match self {
-            Self::Init { spec } => vec![spec.model, spec.data],
-            Self::Train { state, spec, .. } => vec![spec.model, *state, spec.data],
+            Self::Init { spec, .. } => vec![spec.model, spec.data],
+            Self::Train { state, spec, .. } | Self::Judge { state, spec, .. } => {
+                vec![spec.model, *state, spec.data]
+            }
             Self::Merge { state, deltas, spec, .. } => {
                 let mut inputs = vec![spec.model, *state, spec.data];
-                inputs.extend(deltas);
+                inputs.extend(deltas.iter().flatten());
                 inputs
             }
             Self::Stage { spec, .. } => vec![spec.model],
@@ -451,12 +460,18 @@ impl Shard {
     /// The work of the whole shard, by its arithmetic; for a stage, the work per token.
     pub fn units(&self) -> Units {
         match self {
-            Self::Init { spec } => Units(spec.size.resident / 1_000_000),
-            Self::Train { spec, steps, .. } => {
+            Self::Init { spec, .. } => Units(spec.size.resident / 1_000_000),
+            Self::Train { spec, steps, group, .. } => {
                 let tokens = u64::from(*steps)
                     .saturating_mul(u64::from(spec.batch))
                     .saturating_mul(u64::from(spec.context));
-                Units(tokens.saturating_mul(spec.flops_per_token()) / 1_000_000)
+                let layers = group.as_ref().map_or(spec.layers(), Group::layers);
+                Units(tokens.saturating_mul(spec.flops_per_token(&layers)) / 1_000_000)
+            }
+            Self::Judge { spec, part, group, .. } => {
+                let tokens = limits::JUDGED_TOKENS / u64::from(part.of.max(1));
+                let flops = spec.multiplied(&group.layers()).saturating_mul(2);
+                Units(tokens.saturating_mul(flops) / 1_000_000)
             }
             Self::Merge { spec, deltas, .. } => {
                 Units((deltas.len() as u64 + 4).saturating_mul(spec.size.trained) / 1_000_000)
@@ -478,11 +493,21 @@ impl Shard {
         matches!(self, Self::Stage { .. })
     }
 
+    /// With whom it is executed, if not alone.
+    pub fn group(&self) -> Option<&Group> {
+        match self {
+            Self::Train { group, .. } => group.as_ref(),
+            Self::Judge { group, .. } => Some(group),
+            Self::Init { .. } | Self::Merge { .. } | Self::Stage { .. } => None,
+        }
+    }
+
     /// One word for people.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Init { .. } => "init",
             Self::Train { .. } => "train",
+            Self::Judge { .. } => "judge",
             Self::Merge { .. } => "merge",
             Self::Stage { .. } => "stage",
         }

@@ -4,8 +4,10 @@
 //! call takes `now`, every effect is a value. So thousands of agents run in one process on one seed,
 //! and a failing run is one number. Start reading at [`node::Node`].
 
+pub mod cost;
 pub mod election;
 pub mod genesis;
+pub mod group;
 pub mod holdings;
 pub mod ids;
 pub mod job;

@@ -45,6 +45,10 @@ pub const PACE_NOISE: (u64, u64) = (3, 4);
 pub const SESSIONS_MAX: u16 = 256;
 /// Stages of a pipeline.
 pub const STAGES_MAX: u16 = 128;
+/// Rows that travel between two members of a group at once, in bytes.
+pub const GROUP_ROWS_BYTES_MAX: u64 = (32 << 20) - (1 << 10);
+/// Held-out tokens by which a checkpoint is judged.
+pub const JUDGED_TOKENS: u64 = 8_192;
 /// Links of which one agent tells: the shortest of them.
 pub const LINKS_MAX: usize = 64;
 /// Blobs that one agent may name as results of one shard.

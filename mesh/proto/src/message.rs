@@ -62,6 +62,8 @@ pub enum Message {
         lease: LeaseId,
         /// Why, for people.
         reason: String,
+        /// An input that nobody gave.
+        missing: Option<Digest>,
     },
     /// To the coordinator: how a lease ended.
     Receipt(Envelope<Receipt>),
@@ -98,7 +100,7 @@ pub struct Trained {
     pub state: Digest,
     /// Held-out loss before training.
     pub start_loss_micronats: Option<i64>,
-    /// Held-out loss after the last outer step.
+    /// Held-out loss after the last outer step, if it was measured yet.
     pub held_out_micronats: Option<i64>,
     /// Tokens trained on.
     pub tokens: u64,

@@ -13,7 +13,7 @@ use ed25519_dalek::SigningKey;
 
 use crate::election::{Election, Reign};
 use crate::genesis::Genesis;
-use crate::holdings::{Executed, HeldLease, Holdings, NotTaken};
+use crate::holdings::{Executed, HeldLease, Holdings, NotTaken, Trouble};
 use crate::ids::{JobId, LeaseId, Millis, NetworkId, NodeId};
 use crate::job::{JobSpec, Shard};
 use crate::lease::{Acceptance, End, Lease, Pace, Receipt};
@@ -50,7 +50,7 @@ pub enum Input {
     /// A worker reports life in a shard.
     Progress(LeaseId, Pace),
     /// A shard's execution ended.
-    Finished(LeaseId, Result<Executed, String>),
+    Finished(LeaseId, Result<Executed, Trouble>),
     /// The agent is about to end: its leases are to be stopped.
     Leave,
     /// The log holds these own receipts and no acceptance of them: their answers may have been lost in a crash.
@@ -347,10 +347,11 @@ impl Node {
                     out.push(Output::Stop(lease));
                 }
             }
-            Message::Failed { lease, reason } => {
+            Message::Failed { lease, reason, missing } => {
                 let mut letters = Vec::new();
                 if let Some(office) = &mut self.office {
-                    office.failed(from, lease, &bounded_reason(&reason), &mut letters);
+                    let trouble = Trouble { reason: bounded_reason(&reason), missing };
+                    office.failed(from, lease, &trouble, &mut letters);
                 }
                 self.post(letters, out);
                 self.run_office(now, out);
@@ -481,7 +482,7 @@ impl Node {
         let taken = match (office, lease.open(&self.network)) {
             (Some(_), Ok(_)) if self.leaving => {
                 let reason = "this agent is leaving".to_owned();
-                self.send(from, Message::Failed { lease: id, reason: reason.clone() }, out);
+                self.send(from, Message::Failed { lease: id, reason: reason.clone(), missing: None }, out);
                 Err(reason)
             }
             (Some(reign), Ok(lease)) if lease.signer() == from => {
@@ -492,7 +493,7 @@ impl Node {
                     .map_err(|error| {
                         if let NotTaken::Nonsense(error) = &error {
                             let reason = bounded_reason(&error.to_string());
-                            self.send(from, Message::Failed { lease: id, reason }, out);
+                            self.send(from, Message::Failed { lease: id, reason, missing: None }, out);
                         }
                         error.to_string()
                     })
@@ -511,19 +512,20 @@ impl Node {
         &mut self,
         now: Millis,
         lease: LeaseId,
-        result: Result<Executed, String>,
+        result: Result<Executed, Trouble>,
         out: &mut Vec<Output>,
     ) {
-        let reason = result.as_ref().err().map(|reason| bounded_reason(reason));
+        let trouble = result.as_ref().err().cloned();
         let Some(receipt) = self.holdings.finish(now, lease, result) else { return };
         let coordinator = receipt.lease.signer();
-        let failure = reason.filter(|_| receipt.end == End::Failed);
+        let trouble = trouble.filter(|_| receipt.end == End::Failed);
         let receipt = Signed::new(receipt, &self.network, &self.key).into_envelope();
         self.holdings.await_answer(lease, receipt.clone());
         out.push(Output::Append(Record::Receipt(receipt.clone())));
-        if let Some(reason) = failure {
+        if let Some(Trouble { reason, missing }) = trouble {
+            let reason = bounded_reason(&reason);
             out.push(Output::Note(format!("lease {} failed: {reason}", lease.short())));
-            self.send(coordinator, Message::Failed { lease, reason }, out);
+            self.send(coordinator, Message::Failed { lease, reason, missing }, out);
         }
         self.send(coordinator, Message::Receipt(receipt), out);
     }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ed25519_dalek::SigningKey;
 
+use crate::holdings::Trouble;
 use crate::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term, Units};
 use crate::job::{JobSpec, Shard, Work};
 use crate::lease::{Acceptance, End, Fence, Lease, Pace, Receipt};
@@ -116,18 +117,18 @@ impl Office {
                 };
                 if let Some(trained) = &trained {
                     status.resume_from(trained);
-                    if trained.round == train.rounds {
+                    if trained.round == train.rounds && trained.held_out_micronats.is_some() {
                         status.phase = Phase::Done;
                     }
                 }
-                Plan::Train(TrainPlan::new(train, trained))
+                Plan::Train(Box::new(TrainPlan::new(train, status.owner, trained)))
             }
             Work::Serve(serve) => {
                 let before = match resume {
                     Some(Resume::Serve(stages)) => stages,
                     Some(Resume::Train(_)) | None => Vec::new(),
                 };
-                Plan::Serve(ServePlan::new(serve, status.owner, before))
+                Plan::Serve(Box::new(ServePlan::new(serve, status.owner, before)))
             }
         };
         let job = Job { plan, pending: VecDeque::new(), status, told_at: Millis(0), changed: true };
@@ -232,12 +233,17 @@ impl Office {
     }
 
     /// An agent says that it cannot execute what it was granted.
-    pub fn failed(&mut self, from: NodeId, id: LeaseId, reason: &str, letters: &mut Vec<Letter>) {
+    pub fn failed(&mut self, from: NodeId, id: LeaseId, trouble: &Trouble, letters: &mut Vec<Letter>) {
         let theirs = |grant: &Grant| grant.lease.statement().agent == from;
         if self.grants.get(&id).is_some_and(theirs)
             && let Some(grant) = self.grants.remove(&id)
         {
-            self.lost(grant, Some(reason), letters);
+            if let (Some(missing), Some(Job { plan: Plan::Train(plan), .. })) =
+                (trouble.missing, self.jobs.get_mut(&grant.job))
+            {
+                plan.missed(grant.task.slot, missing);
+            }
+            self.lost(grant, Some(&trouble.reason), letters);
         }
     }
 
@@ -257,10 +263,6 @@ impl Office {
         let agent = grant.lease.statement().agent;
         let next = match (&mut job.plan, result) {
             (Plan::Train(plan), Some(result)) => {
-                if matches!(grant.task.slot, Slot::Train(_)) {
-                    job.status.tokens = job.status.tokens.saturating_add(receipt.tokens);
-                    job.status.loss_micronats = receipt.loss_micronats;
-                }
                 let outcome = Outcome {
                     output: result,
                     refused: receipt.outputs.get(1..).unwrap_or_default(),
@@ -313,6 +315,12 @@ impl Office {
     ) {
         match next {
             Next::Wait | Next::Plan => {}
+            Next::Dissolve => {
+                if let Some(job) = self.jobs.get_mut(&id) {
+                    job.pending.retain(|other| !other.slot.is_beside(task.slot));
+                }
+                self.release(id, |grant| grant.task.slot.is_beside(task.slot), letters);
+            }
             Next::Retry if task.attempts >= ATTEMPTS_MAX => {
                 let last = last_failure.unwrap_or_default();
                 let kind = task.shard.kind();
@@ -338,11 +346,11 @@ impl Office {
         job.status.note = None;
         job.pending.clear();
         job.changed = true;
-        self.release_all(id, letters);
+        self.release(id, |_| true, letters);
     }
 
-    fn release_all(&mut self, id: JobId, letters: &mut Vec<Letter>) {
-        for (lease, grant) in self.grants.iter_mut().filter(|(_, grant)| grant.job == id) {
+    fn release(&mut self, id: JobId, which: impl Fn(&Grant) -> bool, letters: &mut Vec<Letter>) {
+        for (lease, grant) in self.grants.iter_mut().filter(|(_, grant)| grant.job == id && which(grant)) {
             grant.released = true;
             letters.push((grant.lease.statement().agent, Message::Release(*lease)));
         }
@@ -351,6 +359,11 @@ impl Office {
     /// An agent is gone: its shards are pending again.
     pub fn vanished(&mut self, node: NodeId, letters: &mut Vec<Letter>) {
         self.links.forget(node);
+        for job in self.jobs.values_mut() {
+            if let Plan::Train(plan) = &mut job.plan {
+                plan.vanished(node);
+            }
+        }
         self.take_back(|grant| grant.lease.statement().agent == node, None, letters);
     }
 
@@ -404,7 +417,11 @@ impl Office {
         // Who was in office before had a table of links; this one is about to be told.
         let links_known =
             now.since(began_at) >= LINKS_WAIT_MS || hands.iter().all(|hand| self.links.knows(hand.node));
-        let (mut grants, mut unseated) = (Vec::new(), Vec::new());
+        let mut grouped: BTreeMap<NodeId, JobId> = BTreeMap::new();
+        for grant in self.grants.values().filter(|grant| grant.task.shard.group().is_some()) {
+            grouped.insert(grant.lease.statement().agent, grant.job);
+        }
+        let (mut grants, mut unseated, mut broken) = (Vec::new(), Vec::new(), Vec::new());
         for (id, job) in &mut self.jobs {
             if job.status.phase.is_final() || hands.is_empty() {
                 continue;
@@ -412,7 +429,7 @@ impl Office {
             if job.pending.is_empty() && !busy.contains(id) {
                 let noted = job.status.note.clone();
                 job.pending = match &mut job.plan {
-                    Plan::Train(plan) => plan.tasks(hands, &mut job.status).into(),
+                    Plan::Train(plan) => plan.tasks(now, hands, &self.links, &mut job.status).into(),
                     Plan::Serve(plan) if links_known => {
                         plan.tasks(&room.free(), &self.links, &mut job.status).into()
                     }
@@ -421,7 +438,20 @@ impl Office {
                 job.changed |= job.status.note != noted;
             }
             while let Some(task) = job.pending.pop_front() {
+                let members = || task.shard.group().into_iter().flat_map(|group| &group.members);
+                if members().any(|member| hands.iter().all(|hand| hand.node != member.node)) {
+                    job.pending.retain(|other| !other.slot.is_beside(task.slot));
+                    broken.push((*id, task));
+                    continue;
+                }
                 let agent = match &mut job.plan {
+                    // Two groups that share members could wait for each other for ever.
+                    Plan::Train(_) if members().any(|m| grouped.get(&m.node).is_some_and(|of| of != id)) => {
+                        None
+                    }
+                    Plan::Train(_) if task.shard.group().is_some() => {
+                        task.pinned.filter(|node| room.is_free(*node))
+                    }
                     Plan::Train(_) => room.least_loaded(&task),
                     Plan::Serve(plan) => plan.seat(&task, &room.free(), &self.links),
                 };
@@ -432,6 +462,7 @@ impl Office {
                     break;
                 };
                 room.take(agent, &task.shard);
+                grouped.extend(task.shard.group().map(|_| (agent, *id)));
                 grants.push((*id, task, agent));
             }
         }
@@ -441,6 +472,13 @@ impl Office {
         }
         for job in unseated {
             self.place_anew(job, room.clone(), letters);
+        }
+        for (id, task) in broken {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            if let Plan::Train(plan) = &mut job.plan {
+                let next = plan.lost(task.slot, None, &mut job.status);
+                self.follow(id, task, next, None, letters);
+            }
         }
     }
 
@@ -455,7 +493,7 @@ impl Office {
         let noted = job.status.note.clone();
         if plan.would_fit_anew(&room.free(), &self.links, &mut job.status) {
             job.pending.clear();
-            self.release_all(id, letters);
+            self.release(id, |_| true, letters);
         } else {
             job.changed |= job.status.note != noted;
         }
@@ -556,7 +594,7 @@ impl Room {
 fn memory_bytes(shard: &Shard) -> u64 {
     match shard {
         Shard::Stage { spec, start, end, .. } => spec.memory_bytes(*start, *end),
-        Shard::Init { .. } | Shard::Train { .. } | Shard::Merge { .. } => 0,
+        Shard::Init { .. } | Shard::Train { .. } | Shard::Judge { .. } | Shard::Merge { .. } => 0,
     }
 }
 
@@ -565,9 +603,11 @@ fn summarise(status: &mut JobStatus, id: JobId, grants: &BTreeMap<LeaseId, Grant
     status.agents =
         u16::try_from(live().map(|grant| grant.lease.statement().agent).collect::<BTreeSet<_>>().len())
             .unwrap_or(u16::MAX);
-    let training = || live().filter(|grant| matches!(grant.task.slot, Slot::Train(_)));
-    status.step = training().map(|grant| grant.pace.done).fold(0, u32::saturating_add);
-    status.steps = training().map(|grant| grant.pace.of).fold(0, u32::saturating_add);
+    let training = || live().filter(|grant| matches!(grant.task.slot, Slot::Train { .. }));
+    // A group takes its steps together.
+    let slices = || training().filter(|grant| matches!(grant.task.slot, Slot::Train { stage: 0, .. }));
+    status.step = slices().map(|grant| grant.pace.done).fold(0, u32::saturating_add);
+    status.steps = slices().map(|grant| grant.pace.of).fold(0, u32::saturating_add);
     let losses: Vec<i64> = training().filter_map(|grant| grant.pace.loss_micronats).collect();
     if !losses.is_empty() {
         let sum = losses.iter().fold(0i64, |sum, loss| sum.saturating_add(*loss));

@@ -16,10 +16,9 @@ use super::pool::Pool;
 use super::quantised::Quantised;
 use super::rope::{Angles, Rope};
 use crate::config::{self, Activation, ModelConfig};
-use crate::dtype::dequantize;
 use crate::graph::{Batch, Computed, Graph, Hidden, PAGE_POSITIONS};
 use crate::rows::round_in_place;
-use crate::source::{SourceError, TensorSource};
+use crate::source::{SourceError, TensorInfo, TensorSource};
 use crate::stage::OpenError;
 use crate::tensors::{EMBEDDING, HEAD, OUTPUT_NORM, is_needed, layer_tensor};
 
@@ -397,13 +396,8 @@ impl Reader<'_> {
     }
 
     fn vector(&mut self, name: &str) -> Result<Vec<f32>, OpenError> {
-        let missing = || SourceError::Missing(name.to_owned());
-        let info = *self.source.tensors().get(name).ok_or_else(missing)?;
-        let bytes = self.source.read(name)?;
-        let mut values = vec![0.0; info.columns as usize];
-        dequantize(info.dtype, &bytes, &mut values)
-            .map_err(|error| SourceError::Unreadable { name: name.to_owned(), reason: error.to_string() })?;
-        self.done += bytes.len() as u64;
+        let values = self.source.numbers(name)?;
+        self.done += self.source.tensors().get(name).and_then(TensorInfo::bytes).unwrap_or(0);
         (self.progress)(self.done, self.total);
         Ok(values)
     }

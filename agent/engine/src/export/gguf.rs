@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{ExportError, Out, bytes_of, check_tokens, gguf_style, is_gemma, is_same, numbers, restyled};
+use super::{ExportError, Out, bytes_of, check_tokens, gguf_style, is_gemma, is_same, restyled};
 use crate::config::{Architecture, ModelConfig, Rope};
 use crate::dtype::Dtype;
 use crate::gguf::{ALIGNMENT, Metadata, ROPE_FACTORS, Value, from_metadata, head};
@@ -43,7 +43,7 @@ pub fn gguf(
         let bytes = if *name == ROPE_FACTORS {
             bytes_of(factors)
         } else {
-            let values = numbers(source, name)?;
+            let values = source.numbers(name)?;
             bytes_of(&restyled(config, name, info.columns, values, gguf_style(config.architecture)))
         };
         out.write(&vec![0; at.next_multiple_of(ALIGNMENT) - at])?;

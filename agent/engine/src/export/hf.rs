@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{ExportError, Out, bytes_of, check_tokens, is_gemma, is_same, numbers, restyled, write_whole};
+use super::{ExportError, Out, bytes_of, check_tokens, is_gemma, is_same, restyled, write_whole};
 use crate::config::{Architecture, ModelConfig, Rope, RopeStyle};
 use crate::hf::{hf_name, llama3_factors, read_config};
 use crate::source::{TensorInfo, TensorSource};
@@ -42,7 +42,7 @@ pub fn hf(
     let of: u64 = tensors.iter().map(|(_, _, shape, _)| 4 * shape.iter().product::<u64>()).sum();
     let mut done = 0;
     for (_, name, _, columns) in &tensors {
-        let mut values = restyled(config, name, *columns, numbers(source, name)?, RopeStyle::Halves);
+        let mut values = restyled(config, name, *columns, source.numbers(name)?, RopeStyle::Halves);
         if is_gemma(config) && name.ends_with("norm.weight") {
             values.iter_mut().for_each(|gain| *gain -= 1.0);
         }

@@ -13,8 +13,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::config::{Architecture, ModelConfig, RopeStyle};
-use crate::dtype::{DequantizeError, dequantize};
-use crate::source::{SourceError, TensorSource};
+use crate::source::SourceError;
 use crate::tensors::layer_of;
 use crate::tokenizer::Vocabulary;
 
@@ -28,9 +27,6 @@ pub enum ExportError {
     /// The weights could not be read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// Elements are not what their type says.
-    #[error(transparent)]
-    Elements(#[from] DequantizeError),
     /// A file could not be written.
     #[error("cannot write {path}: {reason}")]
     Write {
@@ -75,14 +71,6 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ExportError> {
     let mut out = Out::create(path)?;
     out.write(bytes)?;
     out.finish()
-}
-
-/// A tensor as numbers.
-fn numbers(source: &dyn TensorSource, name: &str) -> Result<Vec<f32>, ExportError> {
-    let info = source.tensors().get(name).ok_or_else(|| SourceError::Missing(name.to_owned()))?;
-    let mut values = vec![0.0; (info.rows * info.columns) as usize];
-    dequantize(info.dtype, &source.read(name)?, &mut values)?;
-    Ok(values)
 }
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use super::device::Device;
 use super::matrix::Matrix;
 use crate::config::ModelConfig;
-use crate::dtype::dequantize;
 use crate::graph::PAGE_POSITIONS;
 use crate::source::{SourceError, TensorInfo, TensorSource};
 use crate::stage::OpenError;
@@ -120,15 +119,18 @@ impl Reader<'_> {
     }
 
     fn matrix(&mut self, name: &str) -> Result<Matrix, OpenError> {
-        let (info, bytes) = self.read(name)?;
+        let missing = || SourceError::Missing(name.to_owned());
+        let info = *self.source.tensors().get(name).ok_or_else(missing)?;
+        let bytes = self.source.read(name)?;
+        self.done += bytes.len() as u64;
+        (self.progress)(self.done, self.total);
         Matrix::load(self.device, name, &info, &bytes).map_err(OpenError::Device)
     }
 
     fn vector(&mut self, name: &str) -> Result<Vec<f32>, OpenError> {
-        let (info, bytes) = self.read(name)?;
-        let mut values = vec![0.0; info.columns as usize];
-        dequantize(info.dtype, &bytes, &mut values)
-            .map_err(|error| SourceError::Unreadable { name: name.to_owned(), reason: error.to_string() })?;
+        let values = self.source.numbers(name)?;
+        self.done += self.source.tensors().get(name).and_then(TensorInfo::bytes).unwrap_or(0);
+        (self.progress)(self.done, self.total);
         Ok(values)
     }
 
@@ -143,14 +145,5 @@ impl Reader<'_> {
             values.extend(self.optional(name)?.into_iter().flatten());
         }
         Ok(values)
-    }
-
-    fn read(&mut self, name: &str) -> Result<(TensorInfo, Vec<u8>), OpenError> {
-        let missing = || SourceError::Missing(name.to_owned());
-        let info = *self.source.tensors().get(name).ok_or_else(missing)?;
-        let bytes = self.source.read(name)?;
-        self.done += bytes.len() as u64;
-        (self.progress)(self.done, self.total);
-        Ok((info, bytes))
     }
 }

@@ -21,7 +21,7 @@ use skein_proto::ids::Digest;
 use skein_proto::job::{JobSpec, Method, TrainSpec, Work};
 
 use crate::client::Client;
-use crate::daemon::executor::train_size;
+use crate::daemon::training::train_size;
 use crate::limits::MANIFEST_BYTES_MAX;
 use crate::serve::registry::Entry;
 

@@ -19,7 +19,7 @@ use crate::client::Client;
 use crate::cmd::curve;
 use crate::cmd::{nats, say};
 use crate::daemon::curve::Point;
-use crate::daemon::executor::method;
+use crate::daemon::training::method;
 
 /// Writes the result of `job` into `folder`, which is made if need be, and says what was written.
 ///

@@ -113,6 +113,7 @@ pub(crate) fn shard() -> Shard {
         of: 2,
         first: 800,
         steps: 50,
+        group: None,
     }
 }
 

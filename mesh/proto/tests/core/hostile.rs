@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use skein_proto::election::Reign;
+use skein_proto::group::{Group, Member};
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units};
-use skein_proto::job::{Shard, TrainSize, TrainSpec, Work};
+use skein_proto::job::{Part, Shard, TrainSize, TrainSpec, Work};
 use skein_proto::lease::{Lease, Pace};
 use skein_proto::limits::{BEAT_MS, FRAME_BYTES_MAX, JOBS_MAX, LEASES_HELD_MAX, MEMBERS_MAX, TERM_JUMP_MAX};
 use skein_proto::message::{JobStatus, Message, Phase, Resume, StageAt};
@@ -113,7 +114,7 @@ fn messages() -> Vec<Message> {
         Message::Progress { lease: lease_id, pace: Pace { done: 1, of: 2, loss_micronats: Some(3) } },
         Message::Renew(lease_id),
         Message::Release(lease_id),
-        Message::Failed { lease: lease_id, reason: "because".into() },
+        Message::Failed { lease: lease_id, reason: "because".into(), missing: Some(Digest::of(b"input")) },
         Message::Receipt(receipt),
         Message::Accepted(acceptance),
         Message::Refused { lease: lease_id, reason: "because".into() },
@@ -206,7 +207,16 @@ fn nonsense_shards_are_declined_and_the_coordinator_is_told() {
         size: TrainSize { layers, width, weights, ..fixture::SIZE },
         ..fixture::train()
     };
-    let train = |spec, round, index, of| Shard::Train { state, spec, round, index, of, first: 0, steps: 1 };
+    let train = |spec, round, index, of| Shard::Train {
+        state,
+        spec,
+        round,
+        index,
+        of,
+        first: 0,
+        steps: 1,
+        group: None,
+    };
     let stage = fixture::stage;
     let mut huge = good();
     (huge.inner_steps, huge.batch, huge.context) = (u32::MAX, u32::MAX, u32::MAX);
@@ -215,19 +225,40 @@ fn nonsense_shards_are_declined_and_the_coordinator_is_told() {
     (endless.context, endless.sessions) = (u32::MAX, u16::MAX);
     let merge = |deltas: usize| Shard::Merge {
         state,
-        deltas: vec![state; deltas],
+        deltas: vec![vec![state]; deltas],
         spec: good(),
         round: 0,
-        index: 0,
-        of: 1,
+        part: None,
     };
+    let judged_by = |index, of| Shard::Merge {
+        state,
+        deltas: vec![vec![state]],
+        spec: good(),
+        round: 0,
+        part: Some(Part { index, of }),
+    };
+    let member = |number, start, end| Member { node: fixture::id(number), start, end };
+    let grouped = |members: &[Member], stage, sequences| {
+        let group = Group { number: 1, members: members.to_vec(), stage, sequences };
+        Shard::Judge { state, spec: good(), round: 0, part: Part { index: 0, of: 1 }, group }
+    };
+    let halves = [member(1, 0, 2), member(2, 2, 4)];
     let nonsense = [
-        Shard::Init { spec: sized(0, 64, 1) },
-        Shard::Init { spec: sized(4, 0, 1) },
-        Shard::Init { spec: sized(4, 64, 0) },
-        Shard::Init { spec: sized(u16::MAX, u32::MAX, u64::MAX) },
-        Shard::Train { state, spec: good(), round: 0, index: 0, of: 1, first: 0, steps: 0 },
-        Shard::Train { state, spec: good(), round: 0, index: 0, of: 1, first: u64::MAX, steps: 51 },
+        Shard::Init { spec: sized(0, 64, 1), judge: true },
+        Shard::Init { spec: sized(4, 0, 1), judge: true },
+        Shard::Init { spec: sized(4, 64, 0), judge: true },
+        Shard::Init { spec: sized(u16::MAX, u32::MAX, u64::MAX), judge: true },
+        Shard::Train { state, spec: good(), round: 0, index: 0, of: 1, first: 0, steps: 0, group: None },
+        Shard::Train {
+            state,
+            spec: good(),
+            round: 0,
+            index: 0,
+            of: 1,
+            first: u64::MAX,
+            steps: 51,
+            group: None,
+        },
         train(huge, 0, 0, 1),
         train(good(), 3, 0, 1),
         train(good(), 0, 1, 1),
@@ -235,6 +266,17 @@ fn nonsense_shards_are_declined_and_the_coordinator_is_told() {
         train(good(), 0, 0, u16::MAX),
         merge(0),
         merge(5_000),
+        Shard::Merge { state, deltas: vec![Vec::new()], spec: good(), round: 0, part: None },
+        judged_by(1, 1),
+        judged_by(0, 0),
+        grouped(&[], 0, 1),
+        grouped(&halves, 2, 1),
+        grouped(&halves, 0, 0),
+        grouped(&halves, 0, u32::MAX),
+        grouped(&[member(1, 0, 2), member(1, 2, 4)], 0, 1),
+        grouped(&[member(1, 0, 2), member(2, 3, 4)], 0, 1),
+        grouped(&[member(1, 0, 2), member(2, 2, 5)], 0, 1),
+        grouped(&[member(1, 0, 4), member(2, 4, 4)], 0, 1),
         stage(0, 5, 0, 1),
         stage(2, 2, 0, 1),
         stage(3, 1, 0, 1),

@@ -58,7 +58,7 @@ fn every_way_to_end_gives_exactly_one_receipt() {
         let mut holdings = Holdings::default();
         let id = take(&mut holdings, 1, fixture::shard());
         course(&mut holdings, id);
-        let result = if well { Ok(executed(10)) } else { Err("died".to_owned()) };
+        let result = if well { Ok(executed(10)) } else { Err("died".into()) };
         let receipt = holdings.finish(Millis(20_000), id, result.clone()).unwrap();
         assert_eq!(receipt.end, end);
         let units = if end == End::Completed { fixture::shard().units() } else { Units(0) };
@@ -237,8 +237,8 @@ fn a_shard_that_fails_too_often_fails_its_job_and_the_last_reason_is_told() {
         let id = lease.unverified().id();
         let reason = format!("out of memory, try {attempt}");
         // A stranger's word about it does not count.
-        desk.office.failed(fixture::id(7), id, "lies", &mut desk.letters);
-        desk.office.failed(agent(&lease), id, &reason, &mut desk.letters);
+        desk.office.failed(fixture::id(7), id, &"lies".into(), &mut desk.letters);
+        desk.office.failed(agent(&lease), id, &reason.as_str().into(), &mut desk.letters);
         assert!(!accepted(&desk.finish(&lease, End::Failed, b"")));
     }
     desk.pass(500);

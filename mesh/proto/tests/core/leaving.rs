@@ -3,7 +3,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one variant that it expects")]
 
 use skein_proto::election::Reign;
-use skein_proto::holdings::Executed;
+use skein_proto::holdings::{Executed, Trouble};
 use skein_proto::ids::{Digest, LeaseId, Millis, Term};
 use skein_proto::lease::{End, Pace, Receipt};
 use skein_proto::limits::BEAT_MS;
@@ -37,7 +37,7 @@ fn serving() -> (Node, u64, LeaseId) {
     panic!("the lone agent never got its own stage");
 }
 
-fn served() -> Result<Executed, String> {
+fn served() -> Result<Executed, Trouble> {
     let digest = Digest::of(b"rolling");
     Ok(Executed { inputs: vec![digest], outputs: vec![digest], tokens: 7, loss_micronats: None })
 }

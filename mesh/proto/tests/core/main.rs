@@ -11,6 +11,8 @@ mod fixture;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
+mod groups;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod leases;

@@ -1,8 +1,9 @@
 //! Training plans step by step: rounds, merges, losses, disagreement. Must never need an office.
 
-use skein_proto::ids::{Digest, NodeId};
-use skein_proto::job::Shard;
+use skein_proto::ids::{Digest, Millis, NodeId};
+use skein_proto::job::{Part, Shard};
 use skein_proto::limits::ATTEMPTS_MAX;
+use skein_proto::links::Links;
 use skein_proto::message::JobStatus;
 use skein_proto::placement::Hand;
 use skein_proto::plan::{Next, Outcome, Slot, Task, TrainPlan};
@@ -14,6 +15,7 @@ struct Run {
     plan: TrainPlan,
     status: JobStatus,
     hands: Vec<Hand>,
+    now: Millis,
 }
 
 impl Run {
@@ -21,8 +23,8 @@ impl Run {
     fn new(hands: u8) -> Self {
         let job = Signed::new(fixture::job(), &fixture::network(), &fixture::key(3));
         let hands = (1..=hands).map(|number| fixture::hand(NodeId([number; 32]))).collect();
-        let plan = TrainPlan::new(fixture::train(), None);
-        let mut run = Self { plan, status: JobStatus::new(&job), hands };
+        let plan = TrainPlan::new(fixture::train(), fixture::id(3), None);
+        let mut run = Self { plan, status: JobStatus::new(&job), hands, now: Millis(1) };
         let tasks = run.tasks();
         assert_eq!(tasks.iter().map(|task| task.slot).collect::<Vec<_>>(), vec![Slot::Init]);
         assert_eq!(run.completed(Slot::Init, 1, b"state 0"), Next::Plan);
@@ -30,7 +32,8 @@ impl Run {
     }
 
     fn tasks(&mut self) -> Vec<Task> {
-        self.plan.tasks(&self.hands, &mut self.status)
+        self.now.0 += 1;
+        self.plan.tasks(self.now, &self.hands, &Links::default(), &mut self.status)
     }
 
     fn completed(&mut self, slot: Slot, agent: u8, output: &[u8]) -> Next {
@@ -90,6 +93,48 @@ fn whose_work_most_refuse_gets_no_more_of_it() {
     assert_eq!(run.tasks().len(), 1, "better than nobody");
 }
 
+#[test]
+fn whose_work_nobody_can_fetch_gets_no_more_and_the_round_is_repeated() {
+    let mut run = Run::new(3);
+    for _ in 0..2 * ATTEMPTS_MAX {
+        for task in run.tasks() {
+            let maker = task.pinned.unwrap().0[0];
+            run.completed(task.slot, maker, format!("delta {maker}").as_bytes());
+        }
+        let merges = run.tasks();
+        for task in &merges {
+            let Shard::Merge { deltas, .. } = &task.shard else { panic!("{task:?}") };
+            if let Some(delta) = deltas.iter().flatten().find(|delta| **delta == Digest::of(b"delta 2")) {
+                run.plan.missed(task.slot, *delta);
+                run.lost(task.slot, Some("nobody has it"));
+            } else {
+                run.completed(task.slot, task.pinned.unwrap().0[0], b"state 1");
+            }
+        }
+        if run.status.round == 1 {
+            break;
+        }
+    }
+    assert_eq!((run.status.round, run.status.refused.as_slice()), (1, &[NodeId([2; 32])][..]));
+}
+
+#[test]
+fn who_is_gone_withholds_nothing() {
+    let mut run = Run::new(3);
+    let merges = run.train();
+    run.plan.vanished(NodeId([1; 32]));
+    for task in &merges {
+        run.plan.missed(task.slot, Digest::of(b"delta 1"));
+        run.lost(task.slot, Some("nobody has it"));
+    }
+    assert_eq!(run.status.refused, []);
+    assert_eq!(run.tasks().len(), 3, "the round is repeated");
+}
+
+fn slice(slice: u16) -> Slot {
+    Slot::Train { slice, stage: 0 }
+}
+
 fn merge(number: u8) -> Slot {
     Slot::Merge(NodeId([number; 32]))
 }
@@ -101,13 +146,12 @@ fn rounds_of_training_and_merging_lead_to_the_end() {
         let merges = run.train();
         assert_eq!(merges.len(), 2);
         for (place, task) in merges.iter().enumerate() {
-            let Shard::Merge { deltas, round: of, index, of: parts, .. } = &task.shard else {
-                panic!("{task:?}")
-            };
-            assert_eq!(deltas, &vec![Digest::of(b"delta 0"), Digest::of(b"delta 1")]);
+            let Shard::Merge { deltas, round: of, part, .. } = &task.shard else { panic!("{task:?}") };
+            assert_eq!(deltas, &[[Digest::of(b"delta 0")], [Digest::of(b"delta 1")]]);
+            let index = u16::try_from(place).unwrap();
             assert_eq!(
-                (*of, usize::from(*index), *parts),
-                (round, place, 2),
+                (*of, *part),
+                (round, Some(Part { index, of: 2 })),
                 "each measures a part of the loss"
             );
         }
@@ -122,11 +166,11 @@ fn rounds_of_training_and_merging_lead_to_the_end() {
 fn a_lost_slice_is_tried_again_and_the_order_of_arrival_does_not_matter() {
     let mut run = Run::new(2);
     run.tasks();
-    assert_eq!(run.lost(Slot::Train(0), None), Next::Retry);
-    assert_eq!(run.completed(Slot::Train(1), 2, b"delta 1"), Next::Wait);
-    assert_eq!(run.completed(Slot::Train(0), 2, b"delta 0"), Next::Plan);
+    assert_eq!(run.lost(slice(0), None), Next::Retry);
+    assert_eq!(run.completed(slice(1), 2, b"delta 1"), Next::Wait);
+    assert_eq!(run.completed(slice(0), 2, b"delta 0"), Next::Plan);
     let Shard::Merge { deltas, .. } = &run.tasks()[0].shard else { panic!("no merge") };
-    assert_eq!(deltas, &vec![Digest::of(b"delta 0"), Digest::of(b"delta 1")]);
+    assert_eq!(deltas, &[[Digest::of(b"delta 0")], [Digest::of(b"delta 1")]]);
 }
 
 #[test]
@@ -240,7 +284,7 @@ fn who_has_not_the_memory_gets_no_shard_and_if_nobody_has_the_sum_is_told() {
     assert_eq!(run.tasks().len(), 2);
     let mut run = Run::new(2);
     for hand in &mut run.hands {
-        hand.memory_bytes = need - 1;
+        hand.memory_bytes = need / 4;
     }
     assert!(run.tasks().is_empty());
     let note = run.status.note.clone().unwrap();

@@ -60,7 +60,7 @@ fn a_service_outlives_many_failures_of_stages_that_had_loaded() {
         let lease = desk.granted().pop().unwrap();
         let id = lease.unverified().id();
         desk.office.progress(Millis(desk.now), agent(&lease), id, pace(1, 1));
-        desk.office.failed(agent(&lease), id, "driver reset", &mut desk.letters);
+        desk.office.failed(agent(&lease), id, &"driver reset".into(), &mut desk.letters);
     }
     desk.pass(500);
     assert!(!desk.status().phase.is_final());

@@ -1,0 +1,116 @@
+//! How a job is cut into shards: what to grant next, given what came back.
+//!
+//! A plan knows slots and digests; it never knows leases, agents' health or time.
+
+mod serve;
+mod train;
+
+use std::collections::BTreeSet;
+
+pub use serve::ServePlan;
+pub use train::TrainPlan;
+
+use crate::ids::{Digest, NodeId};
+use crate::job::Shard;
+
+/// The place of a shard in its job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Slot {
+    /// The first weights.
+    Init,
+    /// One slice of a round's data, or what one member of a group does of it.
+    Train {
+        /// Which slice.
+        slice: u16,
+        /// Which member; 0 of an agent alone.
+        stage: u16,
+    },
+    /// What one member of a group does to measure a loss.
+    Judge {
+        /// Which group.
+        group: u16,
+        /// Which member.
+        stage: u16,
+    },
+    /// The outer step, on one given agent.
+    Merge(NodeId),
+    /// One stage of a pipeline.
+    Stage(u16),
+}
+
+/// A shard that wants an agent.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Its place.
+    pub slot: Slot,
+    /// The shard.
+    pub shard: Shard,
+    /// The only agent that may take it.
+    pub pinned: Option<NodeId>,
+    /// Agents on which it failed already.
+    pub avoid: BTreeSet<NodeId>,
+    /// How often an agent failed it; an agent that vanished did not fail.
+    pub attempts: u8,
+}
+
+impl Slot {
+    /// Whether both belong to the same group, which is whole or of no use.
+    pub fn is_beside(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Train { slice, .. }, Self::Train { slice: of, .. }) => slice == of,
+            (Self::Judge { group, .. }, Self::Judge { group: of, .. }) => group == of,
+            _ => false,
+        }
+    }
+}
+
+impl Task {
+    fn new(slot: Slot, shard: Shard) -> Self {
+        Self { slot, shard, pinned: None, avoid: BTreeSet::new(), attempts: 0 }
+    }
+
+    fn pinned(slot: Slot, shard: Shard, node: NodeId) -> Self {
+        Self { pinned: Some(node), ..Self::new(slot, shard) }
+    }
+}
+
+/// What came of a finished shard.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome<'a> {
+    /// Its result.
+    pub output: Digest,
+    /// Of an outer step: the pseudo-gradients that were not what they should be.
+    pub refused: &'a [Digest],
+    /// The loss, if the shard measures one.
+    pub loss_micronats: Option<i64>,
+    /// Tokens on which it was measured.
+    pub tokens: u64,
+    /// From the grant to the receipt, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// What follows from a finished or lost shard.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Others are still out.
+    Wait,
+    /// The step is complete: ask for the next tasks.
+    Plan,
+    /// The shard is to be granted again.
+    Retry,
+    /// The shard is of no use without the others of its group, nor they without it: all are given up.
+    Dissolve,
+    /// The job is finished.
+    Done,
+    /// The job cannot go on.
+    Fail(String),
+}
+
+/// The plan of one job.
+#[derive(Debug)]
+pub enum Plan {
+    /// Training by DiLoCo.
+    Train(Box<TrainPlan>),
+    /// Serving.
+    Serve(Box<ServePlan>),
+}

@@ -1,0 +1,61 @@
+//! What the owners of simulated hosts submit. Must never look into a host.
+
+use skein_proto::ids::{Digest, JobId};
+use skein_proto::job::{JobSpec, Method, ServeSpec, TrainSize, TrainSpec, Work};
+use skein_proto::node::Input;
+
+use super::World;
+use crate::machine::{LARGE, SIZE, TRAINED};
+use crate::model::Broken;
+
+impl World {
+    /// `owner` submits a training job of `rounds` outer steps.
+    pub fn train(&mut self, owner: usize, rounds: u32) -> Result<JobId, Broken> {
+        self.train_sized(owner, rounds, TRAINED)
+    }
+
+    /// Likewise, of a model that takes the memory of two hosts.
+    pub fn train_large(&mut self, owner: usize, rounds: u32) -> Result<JobId, Broken> {
+        self.train_sized(owner, rounds, LARGE)
+    }
+
+    fn train_sized(&mut self, owner: usize, rounds: u32, size: TrainSize) -> Result<JobId, Broken> {
+        let data = Digest::of(&self.prng.bits().to_le_bytes());
+        let model = Digest::of(&self.prng.bits().to_le_bytes());
+        self.hosts[owner].blobs.extend([data, model]);
+        let spec = TrainSpec {
+            model,
+            size,
+            method: Method::Full,
+            data,
+            context: 16,
+            rounds,
+            inner_steps: 4,
+            batch: 2,
+            learning_rate_millionths: 3_000,
+            outer_rate_millionths: 700_000,
+            outer_momentum_millionths: 900_000,
+            delta_bits: 4,
+            seed: self.prng.bits(),
+        };
+        self.submit(owner, Work::Train(spec))
+    }
+
+    /// `owner` submits a serving job of `stages` stages.
+    pub fn serve(&mut self, owner: usize, stages: u16) -> Result<JobId, Broken> {
+        let model = Digest::of(&self.prng.bits().to_le_bytes());
+        self.hosts[owner].blobs.insert(model);
+        let spec = ServeSpec { model, size: SIZE, context: 512, sessions: 4, stages: Some(stages) };
+        self.submit(owner, Work::Serve(spec))
+    }
+
+    fn submit(&mut self, owner: usize, work: Work) -> Result<JobId, Broken> {
+        let spec = JobSpec { name: "job".into(), nonce: self.prng.bits(), work };
+        let Some(node) = &self.hosts[owner].node else { return Err("the owner is not running".into()) };
+        let job = node.sign_job(spec.clone());
+        let id = JobId(job.digest().0);
+        self.jobs.insert(id, (owner, spec));
+        self.input(owner, Input::Submit(job, None))?;
+        Ok(id)
+    }
+}
