@@ -152,7 +152,11 @@ impl Model {
         match &mut same {
             Shard::Merge { part, .. } => *part = None,
             Shard::Init { judge, .. } => *judge = false,
-            Shard::Train { .. } | Shard::Judge { .. } | Shard::Stage { .. } => {}
+            Shard::Train { .. }
+            | Shard::Show { .. }
+            | Shard::Check { .. }
+            | Shard::Judge { .. }
+            | Shard::Stage { .. } => {}
         }
         let digest = Digest::of(&encode(&same));
         self.made.insert(digest, same);
@@ -244,6 +248,10 @@ fn slot(lease: &Lease) -> String {
                 format!(", member {} of group {}", group.stage, group.number)
             });
             format!("round {round} slice {index} of {of} from {}{part}", state.short())
+        }
+        Shard::Show { round, began, .. } => format!("what {} began with in round {round}", began.short()),
+        Shard::Check { round, delta, .. } => {
+            format!("{} of round {round} again, by {}", delta.short(), lease.agent.short())
         }
         Shard::Judge { round, state, part, group, .. } => {
             let (index, stage) = (part.index, group.stage);

@@ -577,16 +577,22 @@ impl World {
         if shard.is_standing() {
             return Ok(());
         }
-        let output = self.model.make(&shard);
-        self.hosts[host].blobs.insert(output);
+        let shown = if let Shard::Show { began, .. } = &shard { Some(*began) } else { None };
+        let mut outputs = vec![shown.unwrap_or_else(|| self.model.make(&shard))];
+        self.hosts[host].blobs.extend(&outputs);
+        if let Shard::Train { .. } = shard {
+            outputs.push(Digest::of(&outputs[0].0));
+        }
         let loss_micronats = match &shard {
             Shard::Init { judge, .. } => judge.then_some(1_000),
             Shard::Merge { part, .. } => part.map(|_| 1_000),
             Shard::Train { .. } => Some(1_000),
+            Shard::Show { .. } => None,
+            Shard::Check { .. } => Some(0),
             Shard::Judge { group, .. } => group.is_last().then_some(1_000),
             Shard::Stage { .. } => None,
         };
-        let executed = Executed { inputs: shard.inputs(), outputs: vec![output], tokens: 10, loss_micronats };
+        let executed = Executed { inputs: shard.inputs(), outputs, tokens: 10, loss_micronats };
         self.finish(host, lease, Ok(executed))
     }
 

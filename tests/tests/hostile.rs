@@ -220,7 +220,7 @@ fn work(blob: &str) -> Value {
     json!({
         "kind": "train", "model": blob, "data": blob, "method": "full", "context": 32, "rounds": 1, "inner_steps": 1,
         "batch": 4, "learning_rate_millionths": 3000, "outer_rate_millionths": 700_000,
-        "outer_momentum_millionths": 900_000, "seed": 1, "delta_bits": 4,
+        "outer_momentum_millionths": 900_000, "seed": 1, "delta_bits": 4, "check_millionths": 0,
         "size": {
             "layers": 2, "width": 32, "feed_width": 88, "heads": 2, "vocabulary": 256, "weights": 30_000,
             "resident": 40_000, "trained": 40_000,
@@ -255,6 +255,7 @@ fn sensible() -> TrainSpec {
         outer_rate_millionths: 1,
         outer_momentum_millionths: 0,
         delta_bits: 4,
+        check_millionths: 0,
         seed: 0,
     }
 }

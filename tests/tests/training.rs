@@ -60,6 +60,20 @@ fn a_language_model_is_tuned_by_three_agents_and_its_adapter_is_for_anyone() -> 
 }
 
 #[test]
+fn slices_that_others_train_again_come_out_alike() -> Result<()> {
+    let network = Network::of(3, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    for (more, rounds) in [("check = 1.0\ndelta_bits = 4", 3), ("check = 1.0\ndelta_bits = 2", 6)] {
+        let training = Training { more, ..Training::of(rounds, 8) };
+        let job = agents::train(agent, &TEXT[..40_000], &training)?;
+        let done = agent.job_done(&job)?;
+        ensure!(done["confirmed"] == 3 * rounds && done["rejected"] == 0, "{done}");
+        ensure!(done["held_out_micronats"].as_i64() < done["start_loss_micronats"].as_i64(), "{done}");
+    }
+    network.finish()
+}
+
+#[test]
 fn a_job_outlives_its_submitter_and_its_result_is_there_when_he_is_back() -> Result<()> {
     let mut network = Network::of(3, LONG_EPOCH_MS)?;
     let coordinator = network.coordinator()?;

@@ -4,16 +4,18 @@
 //!
 //! The same content always gives the same bytes, because machines compare the files' BLAKE3 digests.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensorError};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError};
 
 use skein_engine::dtype::dequantize;
 use skein_engine::source::{SourceError, TensorSource};
 
-use crate::limits::CHECKPOINT_BYTES_MAX;
-use crate::packing::{BLOCK, Bits, Packed, pack, unpack};
+use crate::packing::{Bits, Packed, pack, unpack};
 use crate::random::{mix, mix_all, normal};
 use crate::tensor_file::{Header, Kind, TensorFile, Writer, Written, dimensions, little_endian};
 use crate::trainee::{LORA_A, LORA_B, Method, TensorSpec, Trainee};
@@ -47,10 +49,12 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The file exceeds the bound.
-    #[error("{path} is larger than {CHECKPOINT_BYTES_MAX} bytes")]
+    #[error("{path} is larger than {most} bytes")]
     TooLarge {
         /// The file.
         path: PathBuf,
+        /// Most bytes that such a file may have.
+        most: u64,
     },
     /// The bytes are not safetensors.
     #[error("{path} is not a safetensors file: {source}")]
@@ -204,20 +208,27 @@ impl Delta {
     /// [`CheckpointError::Write`] or, for tensors that do not fit the shape, [`CheckpointError::Content`].
     pub fn write(&self, path: &Path, specs: &[TensorSpec]) -> Result<Digest, CheckpointError> {
         fits(path, specs, &self.values)?;
-        let header = Header { kind: Kind::Delta, round: self.round, bits: Some(self.bits.number()) };
+        let header =
+            Header { kind: Kind::Delta, round: self.round, bits: Some(self.bits.number()), steps: None };
+        // How long sparse codes are is known once they are packed. All of them take a hundredth of the values' memory.
+        let sparse = if self.bits == Bits::Sparse { self.values.as_slice() } else { &[] };
+        let sparse: Vec<Packed> = sparse.iter().map(|values| pack(values, self.bits)).collect();
         let mut tensors = Vec::with_capacity(2 * specs.len());
-        for spec in specs {
+        for (number, spec) in specs.iter().enumerate() {
             if self.bits == Bits::All {
                 tensors.push((spec.name.clone(), Dtype::F32, dimensions(spec)));
             } else {
                 let elements = spec.elements();
-                tensors.push((spec.name.clone(), Dtype::U8, vec![self.bits.code_bytes(elements)]));
-                tensors.push((scales_of(spec), Dtype::BF16, vec![elements.div_ceil(BLOCK)]));
+                let known = || *self.bits.code_bytes(elements).end();
+                let codes = sparse.get(number).map_or_else(known, |packed| packed.codes.len());
+                tensors.push((spec.name.clone(), Dtype::U8, vec![codes]));
+                tensors.push((scales_of(spec), Dtype::BF16, vec![self.bits.scales(elements)]));
             }
         }
         let mut writer = Writer::create(path, &header, tensors)?;
+        let mut sparse = sparse.into_iter();
         for (spec, values) in specs.iter().zip(&self.values) {
-            let Packed { codes, scales } = pack(values, self.bits);
+            let Packed { codes, scales } = sparse.next().unwrap_or_else(|| pack(values, self.bits));
             writer.put(&spec.name, &codes)?;
             if self.bits != Bits::All {
                 writer.put(&scales_of(spec), &scales)?;
@@ -258,7 +269,7 @@ impl TensorFile {
 impl Writer {
     /// A checkpoint that is to hold weights and momentum for every one of `specs`.
     pub(crate) fn checkpoint(path: &Path, round: u32, specs: &[TensorSpec]) -> Result<Self, CheckpointError> {
-        let header = Header { kind: Kind::Checkpoint, round, bits: None };
+        let header = Header { kind: Kind::Checkpoint, round, bits: None, steps: None };
         let tensors = ["", MOMENTUM_PREFIX].into_iter().flat_map(|prefix| {
             specs.iter().map(move |spec| (format!("{prefix}{}", spec.name), Dtype::F32, dimensions(spec)))
         });
@@ -270,6 +281,8 @@ impl Writer {
 pub(crate) struct DeltaFile {
     file: TensorFile,
     pub(crate) bits: Bits,
+    /// Bytes of each tensor of a sparse delta; nothing of another one, whose tensors' lengths are given.
+    lengths: BTreeMap<String, usize>,
 }
 
 impl DeltaFile {
@@ -277,8 +290,10 @@ impl DeltaFile {
         let file = TensorFile::open(path, Kind::Delta)?;
         let known = file.header.bits.and_then(Bits::of);
         let unknown =
-            || file.content(format!("elements of {:?} bits, known are 4, 8 and 32", file.header.bits));
-        Ok(Self { bits: known.ok_or_else(unknown)?, file })
+            || file.content(format!("elements of {:?} bits, known are 2, 4, 8 and 32", file.header.bits));
+        let bits = known.ok_or_else(unknown)?;
+        let lengths = if bits == Bits::Sparse { lengths(path)? } else { BTreeMap::new() };
+        Ok(Self { file, bits, lengths })
     }
 
     pub(crate) fn round(&self) -> u32 {
@@ -302,9 +317,22 @@ impl DeltaFile {
         if self.bits == Bits::All {
             return self.file.find(&spec.name, Dtype::F32, &dimensions(spec)).map(|_| ());
         }
-        let elements = spec.elements();
-        self.file.find(&spec.name, Dtype::U8, &[self.bits.code_bytes(elements)])?;
-        self.file.find(&scales_of(spec), Dtype::BF16, &[elements.div_ceil(BLOCK)]).map(|_| ())
+        self.file.find(&spec.name, Dtype::U8, &[self.code_bytes(spec)?])?;
+        self.file.find(&scales_of(spec), Dtype::BF16, &[self.bits.scales(spec.elements())]).map(|_| ())
+    }
+
+    /// Bytes of a tensor's codes, as many as there may be.
+    fn code_bytes(&self, spec: &TensorSpec) -> Result<usize, CheckpointError> {
+        let allowed = self.bits.code_bytes(spec.elements());
+        let (least, most) = (*allowed.start(), *allowed.end());
+        match self.lengths.get(&spec.name) {
+            Some(found) if !allowed.contains(found) => {
+                let problem =
+                    format!("tensor {} has {found} bytes of codes, allowed are {least} to {most}", spec.name);
+                Err(self.file.content(problem))
+            }
+            found => Ok(found.copied().unwrap_or(most)),
+        }
     }
 
     /// A tensor's values, all finite.
@@ -313,11 +341,28 @@ impl DeltaFile {
             return self.file.values("", spec);
         }
         let elements = spec.elements();
-        let codes = self.file.bytes(&spec.name, Dtype::U8, &[self.bits.code_bytes(elements)])?;
-        let scales = self.file.bytes(&scales_of(spec), Dtype::BF16, &[elements.div_ceil(BLOCK)])?;
+        let codes = self.file.bytes(&spec.name, Dtype::U8, &[self.code_bytes(spec)?])?;
+        let scales = self.file.bytes(&scales_of(spec), Dtype::BF16, &[self.bits.scales(elements)])?;
         unpack(&codes, &scales, self.bits, elements)
-            .ok_or_else(|| self.file.content(format!("tensor {} holds what is not finite", spec.name)))
+            .map_err(|error| self.file.content(format!("tensor {} {error}", spec.name)))
     }
+}
+
+/// Bytes of each tensor of a file that was opened before, by its header. They are looked for with that length, so if this is
+/// wrong they are not found.
+fn lengths(path: &Path) -> Result<BTreeMap<String, usize>, CheckpointError> {
+    let read = |source| CheckpointError::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(read)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(read)?;
+    let mut text = Vec::new();
+    file.take(u64::from_le_bytes(length)).read_to_end(&mut text).map_err(read)?;
+    let metadata: Metadata = serde_json::from_slice(&text).map_err(|source| {
+        let source = SafeTensorError::InvalidHeaderDeserialization(source);
+        CheckpointError::Format { path: path.to_owned(), source }
+    })?;
+    let bytes = |(from, to): (usize, usize)| to.saturating_sub(from);
+    Ok(metadata.tensors().into_iter().map(|(name, info)| (name, bytes(info.data_offsets))).collect())
 }
 
 fn scales_of(spec: &TensorSpec) -> String {
@@ -364,7 +409,7 @@ mod tests {
         assert_eq!(*blake3::hash(&bytes).as_bytes(), digest);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no partial file is left");
 
-        for bits in [Bits::All, Bits::Eight, Bits::Four] {
+        for bits in [Bits::All, Bits::Eight, Bits::Four, Bits::Sparse] {
             let delta = Delta { round: 9, bits, values: checkpoint.weights.clone() };
             delta.write(&first, &specs).unwrap();
             let read = Delta::read(&first, &specs).unwrap();
@@ -439,7 +484,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("d");
         let (specs, checkpoint) = begun();
-        for bits in [Bits::All, Bits::Eight, Bits::Four] {
+        for bits in [Bits::All, Bits::Eight, Bits::Four, Bits::Sparse] {
             let delta = Delta { round: 4, bits, values: checkpoint.weights.clone() };
             delta.write(&path, &specs).unwrap();
             let bytes = fs::read(&path).unwrap();
@@ -448,6 +493,65 @@ mod tests {
             let again = safetensors::serialize(tensors.tensors(), metadata.metadata().clone()).unwrap();
             assert!(again == bytes, "{bits:?}");
         }
+    }
+
+    #[test]
+    fn sparse_codes_that_are_too_long_or_wrong_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("d");
+        let (specs, checkpoint) = begun();
+        let delta = Delta { round: 4, bits: Bits::Sparse, values: checkpoint.weights };
+        delta.write(&path, &specs).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let tensors = SafeTensors::deserialize(&whole).unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&whole).unwrap();
+        let name = &specs[0].name;
+        let codes = tensors.tensor(name).unwrap().data().to_vec();
+        let refused = |codes: Vec<u8>| {
+            let mut changed = tensors.tensors();
+            let place = changed.iter_mut().find(|(found, _)| found == name).unwrap();
+            place.1 = safetensors::tensor::TensorView::new(Dtype::U8, vec![codes.len()], &codes).unwrap();
+            let bytes = safetensors::serialize(changed, metadata.metadata().clone()).unwrap();
+            fs::write(&path, &bytes).unwrap();
+            let file = DeltaFile::open(&path).unwrap();
+            let by_header = file.holds_only(&specs).err().map(|error| error.to_string());
+            (by_header, Delta::read(&path, &specs).err().map(|error| error.to_string()))
+        };
+        assert_eq!(refused(codes.clone()), (None, None), "before anything is changed");
+        for length in [0, Bits::Sparse.code_bytes(specs[0].elements()).start() - 1, 1 << 20] {
+            let (by_header, why) = refused(vec![0; length]);
+            let why = why.unwrap();
+            assert_eq!(by_header.as_ref(), Some(&why), "without a look at the codes");
+            assert!(why.contains(&format!("{length} bytes of codes, allowed are")), "{why}");
+        }
+        let (by_header, why) = refused(vec![0xff; codes.len()]);
+        let why = why.unwrap();
+        assert_eq!(by_header, None);
+        assert!(why.contains(&format!("tensor {name} is refused: chunk 0 names an element")), "{why}");
+        for length in (0..whole.len()).step_by(31) {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(Delta::read(&path, &specs).is_err(), "{length} bytes");
+        }
+    }
+
+    /// A ring all-reduce of f32 among three agents moves 2 · 2/3 · 4 bytes for every weight, and each of them, in every step.
+    /// Of a sparse delta each agent gets two, after five steps.
+    #[test]
+    fn a_sparse_delta_is_less_than_a_four_hundredth_of_all_reducing() {
+        let mut shape = config();
+        (shape.layers, shape.width, shape.feed_width, shape.heads, shape.kv_heads) = (6, 128, 344, 4, 4);
+        (shape.head_width, shape.rope.dims, shape.vocabulary, shape.context) = (32, 32, 256, 128);
+        let trainee = Trainee::new(shape.clone(), false, Method::Full).unwrap();
+        let specs = trainee.tensors();
+        let checkpoint = Checkpoint::initial(&trainee, &Drawn::new(shape, false, 3), 3).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("d");
+        let delta = Delta { round: 1_000, bits: Bits::Sparse, values: checkpoint.weights };
+        delta.write(&path, specs).unwrap();
+        let bytes = fs::metadata(&path).unwrap().len() as f64;
+        let weights = trainee.parameters() as f64;
+        let less = 5.0 * (16.0 / 3.0) * weights / (2.0 * bytes);
+        assert!(less > 410.0, "{bytes} bytes for {weights} weights, {less} times less");
     }
 
     #[test]

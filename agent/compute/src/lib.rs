@@ -3,6 +3,7 @@
 //! Must never know a network, a lease, money or an async run time: paths and numbers in, files and numbers out.
 
 pub mod bench;
+pub mod check;
 pub mod checkpoint;
 pub mod data;
 mod decoder;
@@ -12,6 +13,7 @@ pub mod drawn;
 mod gradient_tests;
 mod group;
 pub mod limits;
+mod moments;
 pub mod optimiser;
 pub mod outer;
 pub mod packing;

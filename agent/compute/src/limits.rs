@@ -11,6 +11,21 @@ pub const FRAME_OVERHEAD_BYTES_MAX: usize = 256;
 /// bound is what a gaming PC can spare.
 pub const CHECKPOINT_BYTES_MAX: u64 = 8 << 30;
 
+/// Largest file of moments that is read, in bytes: it holds three numbers for every weight, a checkpoint two.
+pub const MOMENTS_BYTES_MAX: u64 = CHECKPOINT_BYTES_MAX / 2 * 3;
+
+/// Most optimiser steps that moments may have seen: Burn raises the decay to their number in an i32.
+pub const MOMENTS_STEPS_MAX: u32 = 1 << 30;
+
+/// Farthest that a claim to have run an inner phase may be from what its check finds, in millionths of the norm. Where
+/// training is stable, honest ones are within 2 on the CPU and on an adapter in software; one step in twenty that was
+/// skipped, or a tenth of noise, is 60,000 and more away (`tests/check.rs`). What is left below is for real GPUs.
+pub const CHECK_DISTANCE_MAX_MILLIONTHS: u64 = 20_000;
+
+/// Inner phases of which a worker keeps the moments with which they began. A phase is checked while the next one runs; more
+/// would cost twelve bytes for every weight each.
+pub const BEGINNINGS_MAX: usize = 2;
+
 /// Largest file of tokens that is read, in bytes.
 pub const DATA_BYTES_MAX: u64 = 4 << 30;
 

@@ -17,16 +17,33 @@ const WEIGHT_DECAY: f32 = 0.1;
 /// The gradient's norm over all tensors is cut to this.
 const GRADIENT_NORM_MAX: f32 = 1.0;
 
+/// What a round leaves of what was kept back, where deltas are sparse: old news counts for less, which stands in for the
+/// outer momentum. β of SparseLoCo (arXiv 2508.15706). Dense rounding keeps back less than a step of its codes,
+/// and none of that fades.
+const SPARSE_DECAY: f32 = 0.95;
+
 /// What stays with a worker from one round of a job to the next: AdamW's moments, and what rounding kept back of the
 /// deltas so far, which the next one makes good (error feedback). The default has no past.
-#[derive(Default)]
+///
+/// A clone shares the device's memory until the next step, which replaces every tensor: Burn changes one in place only where
+/// nobody else holds it.
+#[derive(Clone, Default)]
 pub struct Moments {
-    specs: Vec<TensorSpec>,
-    states: Vec<Option<AdamWState<2>>>,
-    kept_back: Vec<Vec<f32>>,
+    pub(crate) specs: Vec<TensorSpec>,
+    /// None before the first step.
+    pub(crate) states: Vec<Option<AdamWState<2>>>,
+    pub(crate) kept_back: Vec<Vec<f32>>,
 }
 
 impl Moments {
+    /// Those of such tensors before anything was learnt.
+    #[must_use]
+    pub fn fresh(specs: &[TensorSpec]) -> Self {
+        let mut moments = Self::default();
+        moments.fit(specs);
+        moments
+    }
+
     /// Starts afresh unless these are moments of such tensors.
     pub(crate) fn fit(&mut self, specs: &[TensorSpec]) {
         if self.specs != specs {
@@ -38,12 +55,16 @@ impl Moments {
 
     /// Rounds a delta to what so many bits tell, and keeps the rest for the next.
     pub(crate) fn round(&mut self, values: &mut [Vec<f32>], bits: Bits) -> Result<(), TrainError> {
+        let decay = match bits {
+            Bits::Sparse => SPARSE_DECAY,
+            Bits::Four | Bits::Eight | Bits::All => 1.0,
+        };
         for (values, kept_back) in values.iter_mut().zip(&mut self.kept_back) {
             let wanted: Vec<f32> =
-                values.iter().zip(kept_back.iter()).map(|(value, kept)| value + kept).collect();
+                values.iter().zip(kept_back.iter()).map(|(value, kept)| value + decay * kept).collect();
             let packed = pack(&wanted, bits);
             *values = unpack(&packed.codes, &packed.scales, bits, wanted.len())
-                .ok_or_else(|| TrainError::Device("the delta leaves the range of f32".to_owned()))?;
+                .map_err(|_| TrainError::Device("the delta leaves the range of f32".to_owned()))?;
             for ((kept, wanted), sent) in kept_back.iter_mut().zip(wanted).zip(values.iter()) {
                 *kept = wanted - sent;
             }
@@ -129,5 +150,92 @@ mod tests {
         }
         let last = off(&sum, 10.0);
         assert!(first > 0.0 && last < first / 5.0, "off by {first} once and by {last} on average over ten");
+    }
+
+    /// Moments of one tensor with nothing kept back.
+    fn of_one_tensor(elements: usize) -> Moments {
+        let spec = TensorSpec { name: "one".to_owned(), rows: 1, columns: elements, role: Role::Vector };
+        let mut moments = Moments::default();
+        moments.fit(&[spec]);
+        moments
+    }
+
+    #[test]
+    fn what_is_not_sent_of_a_sparse_delta_is_kept_and_fades() {
+        let mut moments = of_one_tensor(10);
+        let mut round = |values: [f32; 10], bits| {
+            let mut values = vec![values.to_vec()];
+            moments.round(&mut values, bits).unwrap();
+            (values.remove(0), moments.kept_back[0].clone())
+        };
+        let nothing = [0.0; 10];
+        let mut first = nothing;
+        (first[2], first[5]) = (-2.0, 1.0);
+        let (sent, kept) = round(first, Bits::Sparse);
+        assert_eq!((sent[2], sent[5], kept[2], kept[5]), (-2.0, 0.0, 0.0, 1.0));
+        let mut second = nothing;
+        second[0] = 4.0;
+        let (sent, kept) = round(second, Bits::Sparse);
+        assert_eq!((sent[0], sent[5], kept[5]), (4.0, 0.0, 0.95));
+        let (sent, kept) = round(nothing, Bits::Sparse);
+        let wanted = 0.95 * 0.95_f32;
+        assert!((sent[5] - wanted).abs() < 0.01 && sent[5] + kept[5] == wanted, "{} {}", sent[5], kept[5]);
+        // Nothing fades where all is told.
+        let (_, kept) = round(first, Bits::Sparse);
+        let (sent, _) = round(nothing, Bits::All);
+        assert_eq!((sent[5], kept[5] > 1.0), (kept[5], true));
+    }
+
+    #[test]
+    fn sparse_deltas_add_up_to_what_was_meant() {
+        const ELEMENTS: usize = 10_000;
+        const ROUNDS: u8 = 200;
+        // A few elements matter most, as in training; each delta is one part the same and one part its own.
+        let noise =
+            |seed: u64| move |at: usize| crate::random::normal(crate::random::mix(seed << 32 | at as u64));
+        let main: Vec<f32> = (0..ELEMENTS).map(noise(0)).map(|value| value.powi(3)).collect();
+        let mut moments = of_one_tensor(ELEMENTS);
+        let (mut meant, mut told, mut alone) =
+            (vec![0.0; ELEMENTS], vec![0.0; ELEMENTS], vec![0.0; ELEMENTS]);
+        let mut faded = vec![0.0; ELEMENTS];
+        let add = |sum: &mut [f32], values: &[f32]| {
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value)
+        };
+        for seed in 1..=ROUNDS {
+            let delta: Vec<f32> = main
+                .iter()
+                .zip((0..ELEMENTS).map(noise(seed.into())))
+                .map(|(main, own)| main + own)
+                .collect();
+            add(&mut meant, &delta);
+            for (lost, kept) in faded.iter_mut().zip(&moments.kept_back[0]) {
+                *lost += (1.0 - SPARSE_DECAY) * kept;
+            }
+            let mut sent = vec![delta.clone()];
+            moments.round(&mut sent, Bits::Sparse).unwrap();
+            add(&mut told, &sent[0]);
+            let mut sent = vec![delta];
+            of_one_tensor(ELEMENTS).round(&mut sent, Bits::Sparse).unwrap();
+            add(&mut alone, &sent[0]);
+        }
+        let norm = |values: &[f32]| values.iter().map(|value| value * value).sum::<f32>().sqrt();
+        let off = |sum: &[f32]| {
+            let differences: Vec<f32> = meant.iter().zip(sum).map(|(meant, sum)| meant - sum).collect();
+            norm(&differences) / norm(&meant)
+        };
+        // Nothing is lost but what fades.
+        let mut all = told.clone();
+        add(&mut all, &moments.kept_back[0]);
+        add(&mut all, &faded);
+        assert!(off(&all) < 1e-5, "off by {}", off(&all));
+        assert!(off(&told) < 0.25 && off(&alone) > 0.5, "{} and {}", off(&told), off(&alone));
+    }
+
+    #[test]
+    fn a_sparse_delta_that_is_not_finite_is_refused() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let refused = of_one_tensor(100).round(&mut [vec![bad; 100]], Bits::Sparse);
+            assert!(matches!(refused, Err(TrainError::Device(_))), "{bad}");
+        }
     }
 }

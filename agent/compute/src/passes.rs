@@ -47,10 +47,12 @@ impl Model {
     pub(crate) fn upload(&self, weights: &[Vec<f32>]) -> Vec<Tensor<2>> {
         let specs = self.trainee.tensors();
         debug_assert_eq!(specs.len(), weights.len(), "checked when the file was read");
-        let upload = |(spec, values): (&TensorSpec, &Vec<f32>)| {
-            upload(spec.role, spec.rows, spec.columns, values.clone(), &self.device)
-        };
-        specs.iter().zip(weights).map(upload).collect()
+        specs.iter().zip(weights).map(|(spec, values)| self.put(spec, values.clone())).collect()
+    }
+
+    /// What files have of a tensor that learns, be it its weights or its moments, on the device.
+    pub(crate) fn put(&self, spec: &TensorSpec, values: Vec<f32>) -> Tensor<2> {
+        upload(spec.role, spec.rows, spec.columns, values, &self.device)
     }
 
     /// Rows of activations or of their gradients, `[values / width, width]`, on the device.

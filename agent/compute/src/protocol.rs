@@ -122,6 +122,19 @@ pub enum Task {
         /// Where the result is to be written: the delta, or a note of the judgement. Without it there is none.
         out: Option<String>,
     },
+    /// Write the moments with which one of the last inner phases began, for whoever checks it. Ends in [`Reply::Shown`].
+    Show {
+        /// What was trained.
+        model: ModelTask,
+        /// Their digest, as [`Reply::Trained`] told it.
+        began: Digest,
+        /// The file to write.
+        out: String,
+    },
+    /// Run somebody's inner phase again, and compare. What the worker trains itself does not notice. Ends in
+    /// [`Reply::Checked`] or, after a cancel, [`Reply::Cancelled`]. Before a claim is called false all steps are run and told
+    /// once more; a failure is no verdict.
+    Check(CheckTask),
     /// Load layers of a language model under a number. Ends in [`Reply::StageOpened`].
     StageOpen(StageTask),
     /// Extend a session of a stage; steps that wait together are computed together. Ends in [`Reply::Stepped`].
@@ -145,7 +158,7 @@ pub enum Task {
         /// The stage's number.
         stage: u64,
     },
-    /// Stop the training task of this number at its next step, or before it starts.
+    /// Stop the training or checking task of this number at its next step, or before it starts.
     Cancel {
         /// The request to cancel.
         id: u64,
@@ -197,6 +210,29 @@ pub struct TrainTask {
     pub out: String,
 }
 
+/// An inner phase that somebody claims to have run.
+#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
+pub struct CheckTask {
+    /// What was trained.
+    pub model: ModelTask,
+    /// The checkpoint to start from.
+    pub state: String,
+    /// The file of tokens.
+    pub data: String,
+    /// Tokens per sequence.
+    pub context: u32,
+    /// Sequences whose activations are in memory at once, here.
+    pub at_once: u32,
+    /// Whether every layer is computed again for its gradients, here.
+    pub recompute: bool,
+    /// How it was trained.
+    pub inner: InnerTask,
+    /// The file of moments with which the phase began.
+    pub began: String,
+    /// The delta that it is said to have given.
+    pub delta: String,
+}
+
 /// How an inner phase trains, whoever does it.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct InnerTask {
@@ -206,7 +242,7 @@ pub struct InnerTask {
     pub batch: u32,
     /// Learning rate in millionths.
     pub learning_rate_millionths: u32,
-    /// Steps of the first round during which the learning rate rises linearly.
+    /// An agent's steps during which the learning rate rises linearly.
     pub warmup_steps: u32,
     /// Outer round; must be the checkpoint's.
     pub round: u32,
@@ -216,7 +252,7 @@ pub struct InnerTask {
     pub first: u64,
     /// Seed of the job's data.
     pub seed: u64,
-    /// Of an element of the delta: 4, 8 or 32.
+    /// Of an element of the delta: 2, 4, 8 or 32.
     pub delta_bits: u8,
 }
 
@@ -325,6 +361,8 @@ pub enum Reply {
         loss_micronats: i64,
         /// Tokens trained on.
         tokens: u64,
+        /// BLAKE3 of the moments with which it began, as [`Task::Show`] would write them.
+        began: Digest,
     },
     /// The next checkpoint is on disk.
     Merged {
@@ -365,6 +403,17 @@ pub enum Reply {
         loss_micronats: i64,
         /// Tokens trained on; or judged by, at the last stage, 0 elsewhere.
         tokens: u64,
+    },
+    /// The moments are on disk.
+    Shown {
+        /// BLAKE3 of the file.
+        digest: Digest,
+    },
+    /// The phase was run again.
+    Checked {
+        /// How far the claimed delta is from what was found, as [`crate::check::check_phase`] measures it, in millionths; at
+        /// most [`crate::limits::CHECK_DISTANCE_MAX_MILLIONTHS`] for an honest one.
+        distance_millionths: u64,
     },
     /// The stage is loaded.
     StageOpened {
@@ -424,6 +473,11 @@ impl Task {
                 vec![&task.model.manifest, &task.model.pieces, &task.state, &task.data]
             }
             Self::GroupClose { out, .. } => out.iter().collect(),
+            Self::Show { model, out, .. } => vec![&model.manifest, &model.pieces, out],
+            Self::Check(task) => {
+                let CheckTask { model, state, data, began, delta, .. } = task;
+                vec![&model.manifest, &model.pieces, state, data, began, delta]
+            }
             Self::StageOpen(task) => vec![&task.manifest, &task.pieces],
             Self::Describe
             | Self::Bench
@@ -547,7 +601,7 @@ mod tests {
     #[test]
     fn the_encoding_is_pinned() {
         let frame = encode(&Request { id: 7, body: Task::Cancel { id: 3 } }).unwrap();
-        assert_eq!(frame, [17, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 14, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(frame, [17, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 16, 3, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -84,6 +84,8 @@ pub(crate) fn serve<W: Write>(
             | Task::GroupBackward { .. }
             | Task::GroupStep { .. }
             | Task::GroupClose { .. }
+            | Task::Show { .. }
+            | Task::Check(_)
             | Task::Cancel { .. } => replies.send(id, Reply::failed("no task of a stage".to_owned()))?,
         }
     }

@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensorError, TensorInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Digest};
-use crate::limits::CHECKPOINT_BYTES_MAX;
+use crate::limits::{CHECKPOINT_BYTES_MAX, MOMENTS_BYTES_MAX};
 use crate::trainee::TensorSpec;
 
 /// The only metadata key: safetensors keeps metadata in a hash map, and two keys would be written in any order.
@@ -22,16 +22,30 @@ const METADATA_KEY: &str = "skein";
 pub(crate) enum Kind {
     Checkpoint,
     Delta,
+    Moments,
+}
+
+impl Kind {
+    fn bytes_max(self) -> u64 {
+        match self {
+            Self::Checkpoint | Self::Delta => CHECKPOINT_BYTES_MAX,
+            Self::Moments => MOMENTS_BYTES_MAX,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Header {
     pub(crate) kind: Kind,
+    /// 0 in moments, which are of no round.
     pub(crate) round: u32,
     /// Of a delta's elements; a checkpoint is always f32 and says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) bits: Option<u8>,
+    /// Of AdamW, in moments alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) steps: Option<u32>,
 }
 
 /// A file of tensors of which the header alone was read. It is opened anew for every tensor, because an outer step looks
@@ -52,8 +66,9 @@ impl TensorFile {
         let content = |problem| CheckpointError::Content { path: path.to_owned(), problem };
         let mut file = File::open(path).map_err(read)?;
         let bytes = file.metadata().map_err(read)?.len();
-        if bytes > CHECKPOINT_BYTES_MAX {
-            return Err(CheckpointError::TooLarge { path: path.to_owned() });
+        let most = kind.bytes_max();
+        if bytes > most {
+            return Err(CheckpointError::TooLarge { path: path.to_owned(), most });
         }
         if bytes < 8 {
             return Err(format(SafeTensorError::HeaderTooSmall));
@@ -150,6 +165,53 @@ impl TensorFile {
     }
 }
 
+/// Names of the tensors that a file is to hold, with their types and dimensions.
+pub(crate) type Tensors = Vec<(String, Dtype, Vec<usize>)>;
+
+/// The head of a file that is to be written, and where its tensors go.
+struct Layout {
+    head: Vec<u8>,
+    metadata: Metadata,
+}
+
+impl Layout {
+    /// Byte for byte as `safetensors::serialize` does: the widest types first, then by name.
+    fn new(header: &Header, mut tensors: Tensors) -> Result<Self, SafeTensorError> {
+        tensors.sort_by(|(one, dtype, _), (other, than, _)| than.cmp(dtype).then(one.cmp(other)));
+        let mut at = 0;
+        let infos = tensors.into_iter().map(|(name, dtype, shape)| {
+            let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            let data_offsets = (at, at + bytes);
+            at += bytes;
+            (name, TensorInfo { dtype, shape, data_offsets })
+        });
+        let text = serde_json::to_string(header)?;
+        let entries = HashMap::from([(METADATA_KEY.to_owned(), text)]);
+        let metadata = Metadata::new(Some(entries), infos.collect())?;
+        let mut text = serde_json::to_string(&metadata)?.into_bytes();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        Ok(Self { head: [&(text.len() as u64).to_le_bytes()[..], &text].concat(), metadata })
+    }
+}
+
+/// The digest of the file that a [`Writer`] would write, without writing it. `give` tells a tensor's bytes by its name and
+/// is asked in the order of the file; `name` stands for the file in errors.
+pub(crate) fn digest<E: From<CheckpointError>>(
+    name: &str,
+    header: &Header,
+    tensors: Tensors,
+    mut give: impl FnMut(&str) -> Result<Vec<u8>, E>,
+) -> Result<Digest, E> {
+    let format = |source| CheckpointError::Format { path: PathBuf::from(name), source };
+    let Layout { head, metadata } = Layout::new(header, tensors).map_err(format)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&head);
+    for name in metadata.offset_keys() {
+        hasher.update(&give(&name)?);
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
 /// A file of tensors that is being written beside its final name, tensor by tensor in any order. What is not published
 /// disappears with it.
 pub(crate) struct Writer {
@@ -161,29 +223,12 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Writes the header, byte for byte as `safetensors::serialize` does: the widest types first, then by name.
-    pub(crate) fn create(
-        path: &Path,
-        header: &Header,
-        mut tensors: Vec<(String, Dtype, Vec<usize>)>,
-    ) -> Result<Self, CheckpointError> {
+    /// Writes the header.
+    pub(crate) fn create(path: &Path, header: &Header, tensors: Tensors) -> Result<Self, CheckpointError> {
         let format = |source| CheckpointError::Format { path: path.to_owned(), source };
-        tensors.sort_by(|(one, dtype, _), (other, than, _)| than.cmp(dtype).then(one.cmp(other)));
         let left = tensors.len();
-        let mut at = 0;
-        let infos = tensors.into_iter().map(|(name, dtype, shape)| {
-            let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
-            let data_offsets = (at, at + bytes);
-            at += bytes;
-            (name, TensorInfo { dtype, shape, data_offsets })
-        });
-        let text = serde_json::to_string(header).map_err(|error| format(error.into()))?;
-        let entries = HashMap::from([(METADATA_KEY.to_owned(), text)]);
-        let metadata = Metadata::new(Some(entries), infos.collect()).map_err(format)?;
-        let mut text = serde_json::to_string(&metadata).map_err(|error| format(error.into()))?.into_bytes();
-        text.resize(text.len().next_multiple_of(8), b' ');
+        let Layout { head, metadata } = Layout::new(header, tensors).map_err(format)?;
         let (written, mut file) = Written::create(path)?;
-        let head = [&(text.len() as u64).to_le_bytes()[..], &text].concat();
         file.write_all(&head).map_err(|source| written.failed(source))?;
         Ok(Self { written, file, metadata, start: head.len() as u64, left })
     }
@@ -287,5 +332,5 @@ pub(crate) fn dimensions(spec: &TensorSpec) -> Vec<usize> {
 }
 
 pub(crate) fn little_endian(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values.iter().map(|value| value.to_le_bytes()).collect::<Vec<_>>().into_flattened()
 }

@@ -13,9 +13,13 @@ use crate::limits::{BATCH_MAX, BATCH_TOKENS_MAX, EVALUATE_TOKENS_AT_ONCE, INNER_
 use crate::optimiser::{Moments, Optimiser};
 use crate::packing::Bits;
 use crate::passes::{Gradients, Kept, Micro, Model, Passes, download};
+use crate::random::mix;
 
 /// The learning rate's last value, as a share of its first.
 const FINAL_RATE: f64 = 0.2;
+
+/// Half a dozen units in the last place of an f32, which is what devices differ by.
+const SHAKE: f32 = 1.0 / (1 << 20) as f32;
 
 /// Why an inner phase or an evaluation gave no result. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +72,14 @@ pub enum TrainError {
         /// Round of the checkpoint.
         round: u32,
     },
+    /// A phase came to another result than was claimed, but comes to another one each time.
+    #[error(
+        "the phase cannot be checked: a change of a millionth in the weights changes what it gives by {spread:.4} of it"
+    )]
+    Unstable {
+        /// Distance between the results of two runs here.
+        spread: f64,
+    },
     /// The task was cancelled between steps.
     #[error("cancelled after {steps} steps")]
     Cancelled {
@@ -102,7 +114,7 @@ pub struct Inner {
     pub recompute: bool,
     /// Learning rate after the warm-up.
     pub learning_rate: f32,
-    /// Steps of the first round during which the learning rate rises linearly.
+    /// An agent's steps during which the learning rate rises linearly.
     pub warmup_steps: u32,
     /// Of an element of the delta.
     pub bits: Bits,
@@ -130,21 +142,10 @@ pub fn inner_phase(
     data: &Path,
     inner: &Inner,
     moments: &mut Moments,
-    mut after_step: impl FnMut(u32, f32) -> bool,
+    after_step: impl FnMut(u32, f32) -> bool,
 ) -> Result<InnerResult, TrainError> {
     let mut phase = Phase::begin(model, state, data, inner, moments)?;
-    while let Some(mut step) = phase.next_step()? {
-        for number in 0..step.parts.len() {
-            if step.counts(number) {
-                phase.learn(model, &mut step, number, None)?;
-            }
-        }
-        let squares = step.gradients.squares()?;
-        let loss = phase.update(step, squares, moments)?;
-        if !after_step(phase.steps, loss.unwrap_or(f32::NAN)) {
-            return Err(TrainError::Cancelled { steps: phase.steps });
-        }
-    }
+    phase.run(model, moments, after_step)?;
     phase.finish(model, moments)
 }
 
@@ -227,6 +228,41 @@ impl Phase {
         let optimiser = Optimiser::new(specs);
         let (steps, losses, judged) = (0, 0.0, 0);
         Ok(Self { inner: *inner, steps, before, weights, dataset, passes, optimiser, losses, judged })
+    }
+
+    /// Changes every weight to start from by about a millionth of itself, so that what comes of it tells how much a phase
+    /// makes of such differences.
+    pub(crate) fn shake(&mut self, model: &Model) {
+        for (number, weight) in self.before.iter_mut().flatten().enumerate() {
+            let up = mix(number as u64) & 1 == 0;
+            *weight *= if up { 1.0 + SHAKE } else { 1.0 - SHAKE };
+        }
+        self.weights = model.upload(&self.before);
+    }
+
+    /// All steps, where the model is whole.
+    ///
+    /// # Errors
+    /// As [`inner_phase`].
+    pub(crate) fn run(
+        &mut self,
+        model: &Model,
+        moments: &mut Moments,
+        mut after_step: impl FnMut(u32, f32) -> bool,
+    ) -> Result<(), TrainError> {
+        while let Some(mut step) = self.next_step()? {
+            for number in 0..step.parts.len() {
+                if step.counts(number) {
+                    self.learn(model, &mut step, number, None)?;
+                }
+            }
+            let squares = step.gradients.squares()?;
+            let loss = self.update(step, squares, moments)?;
+            if !after_step(self.steps, loss.unwrap_or(f32::NAN)) {
+                return Err(TrainError::Cancelled { steps: self.steps });
+            }
+        }
+        Ok(())
     }
 
     /// The step that comes next, unless it was the last.
@@ -322,6 +358,18 @@ impl Phase {
     /// # Errors
     /// [`TrainError::Diverged`] for weights that are not finite, [`TrainError::Device`].
     pub(crate) fn finish(self, model: &Model, moments: &mut Moments) -> Result<InnerResult, TrainError> {
+        let bits = self.inner.bits;
+        let mut result = self.change(model)?;
+        moments.round(&mut result.delta.values, bits)?;
+        result.delta.bits = bits;
+        Ok(result)
+    }
+
+    /// As [`Self::finish`], not rounded.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn change(self, model: &Model) -> Result<InnerResult, TrainError> {
         let Self { inner, steps, before: mut values, weights, losses, judged, .. } = self;
         for ((before, after), spec) in values.iter_mut().zip(weights).zip(model.trainee.tensors()) {
             let after = download(after, spec)?;
@@ -332,8 +380,7 @@ impl Phase {
             return Err(TrainError::Diverged { what, value, step: steps, round: inner.round });
         }
         let tokens = u64::from(steps) * u64::from(inner.batch) * u64::from(inner.context);
-        moments.round(&mut values, inner.bits)?;
-        let delta = Delta { round: inner.round, bits: inner.bits, values };
+        let delta = Delta { round: inner.round, bits: Bits::All, values };
         Ok(InnerResult { delta, loss: losses / f64::from(judged.max(1)), tokens })
     }
 
@@ -443,8 +490,9 @@ impl Inner {
         let within = f64::from(step) / f64::from(self.steps.max(1));
         let part = (f64::from(self.round) + within) / f64::from(self.rounds.max(1));
         let fall = FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + (std::f64::consts::PI * part).cos());
-        let ramp =
-            if self.round == 0 { f64::from(step + 1) / f64::from(self.warmup_steps.max(1)) } else { 1.0 };
+        // Of the agent's own steps; those of earlier rounds may have been more or fewer.
+        let done = f64::from(self.round) * f64::from(self.steps) + f64::from(step);
+        let ramp = (done + 1.0) / f64::from(self.warmup_steps.max(1));
         f64::from(self.learning_rate) * fall * ramp.min(1.0)
     }
 }

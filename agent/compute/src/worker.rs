@@ -20,17 +20,18 @@ use burn::tensor::Device;
 use skein_engine::manifest::{Manifest, PieceSource};
 
 use crate::bench::bench;
-use crate::checkpoint::Checkpoint;
+use crate::check::{Claim, check_phase};
+use crate::checkpoint::{Checkpoint, Digest};
 use crate::device::{DeviceChoice, DeviceError};
 use crate::group::{Group, GroupError, Purpose};
-use crate::limits::{CANCELS_MAX, TASKS_QUEUED_MAX};
+use crate::limits::{BEGINNINGS_MAX, CANCELS_MAX, TASKS_QUEUED_MAX};
 use crate::optimiser::Moments;
 use crate::outer::{OuterRate, merge};
 use crate::packing::Bits;
 use crate::passes::Model;
 use crate::protocol::{
-    FrameError, GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, Reply, Request, Response, Task,
-    TrainTask, read_frame, write_frame,
+    CheckTask, FrameError, GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, Reply, Request, Response,
+    Task, TrainTask, read_frame, write_frame,
 };
 use crate::stages;
 use crate::train::{Inner, TrainError, evaluate, inner_phase};
@@ -230,6 +231,8 @@ struct Job {
     trainee: Trainee,
     model: Option<Model>,
     moments: Moments,
+    /// With what the last inner phases began that came to an end, by its digest; the latest last.
+    beginnings: VecDeque<(Digest, Moments)>,
     /// What is done with others with the layers of `model`.
     group: Option<Group>,
 }
@@ -244,8 +247,8 @@ impl Job {
         let source = PieceSource::new(Manifest::decode(&bytes)?, path);
         let manifest = source.manifest();
         let trainee = Trainee::new(manifest.config.clone(), manifest.tied(), task.method)?;
-        let moments = Moments::default();
-        Ok(Self { task: task.clone(), source, trainee, model: None, moments, group: None })
+        let (moments, beginnings) = (Moments::default(), VecDeque::new());
+        Ok(Self { task: task.clone(), source, trainee, model: None, moments, beginnings, group: None })
     }
 
     /// Puts these layers on the device, unless they are there. Others make room for them, and with them goes a group; the
@@ -260,6 +263,15 @@ impl Job {
             }
         };
         Ok((self.model.insert(model), &mut self.moments))
+    }
+
+    /// Remembers what an inner phase began with that came to an end.
+    fn began(&mut self, digest: Digest, moments: Moments) {
+        self.beginnings.retain(|(known, _)| *known != digest);
+        if self.beginnings.len() >= BEGINNINGS_MAX {
+            self.beginnings.pop_front();
+        }
+        self.beginnings.push_back((digest, moments));
     }
 
     fn load_whole(&mut self, device: &Device) -> Result<(&Model, &mut Moments), Stop> {
@@ -359,6 +371,8 @@ impl<W: Write> Worker<W> {
                 Ok(Reply::GroupStepped { loss_micronats: loss.map(f64::from).map(micronats).transpose()? })
             }
             Task::GroupClose { group, out } => self.group_close(group, out.as_deref()),
+            Task::Show { model, began, out } => self.show(&model, &began, Path::new(&out)),
+            Task::Check(task) => self.check(id, &task),
             Task::StageOpen(_)
             | Task::StageStep { .. }
             | Task::SessionClose { .. }
@@ -384,27 +398,51 @@ impl<W: Write> Worker<W> {
         self.job(&task.model)?;
         let Self { job: Some(job), device, replies, cancels, .. } = self else { return Err(lost()) };
         let (model, moments) = job.load_whole(device)?;
-        let mut pipe = Ok(());
-        let result = inner_phase(
-            model,
-            Path::new(&task.state),
-            Path::new(&task.data),
-            &inner,
-            moments,
-            |done, loss| {
-                let loss_micronats = micronats(f64::from(loss)).ok();
-                let body = Reply::Progress { done, of: inner.steps, loss_micronats, note: String::new() };
-                pipe = replies.send(id, body);
-                pipe.is_ok() && !cancels.has(id)
-            },
-        );
-        pipe.map_err(Stop::Pipe)?;
-        let result = match result {
-            Err(TrainError::Cancelled { .. }) => return Err(Stop::Cancelled),
-            other => other?,
-        };
+        moments.fit(model.trainee.tensors());
+        let (began, beginning) = (moments.digest()?, moments.clone());
+        let (state, data) = (Path::new(&task.state), Path::new(&task.data));
+        let result = told(replies, cancels, id, inner.steps, |after_step| {
+            inner_phase(model, state, data, &inner, moments, after_step)
+        })?;
         let digest = result.delta.write(Path::new(&task.out), model.trainee.tensors())?;
-        Ok(Reply::Trained { digest, loss_micronats: micronats(result.loss)?, tokens: result.tokens })
+        job.began(began, beginning);
+        Ok(Reply::Trained { digest, loss_micronats: micronats(result.loss)?, tokens: result.tokens, began })
+    }
+
+    fn show(&self, model: &ModelTask, began: &Digest, out: &Path) -> Result<Reply, Stop> {
+        let job = self.job.as_ref().filter(|job| job.task == *model);
+        let kept = job.and_then(|job| job.beginnings.iter().find(|(digest, _)| digest == began));
+        let (_, moments) = kept.ok_or_else(|| {
+            let wanted = blake3::Hash::from(*began).to_hex();
+            Stop::Failed(format!(
+                "the moments {wanted} are gone: the worker started anew, has another job, or trained more than {BEGINNINGS_MAX} phases since it began with them"
+            ))
+        })?;
+        Ok(Reply::Shown { digest: moments.write(out)? })
+    }
+
+    fn check(&mut self, id: u64, task: &CheckTask) -> Result<Reply, Stop> {
+        self.warm_up(id, task.inner.inner_steps)?;
+        let inner = inner(&task.inner, task.context, task.at_once, task.recompute)?;
+        // The job at hand keeps its moments while another one's phase is checked.
+        let own = self.job.take_if(|job| job.task != task.model);
+        let distance = self.check_in_job(id, task, &inner);
+        if own.is_some() {
+            self.job = own;
+        }
+        // Saturates where the distance is infinite.
+        Ok(Reply::Checked { distance_millionths: (distance? * 1e6).round() as u64 })
+    }
+
+    fn check_in_job(&mut self, id: u64, task: &CheckTask, inner: &Inner) -> Result<f64, Stop> {
+        self.job(&task.model)?;
+        let Self { job: Some(job), device, replies, cancels, .. } = self else { return Err(lost()) };
+        let (model, _) = job.load_whole(device)?;
+        let (state, data) = (Path::new(&task.state), Path::new(&task.data));
+        let claim = Claim { began: Path::new(&task.began), delta: Path::new(&task.delta) };
+        told(replies, cancels, id, inner.steps, |after_step| {
+            check_phase(model, state, data, inner, claim, after_step)
+        })
     }
 
     fn group_open(&mut self, id: u64, task: GroupTask) -> Result<Reply, Stop> {
@@ -496,6 +534,27 @@ impl<W: Write> Worker<W> {
     }
 }
 
+/// Runs a phase whose every step is told, until somebody cancels it.
+fn told<W: Write, T>(
+    replies: &Replies<W>,
+    cancels: &Cancels,
+    id: u64,
+    of: u32,
+    phase: impl FnOnce(&mut dyn FnMut(u32, f32) -> bool) -> Result<T, TrainError>,
+) -> Result<T, Stop> {
+    let mut pipe = Ok(());
+    let result = phase(&mut |done, loss| {
+        let loss_micronats = micronats(f64::from(loss)).ok();
+        pipe = replies.send(id, Reply::Progress { done, of, loss_micronats, note: String::new() });
+        pipe.is_ok() && !cancels.has(id)
+    });
+    pipe.map_err(Stop::Pipe)?;
+    match result {
+        Err(TrainError::Cancelled { .. }) => Err(Stop::Cancelled),
+        other => Ok(other?),
+    }
+}
+
 fn lost() -> Stop {
     Stop::Failed("the model was not kept".to_owned())
 }
@@ -516,7 +575,7 @@ fn inner(task: &InnerTask, context: u32, at_once: u32, recompute: bool) -> Resul
         learning_rate: millionths(task.learning_rate_millionths),
         warmup_steps: task.warmup_steps,
         bits: bits.ok_or_else(|| {
-            Stop::Failed(format!("deltas of {} bits, known are 4, 8 and 32", task.delta_bits))
+            Stop::Failed(format!("deltas of {} bits, known are 2, 4, 8 and 32", task.delta_bits))
         })?,
     })
 }

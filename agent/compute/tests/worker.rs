@@ -19,7 +19,7 @@ use skein_compute::checkpoint::Checkpoint;
 use skein_compute::data::Part;
 use skein_compute::drawn::Drawn;
 use skein_compute::protocol::{
-    FrameError, InnerTask, Judge, ModelTask, Reply, Response, StageTask, Task, TrainTask,
+    CheckTask, FrameError, InnerTask, Judge, ModelTask, Reply, Response, StageTask, Task, TrainTask,
 };
 use skein_compute::trained::Trained;
 use skein_compute::trainee::{Method, Trainee};
@@ -81,7 +81,7 @@ fn a_job_from_init_to_greedy_decoding_over_two_stages() {
     for index in 0..2 {
         let (reply, progress) = worker.ask(Task::Train(train_task(place, &model, index, 80)));
         assert_eq!(progress, 80);
-        let Reply::Trained { tokens, loss_micronats, digest } = reply else { panic!("{reply:?}") };
+        let Reply::Trained { tokens, loss_micronats, digest, .. } = reply else { panic!("{reply:?}") };
         assert_eq!(tokens, 80 * 2 * 12);
         assert!((100_000..6_000_000).contains(&loss_micronats), "{loss_micronats}");
         let file = fs::read(place.join(format!("delta{index}"))).unwrap();
@@ -139,6 +139,80 @@ fn a_job_from_init_to_greedy_decoding_over_two_stages() {
     assert_eq!(worker.ask(Task::StageClose { stage: 10 }).0, Reply::Closed { existed: true });
     assert_eq!(worker.ask(Task::StageClose { stage: 10 }).0, Reply::Closed { existed: false });
     worker.end().unwrap();
+}
+
+#[test]
+fn a_phase_is_shown_checked_by_another_worker_and_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path();
+    let model = prepare(place, 2, 12);
+    let (mut maker, mut checker) = (Worker::start(), Worker::start());
+    maker.ask(Task::Init { model: model.clone(), seed: 4, out: text(place, "0"), evaluate: None });
+    let train = |worker: &mut Worker, index: u64, out: &str| {
+        let task = TrainTask { out: text(place, out), ..train_task(place, &model, index, 10) };
+        let (reply, _) = worker.ask(Task::Train(task));
+        let Reply::Trained { began, digest, .. } = reply else { panic!("{reply:?}") };
+        (began, digest)
+    };
+    let show = |began, name: &str| Task::Show { model: model.clone(), began, out: text(place, name) };
+    let check = |index: u64, began: &str, delta: &str| {
+        let task = train_task(place, &model, index, 10);
+        Task::Check(CheckTask {
+            model: ModelTask { job: [2; 32], ..task.model },
+            state: task.state,
+            data: task.data,
+            context: task.context,
+            at_once: task.at_once,
+            recompute: task.recompute,
+            inner: task.inner,
+            began: text(place, began),
+            delta: text(place, delta),
+        })
+    };
+    let began: Vec<[u8; 32]> =
+        (0..3).map(|index| train(&mut maker, index, &format!("made{index}")).0).collect();
+    assert!(maker.fails(show(began[0], "began0")).contains("are gone"), "the last two alone are kept");
+    for (index, began) in began.iter().enumerate().skip(1) {
+        let name = format!("began{index}");
+        assert_eq!(maker.ask(show(*began, &name)).0, Reply::Shown { digest: *began });
+        assert_eq!(*began, *blake3::hash(&fs::read(place.join(name)).unwrap()).as_bytes());
+    }
+
+    // The checker has a job of its own, which goes on as if nothing had been asked.
+    train(&mut checker, 0, "own0");
+    for (index, began, made, steps, honest) in [
+        (1, "began1", "made1", 10, true),
+        (2, "began2", "made2", 10, true),
+        (2, "began2", "made1", 20, false),
+    ] {
+        let (reply, progress) = checker.ask(check(index, began, made));
+        let Reply::Checked { distance_millionths } = reply else { panic!("{reply:?}") };
+        assert_eq!(progress, steps);
+        assert_eq!(distance_millionths == 0, honest, "{distance_millionths}");
+    }
+    let same = |task| match task {
+        Task::Check(task) => Task::Check(CheckTask { model: model.clone(), ..task }),
+        other => other,
+    };
+    assert_eq!(checker.ask(same(check(1, "began1", "made1"))).0, Reply::Checked { distance_millionths: 0 });
+    assert_eq!(train(&mut checker, 1, "own1"), train(&mut maker_again(place, &model), 1, "again1"));
+    let other = ModelTask { job: [3; 32], ..model.clone() };
+    maker.ask(Task::Train(TrainTask { model: other, ..train_task(place, &model, 0, 1) }));
+    assert!(maker.fails(show(began[2], "began2")).contains("are gone"));
+    assert!(
+        maker
+            .fails(Task::Show { out: String::new(), model: model.clone(), began: began[2] })
+            .contains("path")
+    );
+    maker.end().unwrap();
+    checker.end().unwrap();
+}
+
+/// A worker that trained the first slice and nothing else.
+fn maker_again(place: &Path, model: &ModelTask) -> Worker {
+    let mut worker = Worker::start();
+    worker.ask(Task::Train(TrainTask { out: text(place, "again0"), ..train_task(place, model, 0, 10) }));
+    worker
 }
 
 #[test]

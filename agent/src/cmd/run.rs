@@ -33,7 +33,9 @@ context = 128                   # tokens per sequence
 learning_rate = 0.003           # AdamW, inside; falls to a fifth over the rounds
 outer_rate = 0.7                # Nesterov, outside
 outer_momentum = 0.7
-delta_bits = 4                  # of what agents send each other per weight and round: 4, 8 or 32
+delta_bits = 4                  # of what agents send each other per weight and round: 4, 8 or 32; or 2, of the largest
+                                # alone, which is so little that they can do it every five steps
+check = 0.02                    # the chance that a slice is trained again by another agent and compared
 seed = 1
 [shape]                         # a new Llama; or, instead of [shape], `model` as below
 layers = 6

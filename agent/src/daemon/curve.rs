@@ -1,5 +1,5 @@
-//! The loss curves of this owner's training jobs: a point for every outer step, one line of JSON each. Steps that follow
-//! each other faster than the coordinator tells of them share one.
+//! The loss curves of this owner's training jobs: a point for every outer step after which the loss was measured, one line of
+//! JSON each. Steps that follow each other faster than the coordinator tells of them share one.
 //!
 //! The file outlives the job and the agent; what is in it is never rewritten. Must never hold up the daemon: a curve
 //! that cannot be kept is a line in the log.
@@ -35,9 +35,12 @@ pub(crate) struct Point {
 #[derive(Clone, Debug)]
 pub(crate) struct Curves {
     directory: PathBuf,
-    /// The last outer step that is in the file, of jobs that moved lately.
-    last: Arc<Mutex<BTreeMap<JobId, u32>>>,
+    /// What is last in the file, of jobs that moved lately.
+    last: Arc<Mutex<BTreeMap<JobId, Last>>>,
 }
+
+/// An outer step, and the held-out loss after it.
+type Last = (u32, Option<i64>);
 
 /// So many jobs' last steps are remembered; of others the file is read.
 const REMEMBERED_MAX: usize = 1_024;
@@ -49,7 +52,7 @@ impl Curves {
 
     /// Adds a point, if the job has come further than its last one.
     pub(crate) fn follow(&self, now: Millis, job: &JobStatus) {
-        if !matches!(job.work, Work::Train(_)) || job.state.is_none() {
+        if !matches!(job.work, Work::Train(_)) || job.held_out_micronats.is_none() {
             return;
         }
         if let Err(error) = self.add(now, job) {
@@ -61,9 +64,10 @@ impl Curves {
         let remembered = lock(&self.last).get(&job.id).copied();
         let last = match remembered {
             Some(last) => Some(last),
-            None => self.points(job.id)?.last().map(|point| point.round),
+            None => self.points(job.id)?.last().map(|point| (point.round, point.held_out_micronats)),
         };
-        if last.is_some_and(|last| last >= job.round) {
+        // A loss that stayed the same to the millionth was not measured again.
+        if last.is_some_and(|(round, loss)| round >= job.round || loss == job.held_out_micronats) {
             return Ok(());
         }
         let point = Point {
@@ -82,7 +86,7 @@ impl Curves {
         if last.len() >= REMEMBERED_MAX {
             last.clear();
         }
-        last.insert(job.id, job.round);
+        last.insert(job.id, (job.round, job.held_out_micronats));
         Ok(())
     }
 

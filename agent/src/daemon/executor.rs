@@ -197,18 +197,25 @@ impl Executor {
         };
         let call = self.kept_alive(lease, self.shared.worker.call(task, progress)).await;
         let reply = call.map_err(|error| error.to_string())?;
-        let mut refused_deltas = Vec::new();
-        let (loss_micronats, tokens) = if let Reply::Initialised { held_out_micronats, .. } = reply {
+        let mut more = Vec::new();
+        let (measure, tokens) = if let Reply::Initialised { held_out_micronats, .. } = reply {
             (held_out_micronats, 0)
-        } else if let Reply::Trained { loss_micronats, tokens, .. } = reply {
+        } else if let Reply::Trained { loss_micronats, tokens, began, .. } = reply {
+            more.push(Digest(began));
             (Some(loss_micronats), tokens)
+        } else if let Reply::Shown { .. } = reply {
+            (None, 0)
+        } else if let Reply::Checked { distance_millionths } = reply {
+            let verdict = format!("{{\"distance_millionths\":{distance_millionths}}}");
+            smol::fs::write(&out, verdict).await.map_err(|error| error.to_string())?;
+            (Some(i64::try_from(distance_millionths).unwrap_or(i64::MAX)), 0)
         } else if let Reply::Merged { held_out_micronats, tokens, refused, .. } = reply {
             let Shard::Merge { deltas, .. } = &execution.shard else { return Err(OUT_OF_TURN.into()) };
             for (slice, part, why) in refused {
                 let delta = deltas.get(slice as usize).and_then(|parts| parts.get(part as usize));
                 let Some(delta) = delta else { continue };
                 tracing::warn!(delta = %delta.short(), why, "a pseudo-gradient is left out of the outer step");
-                refused_deltas.push(*delta);
+                more.push(*delta);
             }
             ((tokens > 0).then_some(held_out_micronats), tokens)
         } else {
@@ -217,8 +224,8 @@ impl Executor {
         let digest = self.shared.store.adopt(&out).await.map_err(|error| error.to_string())?;
         self.keep_only_recent(execution, digest).await;
         let inputs = execution.shard.inputs();
-        let outputs = std::iter::once(digest).chain(refused_deltas).take(OUTPUTS_MAX).collect();
-        Ok(Executed { inputs, outputs, tokens, loss_micronats })
+        let outputs = std::iter::once(digest).chain(more).take(OUTPUTS_MAX).collect();
+        Ok(Executed { inputs, outputs, tokens, loss_micronats: measure })
     }
 
     /// A member's part of what a group does.
@@ -314,6 +321,7 @@ impl Executor {
         }
         let layers = execution.shard.group().map_or(spec.layers(), Group::layers);
         let reads = match (&execution.shard, spec.method) {
+            (Shard::Show { .. }, _) => false,
             (Shard::Init { .. }, _) | (_, Method::Lora { .. }) => true,
             // All that learns is in the checkpoint.
             (_, Method::Full) => false,
@@ -438,6 +446,8 @@ impl Executor {
         let (round, mut named) = match &execution.shard {
             Shard::Init { .. } => (0, Vec::new()),
             Shard::Train { round, state, .. } | Shard::Judge { round, state, .. } => (*round, vec![*state]),
+            Shard::Show { round, .. } => (*round, Vec::new()),
+            Shard::Check { round, state, began, delta, .. } => (*round, vec![*state, *began, *delta]),
             Shard::Merge { round, state, deltas, .. } => {
                 let mut named: Vec<Digest> = deltas.iter().flatten().copied().collect();
                 named.push(*state);

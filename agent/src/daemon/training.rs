@@ -5,17 +5,24 @@
 use std::ops::Range;
 
 use skein_compute::data;
-use skein_compute::protocol::{GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, Task, TrainTask};
+use skein_compute::limits::CHECK_DISTANCE_MAX_MILLIONTHS;
+use skein_compute::protocol::{
+    CheckTask, GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, Task, TrainTask,
+};
 use skein_compute::trainee::Trainee;
 use skein_engine::manifest::Manifest;
 use skein_mesh::BlobStore;
 use skein_proto::cost::Fit;
 use skein_proto::ids::Digest;
 use skein_proto::job::{Method, Part, Shard, TrainSize, TrainSpec};
+use skein_proto::limits::CHECK_DISTANCE_MAX;
 use skein_proto::node::Execution;
 
-/// The learning rate rises over at most so many of the first steps.
+/// The learning rate rises over at most so many of an agent's first steps.
 const WARMUP_STEPS_MAX: u32 = 30;
+
+// Who measures a distance and who judges by it mean the same.
+const _: () = assert!(CHECK_DISTANCE_MAX.unsigned_abs() == CHECK_DISTANCE_MAX_MILLIONTHS);
 
 /// Makes tasks of shards whose inputs are at hand.
 pub(crate) struct Tasks<'a> {
@@ -47,6 +54,21 @@ impl Tasks<'_> {
                     out,
                 })
             }
+            Shard::Show { spec, began, .. } => Task::Show { model: model(spec), began: began.0, out },
+            Shard::Check { state, spec, round, first, steps, began, delta } => {
+                let Fit { at_once, recompute } = self.fit(spec, &spec.layers(), spec.batch, 1)?;
+                Task::Check(CheckTask {
+                    model: model(spec),
+                    state: self.path(state),
+                    data: self.path(&spec.data),
+                    context: spec.context,
+                    at_once,
+                    recompute,
+                    inner: inner(spec, *round, *first, *steps),
+                    began: self.path(began),
+                    delta: self.path(delta),
+                })
+            }
             Shard::Merge { state, deltas, spec, part, .. } => Task::Merge {
                 model: model(spec),
                 state: self.path(state),
@@ -76,6 +98,8 @@ impl Tasks<'_> {
             }
             Shard::Init { .. }
             | Shard::Train { group: None, .. }
+            | Shard::Show { .. }
+            | Shard::Check { .. }
             | Shard::Merge { .. }
             | Shard::Stage { .. } => {
                 return Err("this is no shard of a group".into());
@@ -145,6 +169,8 @@ pub(crate) fn trained(shard: &Shard) -> Option<&TrainSpec> {
     match shard {
         Shard::Init { spec, .. }
         | Shard::Train { spec, .. }
+        | Shard::Show { spec, .. }
+        | Shard::Check { spec, .. }
         | Shard::Judge { spec, .. }
         | Shard::Merge { spec, .. } => Some(spec),
         Shard::Stage { .. } => None,
@@ -156,7 +182,7 @@ fn inner(spec: &TrainSpec, round: u32, first: u64, steps: u32) -> InnerTask {
         inner_steps: steps,
         batch: spec.batch,
         learning_rate_millionths: spec.learning_rate_millionths,
-        warmup_steps: spec.inner_steps.min(WARMUP_STEPS_MAX),
+        warmup_steps: spec.inner_steps.saturating_mul(spec.rounds).min(WARMUP_STEPS_MAX),
         round,
         rounds: spec.rounds,
         first,

@@ -194,6 +194,7 @@ impl Demo {
             outer_momentum_millionths: 0,
             seed: SEED,
             delta_bits: 4,
+            check_millionths: 20_000,
         });
         let id = customer.submit(&JobSpec { name: "shakespeare".into(), nonce: 1, work })?;
         let bar = self.bar();

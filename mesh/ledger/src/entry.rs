@@ -246,6 +246,7 @@ pub(crate) mod samples {
             outer_momentum_millionths: 1,
             seed: 9,
             delta_bits: 4,
+            check_millionths: 0,
         };
         let lease = Lease {
             job: JobId([3; 32]),

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::ids::Units;
 use crate::job::{Method, TrainSize, TrainSpec};
 
 /// How a step is cut so that it fits an agent's memory.
@@ -70,7 +71,9 @@ impl TrainSpec {
 
     /// Memory for the weights of these layers, and for gradients, moments and copies of those that learn.
     pub fn weights_bytes(&self, layers: &Range<u16>) -> u64 {
-        let trained = self.trained(layers).saturating_mul(28);
+        // Who may be asked to show how its last two slices began keeps that too.
+        let shown = if *layers == self.layers() && self.check_millionths > 0 { 24 } else { 0 };
+        let trained = self.trained(layers).saturating_mul(28 + shown);
         self.resident(layers).saturating_mul(4).saturating_add(trained)
     }
 
@@ -118,7 +121,7 @@ impl TrainSpec {
 
     /// Floating-point operations for one token in these layers, forward and backward; attention among tokens is not
     /// counted.
-    pub(crate) fn flops_per_token(&self, layers: &Range<u16>) -> u64 {
+    fn flops_per_token(&self, layers: &Range<u16>) -> u64 {
         let weights = self.multiplied(layers);
         match self.method {
             Method::Full => weights.saturating_mul(6),
@@ -127,6 +130,13 @@ impl TrainSpec {
                 weights.saturating_mul(4).saturating_add(self.trained(layers).saturating_mul(6))
             }
         }
+    }
+
+    /// The work of so many inner steps in these layers.
+    pub(crate) fn slice_units(&self, steps: u32, layers: &Range<u16>) -> Units {
+        let tokens =
+            u64::from(steps).saturating_mul(u64::from(self.batch)).saturating_mul(u64::from(self.context));
+        Units(tokens.saturating_mul(self.flops_per_token(layers)) / 1_000_000)
     }
 
     /// Weights with which every token is multiplied: an embedding is looked up.

@@ -42,7 +42,7 @@ pub struct Executed {
     pub outputs: Vec<Digest>,
     /// Tokens trained on or served.
     pub tokens: u64,
-    /// Mean loss, where the shard has one.
+    /// What the shard measured: mean loss, or a check's distance.
     pub loss_micronats: Option<i64>,
 }
 

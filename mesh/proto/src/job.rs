@@ -79,8 +79,12 @@ pub struct TrainSpec {
     pub outer_momentum_millionths: u32,
     /// Seed of the order of the data, and of an adapter's first weights.
     pub seed: u64,
-    /// Bits of an element of the pseudo-gradients that agents send each other: 4, 8 or 32.
+    /// Bits of an element of the pseudo-gradients that agents send each other: 4, 8 or 32; or 2, of the largest elements
+    /// alone, while the others wait.
     pub delta_bits: u8,
+    /// The chance that a slice is trained again by another agent and compared, in millionths, for an agent that was not
+    /// found honest often yet.
+    pub check_millionths: u32,
 }
 
 /// What a language model asks of the agents that serve it, as its owner counts it from the model's manifest.
@@ -231,7 +235,9 @@ impl TrainSpec {
         let momentum = self.outer_momentum_millionths;
         let hint = "from 0 to below 1; 0.9 is usual";
         check(momentum < 1_000_000, "outer_momentum", f64::from(momentum) / 1e6, hint)?;
-        check([4, 8, 32].contains(&self.delta_bits), "delta_bits", self.delta_bits, "4, 8 or 32")
+        check([2, 4, 8, 32].contains(&self.delta_bits), "delta_bits", self.delta_bits, "2, 4, 8 or 32")?;
+        let chance = self.check_millionths;
+        check(chance <= 1_000_000, "check", f64::from(chance) / 1e6, "from 0 (never) to 1 (always)")
     }
 }
 
@@ -358,6 +364,32 @@ pub enum Shard {
         /// With whom, if this agent alone cannot hold the model.
         group: Option<Group>,
     },
+    /// Give out the optimiser's state with which a slice began, which its receipt names.
+    Show {
+        /// What is trained.
+        spec: TrainSpec,
+        /// Outer step of the slice.
+        round: u32,
+        /// The optimiser's state.
+        began: Digest,
+    },
+    /// Train a slice again and compare with what its agent made of it.
+    Check {
+        /// The global weights that it started from.
+        state: Digest,
+        /// What is trained, on what, how.
+        spec: TrainSpec,
+        /// Outer step, from 0.
+        round: u32,
+        /// Number of the slice's first sequence.
+        first: u64,
+        /// Inner steps.
+        steps: u32,
+        /// The optimiser's state with which its agent began.
+        began: Digest,
+        /// The pseudo-gradient that its agent made.
+        delta: Digest,
+    },
     /// Measure a checkpoint's loss, as one of a group: the last member does.
     Judge {
         /// The checkpoint.
@@ -416,6 +448,15 @@ impl Shard {
                 check((1..=spec.inner_steps).contains(steps), "steps", steps, "1 to the job's inner steps")?;
                 group.as_ref().map_or(Ok(()), |group| group.validate(spec))
             }
+            Self::Show { spec, round, .. } => {
+                spec.validate()?;
+                check(*round < spec.rounds, "round", round, "below the job's rounds")
+            }
+            Self::Check { spec, round, steps, .. } => {
+                spec.validate()?;
+                check(*round < spec.rounds, "round", round, "below the job's rounds")?;
+                check((1..=spec.inner_steps).contains(steps), "steps", steps, "1 to the job's inner steps")
+            }
             Self::Judge { spec, round, part, group, .. } => {
                 spec.validate()?;
                 part.validate()?;
@@ -448,6 +489,10 @@ impl Shard {
             Self::Train { state, spec, .. } | Self::Judge { state, spec, .. } => {
                 vec![spec.model, *state, spec.data]
             }
+            Self::Show { spec, .. } => vec![spec.model],
+            Self::Check { state, spec, began, delta, .. } => {
+                vec![spec.model, *state, spec.data, *delta, *began]
+            }
             Self::Merge { state, deltas, spec, .. } => {
                 let mut inputs = vec![spec.model, *state, spec.data];
                 inputs.extend(deltas.iter().flatten());
@@ -462,12 +507,11 @@ impl Shard {
         match self {
             Self::Init { spec, .. } => Units(spec.size.resident / 1_000_000),
             Self::Train { spec, steps, group, .. } => {
-                let tokens = u64::from(*steps)
-                    .saturating_mul(u64::from(spec.batch))
-                    .saturating_mul(u64::from(spec.context));
-                let layers = group.as_ref().map_or(spec.layers(), Group::layers);
-                Units(tokens.saturating_mul(spec.flops_per_token(&layers)) / 1_000_000)
+                spec.slice_units(*steps, &group.as_ref().map_or(spec.layers(), Group::layers))
             }
+            Self::Check { spec, steps, .. } => spec.slice_units(*steps, &spec.layers()),
+            // To be able to show what one did is part of having done it.
+            Self::Show { .. } => Units(0),
             Self::Judge { spec, part, group, .. } => {
                 let tokens = limits::JUDGED_TOKENS / u64::from(part.of.max(1));
                 let flops = spec.multiplied(&group.layers()).saturating_mul(2);
@@ -498,7 +542,11 @@ impl Shard {
         match self {
             Self::Train { group, .. } => group.as_ref(),
             Self::Judge { group, .. } => Some(group),
-            Self::Init { .. } | Self::Merge { .. } | Self::Stage { .. } => None,
+            Self::Init { .. }
+            | Self::Show { .. }
+            | Self::Check { .. }
+            | Self::Merge { .. }
+            | Self::Stage { .. } => None,
         }
     }
 
@@ -507,6 +555,8 @@ impl Shard {
         match self {
             Self::Init { .. } => "init",
             Self::Train { .. } => "train",
+            Self::Show { .. } => "show",
+            Self::Check { .. } => "check",
             Self::Judge { .. } => "judge",
             Self::Merge { .. } => "merge",
             Self::Stage { .. } => "stage",

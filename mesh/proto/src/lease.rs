@@ -127,7 +127,7 @@ pub struct Receipt {
     pub tokens: u64,
     /// Work done; zero unless the lease completed.
     pub units: Units,
-    /// Mean loss in millionths of a nat per token, where the shard has one.
+    /// What the shard measured: mean loss in millionths of a nat per token; of a check, the distance in millionths.
     pub loss_micronats: Option<i64>,
 }
 

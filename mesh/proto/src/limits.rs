@@ -49,6 +49,15 @@ pub const STAGES_MAX: u16 = 128;
 pub const GROUP_ROWS_BYTES_MAX: u64 = (32 << 20) - (1 << 10);
 /// Held-out tokens by which a checkpoint is judged.
 pub const JUDGED_TOKENS: u64 = 8_192;
+/// A slice that was trained again is as its agent said if the two differ by no more than this, in millionths, by
+/// `skein-compute`'s measure.
+pub const CHECK_DISTANCE_MAX: i64 = 20_000;
+/// An agent that was found honest so often is checked less and less from there on.
+pub const CHECKS_TRUSTED: u32 = 10;
+/// An agent that cannot show the beginning of a slice so often gets no more of them.
+pub const UNSHOWN_MAX: u8 = 2;
+/// The loss is measured once in so many inner steps of an agent, and after the last outer step.
+pub const JUDGE_STEPS: u64 = 50;
 /// Links of which one agent tells: the shortest of them.
 pub const LINKS_MAX: usize = 64;
 /// Blobs that one agent may name as results of one shard.

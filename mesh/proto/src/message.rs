@@ -100,7 +100,7 @@ pub struct Trained {
     pub state: Digest,
     /// Held-out loss before training.
     pub start_loss_micronats: Option<i64>,
-    /// Held-out loss after the last outer step, if it was measured yet.
+    /// Held-out loss as it was measured last; not after every outer step, nor at once after every one that asks for it.
     pub held_out_micronats: Option<i64>,
     /// Tokens trained on.
     pub tokens: u64,
@@ -182,7 +182,7 @@ pub struct JobStatus {
     pub loss_micronats: Option<i64>,
     /// Held-out loss before training.
     pub start_loss_micronats: Option<i64>,
-    /// Held-out loss after the last outer step.
+    /// Held-out loss as it was measured last; not after every outer step, nor at once after every one that asks for it.
     pub held_out_micronats: Option<i64>,
     /// Tokens trained on, over all accepted receipts.
     pub tokens: u64,
@@ -196,7 +196,11 @@ pub struct JobStatus {
     pub digests_equal: bool,
     /// Shards that were granted again after an agent failed or vanished.
     pub regrants: u32,
-    /// Agents whose pseudo-gradients most others refused; they get no more shards of the job.
+    /// Slices that another agent trained again with the same result.
+    pub confirmed: u32,
+    /// Slices that came out otherwise.
+    pub rejected: u32,
+    /// Agents whose work was found wanting; they get no more shards of the job.
     pub refused: Vec<NodeId>,
     /// The pipeline of a serving job, complete and ready, or empty.
     pub stages: Vec<StageAt>,
@@ -227,6 +231,8 @@ impl JobStatus {
             state: None,
             digests_equal: true,
             regrants: 0,
+            confirmed: 0,
+            rejected: 0,
             refused: Vec::new(),
             stages: Vec::new(),
             note: None,

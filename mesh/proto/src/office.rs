@@ -20,7 +20,7 @@ use crate::links::Links;
 use crate::message::{JobStatus, Message, Phase, Resume, StageAt, bounded_reason};
 use crate::placement::Hand;
 use crate::plan::{Next, Outcome, Plan, ServePlan, Slot, Task, TrainPlan};
-use crate::signed::{Envelope, Signed};
+use crate::signed::{Envelope, Signed, encode};
 
 /// One outgoing message.
 pub type Letter = (NodeId, Message);
@@ -228,7 +228,10 @@ impl Office {
             self.accepted.pop_front();
         }
         self.accepted.push_back((id, acceptance.clone()));
-        self.completed(now, grant, result, statement, letters);
+        // Nobody but this agent could have signed it, and it signs the same way every time.
+        let drawn = Digest::of(&encode(&acceptance));
+        let draw = drawn.0.iter().take(8).fold(0, |draw, byte| draw << 8 | u64::from(*byte));
+        self.completed(now, grant, result, statement, draw, letters);
         Message::Accepted(acceptance)
     }
 
@@ -238,10 +241,10 @@ impl Office {
         if self.grants.get(&id).is_some_and(theirs)
             && let Some(grant) = self.grants.remove(&id)
         {
-            if let (Some(missing), Some(Job { plan: Plan::Train(plan), .. })) =
+            if let (Some(missing), Some(Job { plan: Plan::Train(plan), status, .. })) =
                 (trouble.missing, self.jobs.get_mut(&grant.job))
             {
-                plan.missed(grant.task.slot, missing);
+                plan.missed(grant.task.slot, missing, status);
             }
             self.lost(grant, Some(&trouble.reason), letters);
         }
@@ -253,6 +256,7 @@ impl Office {
         grant: Grant,
         result: Option<Digest>,
         receipt: &Receipt,
+        draw: u64,
         letters: &mut Vec<Letter>,
     ) {
         let Some(job) = self.jobs.get_mut(&grant.job) else { return };
@@ -265,10 +269,11 @@ impl Office {
             (Plan::Train(plan), Some(result)) => {
                 let outcome = Outcome {
                     output: result,
-                    refused: receipt.outputs.get(1..).unwrap_or_default(),
-                    loss_micronats: receipt.loss_micronats,
+                    more: receipt.outputs.get(1..).unwrap_or_default(),
+                    measure: receipt.loss_micronats,
                     tokens: receipt.tokens,
                     took_ms: now.since(grant.lease.statement().granted_at),
+                    draw,
                 };
                 plan.completed(grant.task.slot, agent, outcome, &mut job.status)
             }
@@ -315,6 +320,11 @@ impl Office {
     ) {
         match next {
             Next::Wait | Next::Plan => {}
+            Next::Also(task) => {
+                if let Some(job) = self.jobs.get_mut(&id) {
+                    job.pending.push_back(*task);
+                }
+            }
             Next::Dissolve => {
                 if let Some(job) = self.jobs.get_mut(&id) {
                     job.pending.retain(|other| !other.slot.is_beside(task.slot));
@@ -412,7 +422,8 @@ impl Office {
             let lease = grant.lease.statement();
             room.take(lease.agent, &lease.shard);
         }
-        let busy: BTreeSet<JobId> = self.grants.values().map(|grant| grant.job).collect();
+        let in_step = self.grants.values().filter(|grant| !grant.task.slot.is_aside());
+        let busy: BTreeSet<JobId> = in_step.map(|grant| grant.job).collect();
         let began_at = *self.began_at.get_or_insert(now);
         // Who was in office before had a table of links; this one is about to be told.
         let links_known =
@@ -594,15 +605,22 @@ impl Room {
 fn memory_bytes(shard: &Shard) -> u64 {
     match shard {
         Shard::Stage { spec, start, end, .. } => spec.memory_bytes(*start, *end),
-        Shard::Init { .. } | Shard::Train { .. } | Shard::Judge { .. } | Shard::Merge { .. } => 0,
+        Shard::Init { .. }
+        | Shard::Train { .. }
+        | Shard::Show { .. }
+        | Shard::Check { .. }
+        | Shard::Judge { .. }
+        | Shard::Merge { .. } => 0,
     }
 }
 
 fn summarise(status: &mut JobStatus, id: JobId, grants: &BTreeMap<LeaseId, Grant>) {
     let live = || grants.values().filter(|grant| grant.job == id && !grant.released);
-    status.agents =
-        u16::try_from(live().map(|grant| grant.lease.statement().agent).collect::<BTreeSet<_>>().len())
-            .unwrap_or(u16::MAX);
+    // Of a job that ended it tells who was at it last.
+    if !status.phase.is_final() {
+        let agents: BTreeSet<NodeId> = live().map(|grant| grant.lease.statement().agent).collect();
+        status.agents = u16::try_from(agents.len()).unwrap_or(u16::MAX);
+    }
     let training = || live().filter(|grant| matches!(grant.task.slot, Slot::Train { .. }));
     // A group takes its steps together.
     let slices = || training().filter(|grant| matches!(grant.task.slot, Slot::Train { stage: 0, .. }));

@@ -36,6 +36,7 @@ impl World {
             outer_rate_millionths: 700_000,
             outer_momentum_millionths: 900_000,
             delta_bits: 4,
+            check_millionths: 200_000,
             seed: self.prng.bits(),
         };
         self.submit(owner, Work::Train(spec))

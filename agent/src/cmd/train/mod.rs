@@ -53,23 +53,23 @@ pub(crate) struct TrainFile {
     inner_steps: u32,
     batch: u32,
     learning_rate: Option<f64>,
-    #[serde(default = "outer_rate")]
-    outer_rate: f64,
-    #[serde(default = "outer_momentum")]
-    outer_momentum: f64,
+    outer_rate: Option<f64>,
+    outer_momentum: Option<f64>,
     #[serde(default = "delta_bits")]
     delta_bits: u8,
     #[serde(default)]
     seed: u64,
+    #[serde(default = "check")]
+    check: f64,
 }
 
-fn outer_rate() -> f64 {
-    0.7
+fn check() -> f64 {
+    0.02
 }
 
-fn outer_momentum() -> f64 {
-    0.7
-}
+/// The outer rate and momentum that usually do; what is sent sparsely, and often, is averaged plainly.
+const OUTER: (f64, f64) = (0.7, 0.7);
+const OUTER_SPARSE: (f64, f64) = (1.0, 0.0);
 
 fn delta_bits() -> u8 {
     4
@@ -137,6 +137,9 @@ impl TrainFile {
             (MethodName::Full, None) => LEARNING_RATE_TUNED,
             (MethodName::Lora, _) => LEARNING_RATE_LORA,
         });
+        let (outer_rate, outer_momentum) = if self.delta_bits == 2 { OUTER_SPARSE } else { OUTER };
+        let (outer_rate, outer_momentum) =
+            (self.outer_rate.unwrap_or(outer_rate), self.outer_momentum.unwrap_or(outer_momentum));
         let dataset = data::read(&beside.join(&self.data), &start.tokenizer)?;
         dataset.windows(context as usize)?;
         dataset.held_out(context as usize, 1, Part::WHOLE)?;
@@ -150,10 +153,11 @@ impl TrainFile {
             inner_steps: self.inner_steps,
             batch: self.batch,
             learning_rate_millionths: millionths("learning_rate", learning_rate)?,
-            outer_rate_millionths: millionths("outer_rate", self.outer_rate)?,
-            outer_momentum_millionths: millionths("outer_momentum", self.outer_momentum)?,
+            outer_rate_millionths: millionths("outer_rate", outer_rate)?,
+            outer_momentum_millionths: millionths("outer_momentum", outer_momentum)?,
             seed: self.seed,
             delta_bits: self.delta_bits,
+            check_millionths: millionths("check", self.check)?,
         });
         let mut nonce = [0; 8];
         getrandom::fill(&mut nonce).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;

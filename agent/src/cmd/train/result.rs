@@ -131,6 +131,7 @@ fn write_report(path: &PathBuf, job: &JobStatus, spec: &TrainSpec) -> Result<()>
         "held_out_nats_per_token_before": job.start_loss_micronats.map(nats),
         // Sequences are numbered in the job's own order, which `seed` fixes.
         "sequences": { "from": 0, "to": job.samples, "left_out": job.left_out, "tokens_each": spec.context, "seed": spec.seed },
+        "slices_checked": { "confirmed": job.confirmed, "rejected": job.rejected },
         "agents_refused": job.refused, "shards_granted_again": job.regrants, "digests_equal": job.digests_equal,
         "settings": spec,
     });

@@ -2,6 +2,7 @@
 //!
 //! A plan knows slots and digests; it never knows leases, agents' health or time.
 
+mod checks;
 mod serve;
 mod train;
 
@@ -32,6 +33,10 @@ pub enum Slot {
         /// Which member.
         stage: u16,
     },
+    /// What an agent began a slice with, by the number of the check.
+    Show(u16),
+    /// The same slice once more.
+    Check(u16),
     /// The outer step, on one given agent.
     Merge(NodeId),
     /// One stage of a pipeline.
@@ -39,7 +44,7 @@ pub enum Slot {
 }
 
 /// A shard that wants an agent.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// Its place.
     pub slot: Slot,
@@ -54,6 +59,11 @@ pub struct Task {
 }
 
 impl Slot {
+    /// Whether the job goes on meanwhile.
+    pub fn is_aside(self) -> bool {
+        matches!(self, Self::Show(_) | Self::Check(_))
+    }
+
     /// Whether both belong to the same group, which is whole or of no use.
     pub fn is_beside(self, other: Self) -> bool {
         match (self, other) {
@@ -79,14 +89,17 @@ impl Task {
 pub struct Outcome<'a> {
     /// Its result.
     pub output: Digest,
-    /// Of an outer step: the pseudo-gradients that were not what they should be.
-    pub refused: &'a [Digest],
-    /// The loss, if the shard measures one.
-    pub loss_micronats: Option<i64>,
+    /// More of it: of a slice, the optimiser's state with which it began; of an outer step, the pseudo-gradients that were
+    /// not what they should be.
+    pub more: &'a [Digest],
+    /// What it measured: a loss, or a distance.
+    pub measure: Option<i64>,
     /// Tokens on which it was measured.
     pub tokens: u64,
     /// From the grant to the receipt, in milliseconds.
     pub took_ms: u64,
+    /// A number that the agent could not foresee.
+    pub draw: u64,
 }
 
 /// What follows from a finished or lost shard.
@@ -98,6 +111,8 @@ pub enum Next {
     Plan,
     /// The shard is to be granted again.
     Retry,
+    /// One more task, beside the others.
+    Also(Box<Task>),
     /// The shard is of no use without the others of its group, nor they without it: all are given up.
     Dissolve,
     /// The job is finished.

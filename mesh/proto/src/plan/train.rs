@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::checks::{Checks, Made};
 use super::{Next, Outcome, Slot, Task};
 use crate::group::{Team, may_be_split, teams};
 use crate::ids::{Digest, Millis, NodeId};
 use crate::job::{Part, Shard, TrainSpec};
-use crate::limits::{ATTEMPTS_MAX, PACE_NOISE, REFUSED_MAX};
+use crate::limits::{ATTEMPTS_MAX, JUDGE_STEPS, PACE_NOISE, REFUSED_MAX};
 use crate::links::Links;
 use crate::message::{JobStatus, Trained, bounded_reason};
 use crate::placement::Hand;
@@ -36,6 +37,7 @@ pub struct TrainPlan {
     pace: BTreeMap<NodeId, u64>,
     /// Which pseudo-gradient was refused, by whom.
     accused: BTreeMap<Digest, BTreeSet<NodeId>>,
+    checks: Checks,
 }
 
 #[derive(Debug)]
@@ -94,6 +96,7 @@ impl TrainPlan {
             failures: 0,
             makers: BTreeMap::new(),
             accused: BTreeMap::new(),
+            checks: Checks::default(),
         }
     }
 
@@ -113,7 +116,9 @@ impl TrainPlan {
         }
         status.note = None;
         let trusted = if trusted.is_empty() { hands } else { &trusted };
-        let mut tasks = self.tasks_for(now, &teams, trusted);
+        let mut tasks = if self.is_finished() { Vec::new() } else { self.tasks_for(now, &teams, trusted) };
+        let able = trusted.iter().filter(|hand| self.can_judge(hand)).map(|hand| hand.node).collect();
+        tasks.extend(self.checks.tasks(&self.spec, able));
         for task in &mut tasks {
             task.avoid.extend(&status.refused);
         }
@@ -140,6 +145,11 @@ impl TrainPlan {
             spec.context,
             megabytes(most)
         ))
+    }
+
+    /// Whether all that is left are checks.
+    fn is_finished(&self) -> bool {
+        self.round >= self.spec.rounds && !self.unjudged
     }
 
     fn can_judge(&self, hand: &Hand) -> bool {
@@ -201,6 +211,7 @@ impl TrainPlan {
         }
         self.step = TrainStep::Training { samples: first, slices, deltas: BTreeMap::new() };
         self.makers.clear();
+        self.checks.round();
     }
 
     /// A team for each of these slices, as far as there are teams.
@@ -234,6 +245,12 @@ impl TrainPlan {
         u32::try_from(steps).unwrap_or(u32::MAX).clamp(1, self.spec.inner_steps)
     }
 
+    /// Whether the loss is measured after the outer step of this round.
+    fn is_judged(&self, round: u32) -> bool {
+        let times = |rounds: u32| u64::from(rounds) * u64::from(self.spec.inner_steps) / JUDGE_STEPS;
+        round + 1 >= self.spec.rounds || times(round) < times(round + 1)
+    }
+
     fn sequences(&self, steps: u32) -> u64 {
         u64::from(steps).saturating_mul(u64::from(self.spec.batch))
     }
@@ -248,8 +265,9 @@ impl TrainPlan {
             samples,
             judged: Vec::new(),
         };
-        let judges: Vec<NodeId> =
-            hands.iter().filter(|hand| self.can_judge(hand)).map(|hand| hand.node).collect();
+        let due = self.is_judged(self.round);
+        let judges = hands.iter().filter(|hand| due && self.can_judge(hand));
+        let judges: Vec<NodeId> = judges.map(|hand| hand.node).collect();
         let part = |node| {
             let index = judges.iter().position(|judge| *judge == node)?;
             Some(Part { index: u16::try_from(index).ok()?, of: u16::try_from(judges.len()).ok()? })
@@ -278,9 +296,9 @@ impl TrainPlan {
                 tasks.push(Task::pinned(Slot::Judge { group: index, stage }, shard, node));
             }
         }
-        let place = |task: &Task| match task.slot {
-            Slot::Judge { group, stage } => Some((group, stage)),
-            Slot::Init | Slot::Train { .. } | Slot::Merge(_) | Slot::Stage(_) => None,
+        let place = |task: &Task| {
+            let Slot::Judge { group, stage } = task.slot else { return None };
+            Some((group, stage))
         };
         self.step = TrainStep::Judging { out: tasks.iter().filter_map(place).collect(), judged: Vec::new() };
         tasks
@@ -294,14 +312,14 @@ impl TrainPlan {
         outcome: Outcome<'_>,
         status: &mut JobStatus,
     ) -> Next {
-        let Outcome { output, refused, loss_micronats, tokens, took_ms } = outcome;
+        let Outcome { output, more, measure, tokens, took_ms, draw } = outcome;
         match (&mut self.step, slot) {
             (TrainStep::Init, Slot::Init) => {
                 self.state = Some(output);
                 status.state = Some(output);
-                status.start_loss_micronats = loss_micronats;
-                status.held_out_micronats = loss_micronats;
-                self.unjudged = loss_micronats.is_none();
+                status.start_loss_micronats = measure;
+                status.held_out_micronats = measure;
+                self.unjudged = measure.is_none();
                 self.step = TrainStep::Idle;
                 Next::Plan
             }
@@ -312,7 +330,12 @@ impl TrainPlan {
                 deltas.insert((slice, stage), output);
                 let sequences = u64::from(steps).saturating_mul(u64::from(self.spec.batch));
                 self.makers.insert(output, (agent, first..first.saturating_add(sequences)));
-                if stage == 0 {
+                if let (1, Some(state), Some(began)) = (stages, self.state, more.first().copied()) {
+                    let round = self.round;
+                    let made = Made { maker: agent, state, round, first, steps, began, delta: output };
+                    self.checks.consider(made, self.spec.check_millionths, draw);
+                }
+                if stage == 0 && !self.checks.disturbs(agent) {
                     // Other work on the machine makes single slices slow or quick.
                     let pace = took_ms.saturating_mul(1_000) / u64::from(steps.max(1));
                     let before = self.pace.get(&agent).copied().unwrap_or(pace);
@@ -320,7 +343,7 @@ impl TrainPlan {
                 }
                 if stage + 1 == stages {
                     status.tokens = status.tokens.saturating_add(tokens);
-                    status.loss_micronats = loss_micronats;
+                    status.loss_micronats = measure;
                 }
                 let all: usize = slices.values().map(|slice| usize::from(slice.stages)).sum();
                 if deltas.len() == all { Next::Plan } else { Next::Wait }
@@ -328,22 +351,38 @@ impl TrainPlan {
             (TrainStep::Merging { out, results, judged, .. }, Slot::Merge(node)) => {
                 out.remove(&node);
                 results.insert(agent, output);
-                for delta in refused.iter().filter(|delta| self.makers.contains_key(delta)) {
+                for delta in more.iter().filter(|delta| self.makers.contains_key(delta)) {
                     self.accused.entry(*delta).or_default().insert(agent);
                 }
-                if let Some(loss) = loss_micronats {
+                if let Some(loss) = measure {
                     judged.push((output, loss, tokens));
                 }
                 self.close_merge(status)
             }
             (TrainStep::Judging { out, judged }, Slot::Judge { group, stage }) => {
                 out.remove(&(group, stage));
-                if let Some(loss) = loss_micronats {
+                if let Some(loss) = measure {
                     judged.push((output, loss, tokens));
                 }
                 if out.is_empty() { self.close_judging(status) } else { Next::Wait }
             }
+            (_, Slot::Show(number)) => {
+                let task = self.checks.shown(number, output, &self.spec, status);
+                self.after_check(task)
+            }
+            (_, Slot::Check(number)) => {
+                let task = self.checks.checked(number, agent, measure, &self.spec, status);
+                self.after_check(task)
+            }
             _ => Next::Wait,
+        }
+    }
+
+    fn after_check(&self, task: Option<Task>) -> Next {
+        match task {
+            Some(task) => Next::Also(Box::new(task)),
+            None if self.is_finished() && self.checks.are_done() => Next::Done,
+            None => Next::Wait,
         }
     }
 
@@ -353,9 +392,13 @@ impl TrainPlan {
     }
 
     /// Who had this shard says that nobody gave it one of its inputs.
-    pub fn missed(&mut self, slot: Slot, input: Digest) {
-        if let (TrainStep::Merging { withheld, .. }, Slot::Merge(node)) = (&mut self.step, slot) {
-            withheld.entry(input).or_default().insert(node);
+    pub fn missed(&mut self, slot: Slot, input: Digest, status: &mut JobStatus) {
+        match (&mut self.step, slot) {
+            (TrainStep::Merging { withheld, .. }, Slot::Merge(node)) => {
+                withheld.entry(input).or_default().insert(node);
+            }
+            (_, Slot::Check(number)) => self.checks.missed(number, input, status),
+            _ => {}
         }
     }
 
@@ -391,6 +434,10 @@ impl TrainPlan {
                     None => Next::Dissolve,
                 }
             }
+            (_, Slot::Show(_) | Slot::Check(_)) => {
+                self.checks.lost(slot, reason, status);
+                self.after_check(None)
+            }
             _ => Next::Retry,
         }
     }
@@ -406,7 +453,11 @@ impl TrainPlan {
         self.failures = 0;
         self.unjudged = false;
         self.step = TrainStep::Idle;
-        if self.round >= self.spec.rounds { Next::Done } else { Next::Plan }
+        self.after_step()
+    }
+
+    fn after_step(&self) -> Next {
+        if self.is_finished() && self.checks.are_done() { Next::Done } else { Next::Plan }
     }
 
     /// Members that computed the present state, as far as the last merge tells.
@@ -463,8 +514,10 @@ impl TrainPlan {
         }
         self.samples = *samples;
         let loss = mean(judged.iter().filter(|(of, ..)| of == state));
-        status.held_out_micronats = loss;
-        self.unjudged = loss.is_none();
+        if self.is_judged(self.round) {
+            status.held_out_micronats = loss;
+            self.unjudged = loss.is_none();
+        }
         status.samples = self.samples;
         status.digests_equal &= votes.len() == 1;
         self.state = Some(*state);
@@ -472,7 +525,7 @@ impl TrainPlan {
         self.step = TrainStep::Idle;
         status.state = self.state;
         status.round = self.round;
-        if self.round >= self.spec.rounds && !self.unjudged { Next::Done } else { Next::Plan }
+        self.after_step()
     }
 }
 

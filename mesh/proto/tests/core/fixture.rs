@@ -71,6 +71,7 @@ pub(crate) fn train() -> TrainSpec {
         outer_rate_millionths: 700_000,
         outer_momentum_millionths: 900_000,
         delta_bits: 4,
+        check_millionths: 0,
         seed: 42,
     }
 }

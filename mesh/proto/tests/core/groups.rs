@@ -44,10 +44,11 @@ impl Run {
     fn completes(&mut self, task: &Task, output: &[u8], loss: Option<i64>) -> Next {
         let outcome = Outcome {
             output: Digest::of(output),
-            refused: &[],
-            loss_micronats: loss,
+            more: &[],
+            measure: loss,
             tokens: 10,
             took_ms: 500,
+            draw: 0,
         };
         self.plan.completed(task.slot, task.pinned.unwrap(), outcome, &mut self.status)
     }

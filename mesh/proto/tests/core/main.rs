@@ -3,6 +3,8 @@
 //! Must never hold a test itself. (`cfg(test)` tells clippy that the helpers are tests too.)
 
 #[cfg(test)]
+mod checks;
+#[cfg(test)]
 mod desk;
 #[cfg(test)]
 mod election;

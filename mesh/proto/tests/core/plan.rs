@@ -40,18 +40,25 @@ impl Run {
         let agent = NodeId([agent; 32]);
         let outcome = Outcome {
             output: Digest::of(output),
-            refused: &[],
-            loss_micronats: Some(7),
+            more: &[],
+            measure: Some(7),
             tokens: 1,
             took_ms: 500,
+            draw: 0,
         };
         self.plan.completed(slot, agent, outcome, &mut self.status)
     }
 
     /// An agent merges, and refuses these.
     fn refuses(&mut self, agent: u8, refused: &[Digest]) -> Next {
-        let outcome =
-            Outcome { output: Digest::of(b"state 1"), refused, loss_micronats: None, tokens: 0, took_ms: 1 };
+        let outcome = Outcome {
+            output: Digest::of(b"state 1"),
+            more: refused,
+            measure: None,
+            tokens: 0,
+            took_ms: 1,
+            draw: 0,
+        };
         self.plan.completed(merge(agent), NodeId([agent; 32]), outcome, &mut self.status)
     }
 
@@ -105,7 +112,7 @@ fn whose_work_nobody_can_fetch_gets_no_more_and_the_round_is_repeated() {
         for task in &merges {
             let Shard::Merge { deltas, .. } = &task.shard else { panic!("{task:?}") };
             if let Some(delta) = deltas.iter().flatten().find(|delta| **delta == Digest::of(b"delta 2")) {
-                run.plan.missed(task.slot, *delta);
+                run.plan.missed(task.slot, *delta, &mut run.status);
                 run.lost(task.slot, Some("nobody has it"));
             } else {
                 run.completed(task.slot, task.pinned.unwrap().0[0], b"state 1");
@@ -124,7 +131,7 @@ fn who_is_gone_withholds_nothing() {
     let merges = run.train();
     run.plan.vanished(NodeId([1; 32]));
     for task in &merges {
-        run.plan.missed(task.slot, Digest::of(b"delta 1"));
+        run.plan.missed(task.slot, Digest::of(b"delta 1"), &mut run.status);
         run.lost(task.slot, Some("nobody has it"));
     }
     assert_eq!(run.status.refused, []);
@@ -250,7 +257,7 @@ fn every_sequence_is_given_out_once_and_slower_agents_take_fewer() {
     assert!(tasks.iter().zip(&run.hands).all(|(task, hand)| task.pinned == Some(hand.node)));
     for (place, (task, took_ms)) in tasks.iter().zip([1_000, 1_100, 2_000]).enumerate() {
         let output = Digest::of(format!("delta {place}").as_bytes());
-        let outcome = Outcome { output, refused: &[], loss_micronats: Some(7), tokens: 1, took_ms };
+        let outcome = Outcome { output, more: &[], measure: Some(7), tokens: 1, took_ms, draw: 0 };
         run.plan.completed(task.slot, run.hands[place].node, outcome, &mut run.status);
     }
     run.tasks();
@@ -301,7 +308,7 @@ fn the_held_out_loss_is_the_mean_of_what_each_measured_of_the_agreed_result() {
         [(1, b"state 1", 2_000_000, 300), (2, b"state 1", 1_000_000, 100), (3, b"another", 9_000_000, 800)]
     {
         let output = Digest::of(output);
-        let outcome = Outcome { output, refused: &[], loss_micronats: Some(loss), tokens, took_ms: 1 };
+        let outcome = Outcome { output, more: &[], measure: Some(loss), tokens, took_ms: 1, draw: 0 };
         run.plan.completed(merge(number), NodeId([number; 32]), outcome, &mut run.status);
     }
     assert_eq!(run.status.held_out_micronats, Some(1_750_000));
