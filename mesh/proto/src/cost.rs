@@ -38,7 +38,7 @@ impl TrainSpec {
     }
 
     /// Elements of the embedding, and of the head.
-    fn table(&self) -> u64 {
+    pub(crate) fn table(&self) -> u64 {
         u64::from(self.size.vocabulary).saturating_mul(u64::from(self.size.width))
     }
 
@@ -85,9 +85,9 @@ impl TrainSpec {
         // As counted with an allocator on the CPU, rounded up; two more tables of scores pass by on the way back.
         let within = 20 * width + 6 * u64::from(feed_width) + 4 * scores;
         let count = layers.len() as u64;
+        // One sequence at a time is at the head.
         let logits = if layers.end == all { 6 * u64::from(vocabulary) } else { 0 };
         let token = match kept {
-            // One sequence at a time is at the head.
             Kept::All => count.saturating_mul(within).saturating_mul(in_flight),
             Kept::Inputs => count.saturating_mul(width).saturating_mul(in_flight).saturating_add(within),
         };
@@ -160,7 +160,7 @@ impl TrainSpec {
 
     /// What a layer keeps of one sequence in flight, and what a stage needs for the one at work, in bytes.
     pub(crate) fn work_bytes(&self) -> (u64, u64) {
-        let kept = 4 * u64::from(self.size.width) * u64::from(self.context);
+        let kept = self.rows_bytes();
         let all = self.sequences_bytes(&self.layers(), 1, Kept::Inputs);
         (kept, all.saturating_sub(kept.saturating_mul(u64::from(self.size.layers))))
     }

@@ -9,7 +9,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::cost::Fit;
 use crate::ids::NodeId;
-use crate::job::{BadJob, ModelSize, ServeSpec, TrainSpec, check};
+use crate::job::{BadJob, Method, ModelSize, ServeSpec, TrainSpec, check};
 use crate::limits::{GROUP_ROWS_BYTES_MAX, STAGES_MAX};
 use crate::links::Links;
 use crate::placement::{Hand, Seat, place};
@@ -128,7 +128,7 @@ pub(crate) fn teams(spec: &TrainSpec, owner: NodeId, hands: &[Hand], links: &Lin
 /// Whether the model can be split among agents at all. The gradients of a table that two members hold would have to be
 /// added up, which nobody does yet.
 pub(crate) fn may_be_split(spec: &TrainSpec) -> bool {
-    let twice = spec.tied() && matches!(spec.method, crate::job::Method::Full);
+    let twice = spec.tied() && matches!(spec.method, Method::Full);
     spec.size.layers > 1 && !twice && spec.rows_bytes() <= GROUP_ROWS_BYTES_MAX
 }
 
@@ -147,7 +147,7 @@ fn group(spec: &TrainSpec, owner: NodeId, hands: &[Hand], links: &Links) -> Opti
             layers: spec.size.layers,
             width: spec.size.width,
             layer_weights: spec.multiplied(&(1..2)).max(1),
-            head_weights: u64::from(spec.size.vocabulary) * u64::from(spec.size.width),
+            head_weights: spec.table(),
             layer_bytes: layer_bytes.saturating_add(kept.saturating_mul(stages as u64)),
             embedding_bytes,
             head_bytes,
