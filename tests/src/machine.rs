@@ -77,6 +77,7 @@ impl Host {
             memory_mbps: 1,
             transfer_mbps: 1,
             memory_bytes: 1 << 30,
+            open: true,
             addresses: vec!["192.0.2.1:1".into()],
             issued_at: Millis(now + self.ahead_ms),
         }

@@ -123,6 +123,7 @@ impl Rogue {
             memory_mbps: 10_000,
             transfer_mbps: 1_000,
             memory_bytes: 1 << 30,
+            open: true,
             addresses: vec![self.mesh.local_address().to_string()],
             issued_at: now,
         };

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use skein_proto::ids::JobId;
 use skein_proto::message::Phase;
+use skein_proto::node::Allowance;
 use skein_tests::model::Broken;
 use skein_tests::sim::{Faults, World};
 
@@ -291,6 +292,57 @@ fn late_joiners_help() {
         }
         world.settle(PATIENCE_MS)?;
         done(&world, job)
+    });
+}
+
+/// Every owner needs his machine again and again, some while a job begins, some while it ends.
+fn owners_come_and_go(
+    seed: u64,
+    told: bool,
+    job: fn(&mut World, usize) -> Result<JobId, Broken>,
+) -> Result<(), Broken> {
+    let mut world = World::new(seed, 5, Faults::NONE, told);
+    let first = coordinator(&mut world)?;
+    let owner = world.bystander(&[first]).unwrap_or(first);
+    let id = job(&mut world, owner)?;
+    for turn in 0..24 {
+        world.run_for(100 + (seed * 31 + turn * 17) % 9 * 170)?;
+        let host = usize::try_from((seed + turn * 3) % 5).unwrap();
+        let allowance = match (seed / 5 + turn) % 4 {
+            0 => Allowance::Finish,
+            1 | 2 => Allowance::Nothing,
+            _ => Allowance::Work,
+        };
+        world.allow(host, allowance)?;
+    }
+    for host in 0..5 {
+        world.allow(host, Allowance::Work)?;
+    }
+    world.settle(PATIENCE_MS)?;
+    if let Some(Phase::Failed { reason }) = world.status(id).map(|status| &status.phase) {
+        return Err(format!("to need one's machine is no failure, yet: {reason}"));
+    }
+    Ok(())
+}
+
+#[test]
+fn owners_need_their_machines_while_training() {
+    every_seed("owners_need_their_machines_while_training", |seed, told| {
+        owners_come_and_go(seed, told, |world, owner| world.train(owner, 6))
+    });
+}
+
+#[test]
+fn owners_need_their_machines_while_serving() {
+    every_seed("owners_need_their_machines_while_serving", |seed, told| {
+        owners_come_and_go(seed, told, |world, owner| world.serve(owner, 3))
+    });
+}
+
+#[test]
+fn owners_need_their_machines_while_groups_train() {
+    every_seed("owners_need_their_machines_while_groups_train", |seed, told| {
+        owners_come_and_go(seed, told, |world, owner| world.train_large(owner, 4))
     });
 }
 

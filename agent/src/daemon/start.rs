@@ -198,6 +198,7 @@ async fn measure(
         memory_mbps: bench.memory_mb_s,
         transfer_mbps: bench.upload_mb_s.min(bench.download_mb_s),
         memory_bytes: config.memory_bytes.unwrap_or(host.memory_bytes / 2),
+        open: true,
         addresses: advertised(config.advertise, mesh.local_address()),
         issued_at: clock.now(),
     };

@@ -230,11 +230,12 @@ impl Holdings {
         out
     }
 
-    /// Every lease not yet being stopped, to be stopped now: the agent leaves.
-    pub fn give_up(&mut self) -> Vec<LeaseId> {
+    /// Every lease of such a shard that is not being stopped yet, to be stopped now: the agent leaves, or its owner needs
+    /// the machine.
+    pub fn give_up(&mut self, which: impl Fn(&Shard) -> bool) -> Vec<LeaseId> {
         let mut out = Vec::new();
         for (id, held) in &mut self.held {
-            if held.stopping.is_none() {
+            if held.stopping.is_none() && which(&held.lease.statement().shard) {
                 held.stopping = Some(held.end_when_stopped());
                 out.push(*id);
             }

@@ -7,16 +7,19 @@
 //! told of the next `Up`, or that `Up` alone. Every [`Output::Execute`] ends in one [`Input::Finished`],
 //! soon after an [`Output::Stop`]. Must never do anything by itself.
 
+mod events;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ed25519_dalek::SigningKey;
 
+pub use self::events::{Allowance, Execution, Input, Output, Record};
 use crate::election::{Election, Reign};
 use crate::genesis::Genesis;
 use crate::holdings::{Executed, HeldLease, Holdings, NotTaken, Trouble};
 use crate::ids::{JobId, LeaseId, Millis, NetworkId, NodeId};
 use crate::job::{JobSpec, Shard};
-use crate::lease::{Acceptance, End, Lease, Pace, Receipt};
+use crate::lease::{Acceptance, End, Lease, Receipt};
 use crate::limits;
 use crate::links::Soundings;
 use crate::membership::{Members, News};
@@ -27,86 +30,6 @@ use crate::orders::Orders;
 use crate::placement::Hand;
 use crate::signed::{Envelope, Malformed, Signed, decode};
 
-/// Everything that can happen to the core.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// The agent measured itself, or its owner changed what he allows.
-    Offer(Offer),
-    /// An authenticated connection opened.
-    Up(NodeId),
-    /// It closed.
-    Down(NodeId),
-    /// A control frame arrived.
-    Frame {
-        /// From whom, by the channel's authentication.
-        from: NodeId,
-        /// An encoded [`Message`].
-        bytes: Vec<u8>,
-    },
-    /// The local customer submits a job, which may have come as far as this already.
-    Submit(Signed<JobSpec>, Option<Box<JobStatus>>),
-    /// The local customer ends his job.
-    Cancel(JobId),
-    /// A worker reports life in a shard.
-    Progress(LeaseId, Pace),
-    /// A shard's execution ended.
-    Finished(LeaseId, Result<Executed, Trouble>),
-    /// The agent is about to end: its leases are to be stopped.
-    Leave,
-    /// The log holds these own receipts and no acceptance of them: their answers may have been lost in a crash.
-    Unanswered(Vec<Envelope<Receipt>>),
-    /// Round trips to the connected agents in microseconds, measured by the shell now and then.
-    Links(Vec<(NodeId, u32)>),
-    /// Time passed.
-    Tick,
-}
-
-/// Everything that the core wants done, in this order.
-#[derive(Clone, Debug)]
-pub enum Output {
-    /// Send a control message.
-    Send(NodeId, Message),
-    /// Close the connection: the peer is silent or speaks nonsense.
-    Disconnect(NodeId, String),
-    /// An agent is said to listen at these addresses; worth a try.
-    Dial(NodeId, Vec<String>),
-    /// Write to the log, durably, before going on.
-    Append(Record),
-    /// Execute a shard; report by [`Input::Progress`] and [`Input::Finished`].
-    Execute(Execution),
-    /// End the execution of a shard; report by [`Input::Finished`].
-    Stop(LeaseId),
-    /// A job's status changed.
-    JobChanged(JobId),
-    /// Another coordinator, or none.
-    CoordinatorChanged(Option<Reign>),
-    /// A line for the owner's log.
-    Note(String),
-}
-
-/// What goes into the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "receipts are the common case and records are short-lived")]
-pub enum Record {
-    /// The agent's own receipt.
-    Receipt(Envelope<Receipt>),
-    /// The coordinator's acceptance of it.
-    Acceptance(Envelope<Acceptance>),
-}
-
-/// A shard to execute.
-#[derive(Clone, Debug)]
-pub struct Execution {
-    /// Under which lease.
-    pub lease: LeaseId,
-    /// Of which job.
-    pub job: JobId,
-    /// What.
-    pub shard: Shard,
-    /// Who is said to hold the inputs.
-    pub holders: Vec<NodeId>,
-}
-
 /// One agent.
 #[derive(Debug)]
 pub struct Node {
@@ -116,6 +39,7 @@ pub struct Node {
     started_at: Option<Millis>,
     bootstrapped: bool,
     leaving: bool,
+    allowance: Allowance,
     offer: Option<Signed<Offer>>,
     members: Members,
     election: Election,
@@ -141,6 +65,7 @@ impl Node {
             started_at: None,
             bootstrapped: alone,
             leaving: false,
+            allowance: Allowance::default(),
             offer: None,
             members: Members::default(),
             election: Election::new(id, network),
@@ -202,7 +127,8 @@ impl Node {
     pub fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>) {
         self.started_at.get_or_insert(now);
         match input {
-            Input::Offer(offer) => self.measured(offer, out),
+            Input::Offer(offer) => self.offer_to_all(now, offer, out),
+            Input::Allow(allowance) => self.allow(now, allowance, out),
             Input::Up(node) => self.up(now, node, out),
             Input::Down(node) => self.down(now, node, out),
             Input::Frame { from, bytes } => match parse(&bytes) {
@@ -230,7 +156,7 @@ impl Node {
             Input::Finished(lease, result) => self.finished(now, lease, result, out),
             Input::Leave => {
                 self.leaving = true;
-                let stopped = self.holdings.give_up();
+                let stopped = self.holdings.give_up(|_| true);
                 out.extend(stopped.into_iter().map(Output::Stop));
             }
             Input::Unanswered(receipts) => {
@@ -250,13 +176,35 @@ impl Node {
         }
     }
 
-    fn measured(&mut self, offer: Offer, out: &mut Vec<Output>) {
+    fn offer_to_all(&mut self, now: Millis, mut offer: Offer, out: &mut Vec<Output>) {
+        offer.open = self.allowance == Allowance::Work && !self.leaving;
+        // Later than the one before, or nobody would take it for new.
+        let last = self.offer.as_ref().map_or(Millis(0), |offer| offer.statement().issued_at.plus(1));
+        offer.issued_at = now.max(last);
         let offer = Signed::new(offer, &self.network, &self.key);
         let message = Message::Offers(vec![offer.envelope().clone()]);
         self.offer = Some(offer);
         for node in self.members.connected().collect::<Vec<_>>() {
             out.push(Output::Send(node, message.clone()));
         }
+    }
+
+    /// The offer goes first, so that the coordinator grants what is given up to others.
+    fn allow(&mut self, now: Millis, allowance: Allowance, out: &mut Vec<Output>) {
+        if allowance == self.allowance {
+            return;
+        }
+        self.allowance = allowance;
+        if let Some(offer) = &self.offer {
+            self.offer_to_all(now, offer.statement().clone(), out);
+        }
+        let stopped = match allowance {
+            Allowance::Work => Vec::new(),
+            Allowance::Finish => self.holdings.give_up(Shard::is_standing),
+            Allowance::Nothing => self.holdings.give_up(|_| true),
+        };
+        out.extend(stopped.into_iter().map(Output::Stop));
+        self.run_office(now, out);
     }
 
     fn up(&mut self, now: Millis, node: NodeId, out: &mut Vec<Output>) {
@@ -480,8 +428,10 @@ impl Node {
         let office = self.election.reign().filter(|reign| reign.coordinator == from);
         let id = lease.unverified().id();
         let taken = match (office, lease.open(&self.network)) {
-            (Some(_), Ok(_)) if self.leaving => {
-                let reason = "this agent is leaving".to_owned();
+            (Some(_), Ok(_)) if self.leaving || self.allowance != Allowance::Work => {
+                let reason =
+                    if self.leaving { "this agent is leaving" } else { "its owner needs the machine" };
+                let reason = reason.to_owned();
                 self.send(from, Message::Failed { lease: id, reason: reason.clone(), missing: None }, out);
                 Err(reason)
             }
@@ -627,10 +577,11 @@ impl Node {
     fn run_office(&mut self, now: Millis, out: &mut Vec<Output>) {
         // Who leaves answers receipts to the last, and grants nothing more: the next coordinator will.
         let Some(office) = self.office.as_mut().filter(|_| !self.leaving) else { return };
-        let own = self.offer.iter();
-        let hands: Vec<Hand> = own.chain(self.members.offers()).map(Hand::of).collect();
+        let offers = || self.offer.iter().chain(self.members.offers());
+        let members: Vec<NodeId> = offers().map(Signed::signer).collect();
+        let hands: Vec<Hand> = offers().filter(|offer| offer.statement().open).map(Hand::of).collect();
         let mut letters = Vec::new();
-        office.tick(now, &hands, &mut letters);
+        office.tick(now, &members, &hands, &mut letters);
         self.post(letters, out);
     }
 

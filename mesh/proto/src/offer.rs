@@ -24,6 +24,8 @@ pub struct Offer {
     pub transfer_mbps: u64,
     /// Memory that jobs may use, in bytes.
     pub memory_bytes: u64,
+    /// Whether the owner lets it take work now.
+    pub open: bool,
     /// Socket addresses at which the agent listens, as it knows them.
     pub addresses: Vec<String>,
     /// When it was signed; a later offer replaces an earlier one.

@@ -208,7 +208,9 @@ impl Office {
             statement.result().map(Some)
         };
         let Some(result) = result.filter(|_| statement.is_bounded()) else {
-            self.lost(grant, Some("the agent gave back no result and no reason"), letters);
+            // Who gives a shard back because his owner needs the machine has not failed in it.
+            let failed = statement.end != End::Cancelled;
+            self.lost(grant, failed.then_some("the agent gave back no result and no reason"), letters);
             return refused(id, unpaid);
         };
         let earned = if lease.shard.is_standing() {
@@ -378,13 +380,14 @@ impl Office {
     }
 
     /// Lets time pass: expires leases, plans, grants, and tells how jobs stand.
-    pub fn tick(&mut self, now: Millis, hands: &[Hand], letters: &mut Vec<Letter>) {
+    ///
+    /// `members` hear of jobs and hold their blobs; `hands` are those among them that take work now.
+    pub fn tick(&mut self, now: Millis, members: &[NodeId], hands: &[Hand], letters: &mut Vec<Letter>) {
         // Its agent is here and yet gave no sign of life: that is a failure, or a hung worker would be given
         // the same shard for ever.
         let silent = format!("no sign of life for {LEASE_TTL_MS} ms");
         self.take_back(|grant| now >= grant.expires_at, Some(&silent), letters);
-        self.plan_and_grant(now, hands, letters);
-        let members: Vec<NodeId> = hands.iter().map(|hand| hand.node).collect();
+        self.plan_and_grant(now, members, hands, letters);
         for (id, job) in &mut self.jobs {
             if job.changed && now.since(job.told_at) >= STATUS_MS {
                 summarise(&mut job.status, *id, &self.grants);
@@ -416,7 +419,7 @@ impl Office {
         }
     }
 
-    fn plan_and_grant(&mut self, now: Millis, hands: &[Hand], letters: &mut Vec<Letter>) {
+    fn plan_and_grant(&mut self, now: Millis, members: &[NodeId], hands: &[Hand], letters: &mut Vec<Letter>) {
         let mut room = Room::new(hands);
         for grant in self.grants.values() {
             let lease = grant.lease.statement();
@@ -477,9 +480,8 @@ impl Office {
                 grants.push((*id, task, agent));
             }
         }
-        let holders: Vec<NodeId> = hands.iter().map(|hand| hand.node).collect();
         for (job, task, agent) in grants {
-            self.grant(now, job, task, agent, &holders, letters);
+            self.grant(now, job, task, agent, members, letters);
         }
         for job in unseated {
             self.place_anew(job, room.clone(), letters);

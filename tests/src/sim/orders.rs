@@ -2,7 +2,7 @@
 
 use skein_proto::ids::{Digest, JobId};
 use skein_proto::job::{JobSpec, Method, ServeSpec, TrainSize, TrainSpec, Work};
-use skein_proto::node::Input;
+use skein_proto::node::{Allowance, Input};
 
 use super::World;
 use crate::machine::{LARGE, SIZE, TRAINED};
@@ -48,6 +48,15 @@ impl World {
         self.hosts[owner].blobs.insert(model);
         let spec = ServeSpec { model, size: SIZE, context: 512, sessions: 4, stages: Some(stages) };
         self.submit(owner, Work::Serve(spec))
+    }
+
+    /// The owner of `host` needs it, wants it to finish, or lets it work; nothing happens while it is off.
+    pub fn allow(&mut self, host: usize, allowance: Allowance) -> Result<(), Broken> {
+        if self.hosts[host].node.is_none() {
+            return Ok(());
+        }
+        self.tell(host, &format!("is allowed: {allowance:?}"));
+        self.input(host, Input::Allow(allowance))
     }
 
     fn submit(&mut self, owner: usize, work: Work) -> Result<JobId, Broken> {

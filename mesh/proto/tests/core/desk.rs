@@ -40,7 +40,8 @@ impl Desk {
 
     pub(crate) fn pass(&mut self, ms: u64) {
         self.now += ms;
-        self.office.tick(Millis(self.now), &self.hands, &mut self.letters);
+        let members: Vec<NodeId> = self.hands.iter().map(|hand| hand.node).collect();
+        self.office.tick(Millis(self.now), &members, &self.hands, &mut self.letters);
     }
 
     /// The leases granted since last asked.

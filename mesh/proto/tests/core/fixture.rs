@@ -52,6 +52,7 @@ pub(crate) fn offer() -> Offer {
         memory_mbps: 256_000,
         transfer_mbps: 12_000,
         memory_bytes: 8 << 30,
+        open: true,
         addresses: vec!["192.0.2.7:4433".into(), "[2001:db8::7]:4433".into()],
         issued_at: Millis(1_700_000_001_000),
     }

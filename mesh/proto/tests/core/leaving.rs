@@ -6,9 +6,9 @@ use skein_proto::election::Reign;
 use skein_proto::holdings::{Executed, Trouble};
 use skein_proto::ids::{Digest, LeaseId, Millis, Term};
 use skein_proto::lease::{End, Pace, Receipt};
-use skein_proto::limits::BEAT_MS;
+use skein_proto::limits::{ATTEMPTS_MAX, BEAT_MS};
 use skein_proto::message::Message;
-use skein_proto::node::{Input, Node, Output, Record};
+use skein_proto::node::{Allowance, Input, Node, Output, Record};
 use skein_proto::signed::{Envelope, encode};
 
 use crate::fixture;
@@ -116,4 +116,101 @@ fn every_coordinator_is_told_of_links_before_it_is_given_orders() {
         assert_eq!(told[0], &Message::Links(links.clone()));
         assert!(matches!(told[1], Message::Submit { .. }));
     }
+}
+
+/// What the last offer that was sent to a peer says of the doors.
+fn told_open(out: &[Output]) -> Option<bool> {
+    out.iter().rev().find_map(|output| match output {
+        Output::Send(_, Message::Offers(offers)) => offers.last().map(|offer| offer.unverified().open),
+        _ => None,
+    })
+}
+
+fn stops(out: &[Output], lease: LeaseId) -> bool {
+    out.iter().any(|output| matches!(output, Output::Stop(stopped) if *stopped == lease))
+}
+
+#[test]
+fn an_owner_who_needs_his_machine_gets_it_and_the_work_comes_back_when_he_is_done() {
+    let (mut node, now, lease) = serving();
+    let mut out = Vec::new();
+    node.handle(Millis(now), Input::Up(fixture::id(7)), &mut out);
+    out.clear();
+    node.handle(Millis(now), Input::Allow(Allowance::Nothing), &mut out);
+    assert!(stops(&out, lease));
+    assert_eq!(told_open(&out), Some(false), "the others are told before anything else");
+    assert!(matches!(out[0], Output::Send(_, Message::Offers(_))));
+    node.handle(Millis(now), Input::Finished(lease, served()), &mut out);
+    for tick in 1..5 {
+        node.handle(Millis(now + tick * BEAT_MS), Input::Tick, &mut out);
+    }
+    assert!(!out.iter().any(|output| matches!(output, Output::Execute(_))), "nothing begins meanwhile");
+    assert!(node.reign().is_some(), "who works nothing still takes part");
+    // The peer of this test was silent meanwhile, and comes again.
+    node.handle(Millis(now + 5 * BEAT_MS), Input::Up(fixture::id(7)), &mut out);
+    assert_eq!(told_open(&out), Some(false));
+    out.clear();
+    node.handle(Millis(now + 5 * BEAT_MS), Input::Allow(Allowance::Work), &mut out);
+    assert_eq!(told_open(&out), Some(true));
+    assert!(out.iter().any(|output| matches!(output, Output::Execute(_))), "at once: {out:?}");
+}
+
+#[test]
+fn to_finish_ends_stages_and_nothing_else() {
+    let (mut node, now, lease) = serving();
+    let mut out = Vec::new();
+    node.handle(Millis(now), Input::Allow(Allowance::Finish), &mut out);
+    assert!(stops(&out, lease), "a stage would never end by itself");
+
+    let mut node = Node::new(fixture::key(1), &fixture::genesis(), true);
+    let mut out = Vec::new();
+    node.handle(Millis(START), Input::Offer(fixture::offer()), &mut out);
+    let job = node.sign_job(fixture::job());
+    node.handle(Millis(START), Input::Submit(job, None), &mut out);
+    let mut now = START;
+    let lease = loop {
+        now += BEAT_MS;
+        node.handle(Millis(now), Input::Tick, &mut out);
+        if let Some(lease) = out.iter().find_map(|output| match output {
+            Output::Execute(execution) => Some(execution.lease),
+            _ => None,
+        }) {
+            break lease;
+        }
+        assert!(now < START + 20 * BEAT_MS, "the lone agent never got a shard");
+    };
+    out.clear();
+    node.handle(Millis(now), Input::Allow(Allowance::Finish), &mut out);
+    assert!(!stops(&out, lease), "what will end by itself goes on");
+    node.handle(Millis(now), Input::Allow(Allowance::Nothing), &mut out);
+    assert!(stops(&out, lease));
+}
+
+#[test]
+fn an_owner_may_need_his_machine_any_number_of_times() {
+    let mut node = Node::new(fixture::key(1), &fixture::genesis(), true);
+    let mut out = Vec::new();
+    node.handle(Millis(START), Input::Offer(fixture::offer()), &mut out);
+    let job = node.sign_job(fixture::job());
+    node.handle(Millis(START), Input::Submit(job, None), &mut out);
+    let mut now = START;
+    for _ in 0..3 * ATTEMPTS_MAX {
+        out.clear();
+        node.handle(Millis(now), Input::Allow(Allowance::Work), &mut out);
+        let lease = loop {
+            now += BEAT_MS;
+            node.handle(Millis(now), Input::Tick, &mut out);
+            if let Some(lease) = out.iter().find_map(|output| match output {
+                Output::Execute(execution) => Some(execution.lease),
+                _ => None,
+            }) {
+                break lease;
+            }
+            assert!(now < START + 1_000 * BEAT_MS, "no shard any more: {:?}", node.jobs());
+        };
+        node.handle(Millis(now), Input::Allow(Allowance::Nothing), &mut out);
+        node.handle(Millis(now), Input::Finished(lease, Err("stopped".into())), &mut out);
+    }
+    let failed = node.jobs().values().any(|job| job.phase.is_final());
+    assert!(!failed, "to give a shard back is no failure: {:?}", node.jobs());
 }
