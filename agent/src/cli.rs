@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use skein_mesh::PeerAddress;
 
+use crate::limits::PAUSE_S_MAX;
+
 /// Earn with an idle GPU, or use the GPUs of others.
 ///
 /// `skein demo` shows everything on this machine in a few minutes; `skein up` joins a network.
@@ -39,6 +41,58 @@ pub(crate) enum Verb {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// Stop working, for a while or until `skein resume`: the machine is yours within a second
+    Pause {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// For how long: `30m`, `2h`, or `tomorrow` for your next midnight [default: until resumed]
+        time: Option<PauseTime>,
+        /// Leave the GPU alone, and go on working on the processor
+        #[arg(long)]
+        gpu: bool,
+    },
+    /// Finish what is being worked on, and take nothing new until `skein resume`
+    Finish(DataDir),
+    /// Change when this machine may work: `skein set user_idle "10 min"`; `skein get` lists what can be set
+    Set {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// Its name
+        key: String,
+        /// Its new value; `off` where there may be none
+        value: String,
+    },
+    /// Show when this machine may work
+    Get {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// The name of one setting [default: all]
+        key: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change to a newer version: it is verified, proves itself, and only then replaces this one
+    #[command(disable_version_flag = true)]
+    Update(UpdateArgs),
+    /// Show the tray icon of an agent that runs
+    Tray(DataDir),
+    /// Look at all that an agent needs here, and say what to do about what is wrong
+    Doctor {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a text file that helps to find a fault; nothing in it is secret
+    Bugreport {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// The file [default: skein-bugreport.txt]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// Find the devices of this machine and measure the one that would work, or measure a language model on it
     Bench(BenchArgs),
@@ -94,10 +148,12 @@ pub(crate) enum Verb {
         #[command(flatten)]
         job: JobChoice,
     },
-    /// Take up a training job that was cancelled or failed, at its last outer step
+    /// Go on after `skein pause` or `skein finish`; or, with a job's id, take up a training job that ended unfinished
     Resume {
         #[command(flatten)]
-        job: JobChoice,
+        data_dir: DataDir,
+        /// The first digits of the job's id, as `skein jobs` lists it
+        id: Option<String>,
     },
     /// Fetch what a training job has made so far
     Result {
@@ -243,6 +299,55 @@ pub(crate) struct ChatArgs {
     pub(crate) verbose: bool,
 }
 
+/// What `skein update` takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpdateArgs {
+    #[command(flatten)]
+    pub(crate) data_dir: DataDir,
+    /// Look, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Exactly this version, older ones too [default: the newest of the channel]
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) version: Option<skein_update::Version>,
+    /// Change to this version in an agent's place, and become it (started by the agent itself)
+    #[arg(long, hide = true, value_name = "VERSION", conflicts_with_all = ["dry_run", "version"])]
+    pub(crate) apply: Option<skein_update::Version>,
+    /// What the agent was started with
+    #[arg(last = true, hide = true)]
+    pub(crate) then: Vec<std::ffi::OsString>,
+}
+
+/// How long a pause lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PauseTime {
+    /// Seconds.
+    For(u64),
+    /// Until the owner's next midnight.
+    Tomorrow,
+}
+
+impl std::str::FromStr for PauseTime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "tomorrow" {
+            return Ok(Self::Tomorrow);
+        }
+        let (count, unit) = text.split_at(text.len() - text.chars().next_back().map_or(0, char::len_utf8));
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => 0,
+        };
+        let count = count.parse::<u64>().ok().filter(|count| *count > 0 && seconds > 0);
+        let total = count.and_then(|count| count.checked_mul(seconds)).filter(|total| *total <= PAUSE_S_MAX);
+        total.map(Self::For).ok_or_else(|| "write 30m, 2h, 1d (31 days at most) or tomorrow".to_owned())
+    }
+}
+
 /// One of the jobs that an agent knows.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct JobChoice {
@@ -327,7 +432,7 @@ pub(crate) struct UpArgs {
     /// Directory for the key, the log and all data of this agent
     #[arg(long, env = "SKEIN_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// No tray icon: log lines to standard error only
+    /// Nobody sits at this machine: no tray icon, and no rule about an owner's use of it; `skein get` shows those that stay
     #[arg(long, env = "SKEIN_HEADLESS")]
     pub(crate) headless: bool,
     /// UDP address at which other agents reach this one [default: 0.0.0.0:7310]

@@ -20,6 +20,8 @@ const API_DEFAULT: &str = "127.0.0.1:7311";
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
+    /// Nobody sits at this machine: no tray, and no rule about an owner's use of it.
+    pub(crate) headless: bool,
     pub(crate) listen: SocketAddr,
     /// Where others are told to reach this agent, if not where it listens.
     pub(crate) advertise: Option<SocketAddr>,
@@ -31,15 +33,27 @@ pub(crate) struct Config {
     pub(crate) disk_bytes: u64,
     pub(crate) device: Option<String>,
     pub(crate) threads: usize,
+    /// Where earnings are to go.
+    pub(crate) payout: Option<String>,
+    pub(crate) update: UpdateConfig,
+}
+
+/// From where newer versions come.
+#[derive(Debug, Clone)]
+pub(crate) struct UpdateConfig {
+    /// None in a build that was told of no place.
+    pub(crate) url: Option<String>,
+    /// `stable`, `beta`, or `off` for none without being asked.
+    pub(crate) channel: String,
+    /// In hexadecimal, instead of those that the build trusts.
+    pub(crate) keys: Option<Vec<String>>,
 }
 
 /// `config.toml`: the same keys as the flags of `skein up`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    /// Accepted so that a file can say all that flags can; there is no tray to leave out yet.
     #[serde(default)]
-    #[expect(dead_code, reason = "no tray exists yet, so there is nothing for it to turn off")]
     headless: bool,
     listen: Option<String>,
     advertise: Option<SocketAddr>,
@@ -50,6 +64,10 @@ struct File {
     disk: Option<u64>,
     device: Option<String>,
     threads: Option<usize>,
+    update_url: Option<String>,
+    update_channel: Option<String>,
+    update_keys: Option<Vec<String>>,
+    payout: Option<String>,
 }
 
 impl Config {
@@ -96,6 +114,13 @@ impl Config {
             disk_bytes: args.disk.or(file.disk).unwrap_or(DISK_BYTES_DEFAULT),
             device: args.device.or(file.device),
             threads: args.threads.or(file.threads).unwrap_or(0),
+            headless: args.headless || file.headless,
+            payout: file.payout,
+            update: UpdateConfig {
+                url: file.update_url.or_else(|| option_env!("SKEIN_RELEASES").map(str::to_owned)),
+                channel: file.update_channel.unwrap_or_else(|| "stable".to_owned()),
+                keys: file.update_keys,
+            },
             data_dir,
         })
     }

@@ -120,3 +120,29 @@ pub(crate) const BATCH_RETRY_MAX: Duration = Duration::from_secs(10);
 pub(crate) const BATCH_AT_ONCE: usize = 16;
 /// Most that it may say.
 pub(crate) const BATCH_AT_ONCE_MAX: usize = 256;
+
+/// How often sensors are read while something is at work: a game is to have the machine within a second.
+pub(crate) const SENSE_AT_WORK: Duration = Duration::from_millis(300);
+/// And while nothing is.
+pub(crate) const SENSE_AT_REST: Duration = Duration::from_secs(5);
+/// A wall clock that is so far ahead of the monotonic one says that the machine slept.
+pub(crate) const SLEPT_MIN: Duration = Duration::from_secs(10);
+/// One point of the history in so many milliseconds.
+pub(crate) const HISTORY_EVERY_MS: u64 = 10_000;
+/// A day of them.
+pub(crate) const HISTORY_POINTS_MAX: usize = 8_640;
+/// How often the month's traffic is written to disk.
+pub(crate) const TRAFFIC_SAVED_EVERY_MS: u64 = 60_000;
+/// Longest pause that can be asked for, in seconds: a month.
+pub(crate) const PAUSE_S_MAX: u64 = 31 * 86_400;
+/// A worker that died so often in a row is trouble that the owner should hear of.
+pub(crate) const WORKER_FAILURES_TOLD: u32 = 3;
+/// How often the log's own verification is done anew, when somebody asks.
+pub(crate) const LOG_VERIFIED_EVERY: Duration = Duration::from_secs(60);
+/// The agent's own story on disk: the present file and one before it have at most so many bytes each.
+pub(crate) const STORY_BYTES_MAX: u64 = 8 << 20;
+
+/// How often the daemon looks whether an update is due; it is, once a day.
+pub(crate) const UPDATE_LOOK_EVERY: Duration = Duration::from_secs(60);
+/// An agent leaves for a new version after so long, whatever it is working on.
+pub(crate) const UPDATE_DRAIN_MAX: Duration = Duration::from_secs(1_800);

@@ -13,12 +13,13 @@ mod host;
 mod identity;
 mod limits;
 mod serve;
+mod story;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, LogVerb, Verb};
+use crate::cli::{Cli, JobChoice, LogVerb, Verb};
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse().verb) {
@@ -35,6 +36,10 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Up(args) => cmd::up::run(args),
         Verb::Down(data_dir) => cmd::down::run(data_dir),
         Verb::Status { data_dir, json } => cmd::status::run(data_dir, json),
+        Verb::Update(args) => cmd::update::run(args),
+        Verb::Tray(data_dir) => cmd::tray::run(data_dir),
+        Verb::Doctor { data_dir, json } => cmd::doctor::run(data_dir, json),
+        Verb::Bugreport { data_dir, output } => cmd::bugreport::run(data_dir, output),
         Verb::Bench(args) => cmd::bench::run(args),
         Verb::Model { verb } => cmd::model::run(verb),
         Verb::Chat(args) => cmd::chat::run(args),
@@ -46,7 +51,12 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Jobs { data_dir, json } => cmd::jobs::list(data_dir, json),
         Verb::Logs { job, follow, json } => cmd::jobs::logs(job, follow, json),
         Verb::Cancel { job } => cmd::jobs::cancel(job),
-        Verb::Resume { job } => cmd::jobs::resume(job),
+        Verb::Pause { data_dir, time, gpu } => cmd::owner::pause(data_dir, time, gpu),
+        Verb::Finish(data_dir) => cmd::owner::finish(data_dir),
+        Verb::Set { data_dir, key, value } => cmd::owner::set(data_dir, &key, &value),
+        Verb::Get { data_dir, key, json } => cmd::owner::get(data_dir, key.as_deref(), json),
+        Verb::Resume { data_dir, id: None } => cmd::owner::resume(data_dir),
+        Verb::Resume { data_dir, id: Some(id) } => cmd::jobs::resume(JobChoice { data_dir, id }),
         Verb::Result { job, output } => cmd::jobs::result(job, &output),
         Verb::Log { verb: LogVerb::Verify { data_dir, log, json } } => cmd::log::verify(data_dir, log, json),
         Verb::Claim { data_dir, dry_run, json } => cmd::claim::run(data_dir, dry_run, json),

@@ -26,6 +26,7 @@ mod socket;
 mod store;
 mod stream;
 mod table;
+mod traffic;
 mod wire;
 
 #[cfg(test)]

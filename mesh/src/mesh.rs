@@ -27,8 +27,9 @@ use crate::limits::{
 };
 use crate::link::Link;
 use crate::socket;
-use crate::stream::{BulkStream, StreamKind, Traffic};
+use crate::stream::{BulkStream, StreamKind};
 use crate::table::Table;
+use crate::traffic::Traffic;
 use crate::wire::{self, CloseCode};
 
 /// What a mesh needs to start.
@@ -231,6 +232,11 @@ impl Mesh {
         if let Some(link) = self.link(node) {
             link.close(CloseCode::Disconnected, reason);
         }
+    }
+
+    /// Lets bulk streams send, and receive, no more than so many bytes a second, all together; nothing is no limit.
+    pub fn limit_rate(&self, bytes_per_s: Option<u64>) {
+        self.shared().traffic.limit(bytes_per_s);
     }
 
     /// Payload bytes sent since the start: control frames and bulk streams.

@@ -4,11 +4,11 @@
 //! without `finish` is reset, and the reader sees an error, not an end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use quinn::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
 
 use crate::limits::READ_BYTES;
+use crate::traffic::Traffic;
 use crate::wire::{self, FrameError, StreamCode};
 
 /// What a bulk stream carries; its first byte on the wire.
@@ -105,31 +105,6 @@ impl From<FrameError> for StreamError {
     }
 }
 
-/// Payload bytes that passed this agent, control frames and bulk streams together.
-#[derive(Debug, Default)]
-pub(crate) struct Traffic {
-    sent: AtomicU64,
-    received: AtomicU64,
-}
-
-impl Traffic {
-    pub(crate) fn add_sent(&self, bytes: usize) {
-        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn add_received(&self, bytes: usize) {
-        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
-    }
-}
-
 /// A bidirectional bulk stream.
 #[derive(Debug)]
 pub struct BulkStream {
@@ -201,14 +176,14 @@ impl BulkSender {
         bytes.extend_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(frame);
         self.stream.write_chunk(bytes.into()).await?;
-        self.traffic.add_sent(frame.len());
+        self.traffic.sent_in_bulk(frame.len()).await;
         Ok(())
     }
 
     /// Sends raw bytes, without a length before them.
     pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
         self.stream.write_all(bytes).await?;
-        self.traffic.add_sent(bytes.len());
+        self.traffic.sent_in_bulk(bytes.len()).await;
         Ok(())
     }
 
@@ -241,7 +216,7 @@ impl BulkReceiver {
     pub async fn recv_frame(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, StreamError> {
         match wire::read_frame(&mut self.stream, bytes_max).await {
             Ok(frame) => {
-                self.traffic.add_received(frame.as_ref().map_or(0, Vec::len));
+                self.traffic.received_in_bulk(frame.as_ref().map_or(0, Vec::len)).await;
                 Ok(frame)
             }
             Err(FrameError::TooLarge(bytes)) => Err(StreamError::TooLarge { bytes, bytes_max }),
@@ -252,7 +227,7 @@ impl BulkReceiver {
     /// Receives raw bytes; `None` once the peer finished.
     pub async fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, StreamError> {
         let count = self.stream.read(buffer).await?;
-        self.traffic.add_received(count.unwrap_or(0));
+        self.traffic.received_in_bulk(count.unwrap_or(0)).await;
         Ok(count)
     }
 
@@ -262,7 +237,7 @@ impl BulkReceiver {
             ReadExactError::FinishedEarly(_) => StreamError::Truncated,
             ReadExactError::ReadError(error) => error.into(),
         })?;
-        self.traffic.add_received(buffer.len());
+        self.traffic.received_in_bulk(buffer.len()).await;
         Ok(())
     }
 
@@ -277,7 +252,7 @@ impl BulkReceiver {
             return Ok(None);
         };
         buffer.extend_from_slice(&chunk.bytes);
-        self.traffic.add_received(chunk.bytes.len());
+        self.traffic.received_in_bulk(chunk.bytes.len()).await;
         Ok(Some(chunk.bytes.len()))
     }
 }

@@ -108,7 +108,7 @@ pub(super) async fn serve(State(door): State<Door>, body: Body) -> Result<Json<V
     Ok(Json(json!({ "id": id })))
 }
 
-fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], hint: &str) -> Result<T, Problem> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], hint: &str) -> Result<T, Problem> {
     serde_json::from_slice(bytes).map_err(|error| Problem::invalid(format!("{error}\nhint: {hint}")))
 }
 

@@ -5,12 +5,15 @@
 //! Must never touch the core: it asks the daemon's loop.
 
 mod control;
+mod dashboard;
+mod listen;
+mod metrics;
 mod openai;
+mod owner;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -22,12 +25,10 @@ use axum::routing::{get, post};
 use serde_json::json;
 use skein_mesh::{BlobStore, Mesh};
 use smol::channel;
-use smol_hyper::rt::{FuturesIo, SmolTimer};
-use tower_service::Service;
 
 use crate::daemon::curve::Curves;
 use crate::daemon::{Call, Event, Running};
-use crate::limits::{API_BODY_TIMEOUT, API_CONNECTIONS_MAX, API_HEADER_TIMEOUT, BODY_BYTES_MAX};
+use crate::limits::{API_BODY_TIMEOUT, BODY_BYTES_MAX};
 use crate::serve::desk::Desk;
 
 /// What every handler can reach.
@@ -37,6 +38,8 @@ pub(crate) struct Door {
     store: BlobStore,
     mesh: Mesh,
     uploads: Arc<Path>,
+    data_dir: Arc<Path>,
+    verified: owner::Verified,
     token: Arc<str>,
     loopback: bool,
     desk: Desk,
@@ -44,13 +47,13 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// For the agent that runs so. Blobs that customers send are gathered in `uploads`.
+    /// For the agent that runs so.
     pub(crate) fn new(
         running: &Running,
         feed: channel::Sender<Event>,
         store: BlobStore,
         mesh: Mesh,
-        uploads: &Path,
+        data_dir: &Path,
         desk: Desk,
         curves: Curves,
     ) -> Self {
@@ -58,7 +61,9 @@ impl Door {
             feed,
             store,
             mesh,
-            uploads: uploads.into(),
+            uploads: data_dir.join("scratch").into(),
+            data_dir: data_dir.into(),
+            verified: owner::Verified::default(),
             token: running.token.as_str().into(),
             loopback: running.api.ip().is_loopback(),
             desk,
@@ -168,6 +173,8 @@ impl IntoResponse for Problem {
 
 /// Serves until the process ends.
 pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
+    #[cfg(unix)]
+    let door_for_owner = owners_socket(&door.data_dir);
     let orders = Router::new()
         .route("/api/jobs", post(control::submit))
         .route("/api/jobs/{id}/cancel", post(control::cancel))
@@ -176,11 +183,23 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
         .route("/api/models/{name}/remove", post(control::remove_model))
         .route("/api/serve", post(control::serve))
         .route("/api/claim", post(control::claim))
+        .route("/api/pause", post(owner::pause))
+        .route("/api/resume", post(owner::resume))
+        .route("/api/finish", post(owner::finish))
         .route("/api/down", post(control::down))
         .route("/api/blobs", post(control::put_blob).layer(DefaultBodyLimit::disable()))
+        .route("/api/update", get(owner::updates).post(owner::update))
+        .route("/api/settings", get(owner::settings).post(owner::set))
         .layer(middleware::from_fn_with_state(door.clone(), need_token));
     let router = Router::new()
+        .route("/", get(dashboard::page))
+        .route("/app.js", get(dashboard::script))
+        .route("/style.css", get(dashboard::style))
+        .route("/metrics", get(metrics::metrics))
         .route("/api/status", get(control::status))
+        .route("/api/history", get(owner::history))
+        .route("/api/earnings", get(owner::earnings))
+        .route("/api/log", get(owner::log))
         .route("/api/jobs", get(control::jobs))
         .route("/api/jobs/{id}", get(control::job))
         .route("/api/jobs/{id}/metrics", get(control::metrics))
@@ -203,59 +222,60 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(door.clone(), refuse_browsers))
         .with_state(door);
-    accept(socket, router).await;
-}
-
-async fn accept(socket: smol::net::TcpListener, router: Router) {
-    let open = Arc::new(AtomicUsize::new(0));
-    loop {
-        let (stream, _) = match socket.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection to the local API");
-                smol::Timer::after(std::time::Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        if open.fetch_add(1, Ordering::Relaxed) >= API_CONNECTIONS_MAX {
-            open.fetch_sub(1, Ordering::Relaxed);
-            continue;
-        }
-        // Tokens are small, and each is waited for.
-        let _ = stream.set_nodelay(true);
-        let (router, open) = (router.clone(), Arc::clone(&open));
-        smol::spawn(async move {
-            let service =
-                hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-                    router.clone().call(request)
-                });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(SmolTimer::new())
-                .header_read_timeout(API_HEADER_TIMEOUT)
-                .serve_connection(FuturesIo::new(stream), service)
-                .await;
-            if let Err(error) = served {
-                tracing::debug!(%error, "a connection to the local API ended early");
-            }
-            open.fetch_sub(1, Ordering::Relaxed);
-        })
-        .detach();
+    #[cfg(unix)]
+    if let Some(socket) = door_for_owner {
+        smol::spawn(listen::on_unix(socket, router.clone().layer(axum::Extension(Trusted)))).detach();
     }
+    listen::on_tcp(socket, router).await;
 }
 
-/// A page in the owner's browser must not command his agent, nor read from it by DNS rebinding.
+/// Marks requests that came through the owner's own socket.
+#[derive(Clone, Copy)]
+struct Trusted;
+
+/// The socket that only the owner may open; without one the API is on TCP alone.
+#[cfg(unix)]
+fn owners_socket(data_dir: &Path) -> Option<smol::net::unix::UnixListener> {
+    use std::os::unix::fs::DirBuilderExt;
+    let directory = data_dir.join("run");
+    let path = directory.join("api.sock");
+    // Of an agent that was killed: the lock on the data directory says that none runs.
+    let _ = std::fs::remove_dir_all(&directory);
+    let bound = std::fs::DirBuilder::new().mode(0o700).create(&directory);
+    let bound = bound.and_then(|()| smol::net::unix::UnixListener::bind(&path));
+    bound
+        .map_err(|error| tracing::warn!(path = %path.display(), %error, "no Unix socket for the local API"))
+        .ok()
+}
+
+/// A page in the owner's browser must not command his agent, nor read from it by DNS rebinding. The agent's own page may.
 async fn refuse_browsers(State(door): State<Door>, request: Request, next: Next) -> Response {
     let headers = request.headers();
-    let refused = headers.contains_key(header::ORIGIN) || (door.loopback && !host_is_local(headers));
-    if refused {
+    let local = host(headers).is_some_and(is_local);
+    let foreign = headers.contains_key(header::ORIGIN) && !is_own_page(headers);
+    if !is_trusted(&request) && (foreign || (door.loopback && !local)) {
         let message = "requests from web pages are refused\nhint: use 127.0.0.1 or localhost as the host, and no Origin";
         return Problem::new(StatusCode::FORBIDDEN, "permission_error", message).into_response();
     }
     next.run(request).await
 }
 
-fn host_is_local(headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
+fn is_trusted(request: &Request) -> bool {
+    request.extensions().get::<Trusted>().is_some()
+}
+
+fn host(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::HOST).and_then(|host| host.to_str().ok())
+}
+
+/// Whether the request comes from a page of this very address: a number, because a name could be made to lead here.
+fn is_own_page(headers: &HeaderMap) -> bool {
+    let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    let Some((host, origin)) = host(headers).zip(origin) else { return false };
+    origin.strip_prefix("http://") == Some(host) && (is_local(host) || host.parse::<SocketAddr>().is_ok())
+}
+
+fn is_local(host: &str) -> bool {
     let name = match host.parse::<SocketAddr>() {
         Ok(address) => return address.ip().is_loopback(),
         Err(_) => host.rsplit_once(':').map_or(host, |(name, _)| name),
@@ -270,6 +290,7 @@ async fn need_token(State(door): State<Door>, request: Request, next: Next) -> R
     let expected = blake3::hash(door.token.as_bytes());
     if given.is_none_or(|given| blake3::hash(given.as_bytes()) != expected)
         && request.method() != hyper::Method::GET
+        && !is_trusted(&request)
     {
         let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
         return Problem::new(StatusCode::UNAUTHORIZED, "authentication_error", message).into_response();

@@ -2,19 +2,24 @@
 
 pub(crate) mod batch;
 pub(crate) mod bench;
+pub(crate) mod bugreport;
 pub(crate) mod chat;
 pub(crate) mod check;
 pub(crate) mod claim;
 pub(crate) mod curve;
+pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod eval;
 pub(crate) mod jobs;
 pub(crate) mod log;
 pub(crate) mod model;
+pub(crate) mod owner;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod train;
+pub(crate) mod tray;
 pub(crate) mod up;
+pub(crate) mod update;
 pub(crate) mod worker;
 
 use std::io::Write;

@@ -34,6 +34,7 @@ fn describe(status: &Status) -> String {
         leases => leases.iter().map(|lease| lease.shard.clone()).collect::<Vec<_>>().join(", "),
     };
     line("working", working);
+    line("state", status.policy.headline.clone());
     for reason in &status.reasons {
         line("", reason.clone());
     }
@@ -66,6 +67,7 @@ fn describe(status: &Status) -> String {
     line("log", format!("{} entries in {}", status.log.entries, status.log.path));
     let ledger = &status.ledger;
     line("earned", format!("{} (block {}, epoch {})", ledger.balance, ledger.height, ledger.epoch));
+    line("today", format!("{} earned since midnight", status.earned_today));
     line("this epoch", format!("{} units accepted", ledger.accepted_units));
     line(
         "traffic",

@@ -7,22 +7,29 @@ mod book;
 pub(crate) mod curve;
 pub(crate) mod executor;
 mod group;
+pub(crate) mod history;
 pub(crate) mod journal;
+pub(crate) mod owner;
 pub(crate) mod pipeline;
 pub(crate) mod status;
+mod traffic;
 pub(crate) mod training;
 pub(crate) mod treasury;
+pub(crate) mod updating;
 pub(crate) mod worker;
 
 mod start;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use skein_ledger::entry::Entry;
 use skein_mesh::{BlobStore, Event as MeshEvent, Mesh, PeerAddress, StreamKind, serve_blob};
+use skein_policy::readings::Readings;
+use skein_policy::{Settings, View};
 use skein_proto::ids::{JobId, Millis, NodeId};
 use skein_proto::job::{JobSpec, Work};
 use skein_proto::limits::TICK_MS;
@@ -30,15 +37,19 @@ use skein_proto::message::{JobStatus, Phase};
 use skein_proto::node::{Execution, Input, Node, Output, Record};
 use skein_proto::offer::Offer;
 use skein_proto::signed::encode;
+use skein_update::Version;
 use smol::channel;
 
 use self::book::{Book, Order};
 use self::curve::Curves;
 use self::executor::{Executor, Report};
+use self::history::Point;
 use self::journal::Journal;
+use self::owner::{Bench, Kit, Kits, Owner};
 use self::pipeline::Pipeline;
-use self::status::{ClaimState, HeldLease, LogState, Peer, Status, WorkerInfo};
+use self::status::{ClaimState, Earned, HeldLease, LogState, Peer, Status, WorkerInfo};
 use self::treasury::Treasury;
+use self::updating::Updating;
 use self::worker::Worker;
 use crate::config::Config;
 use crate::host::Host;
@@ -50,7 +61,11 @@ pub(crate) enum Event {
     /// The network.
     Mesh(MeshEvent),
     /// The worker's devices were surveyed, and the best one measured.
-    Measured(Result<Measured>),
+    Measured(Bench, Result<Box<Measured>>),
+    /// A newer version was fetched and checked, or there is none.
+    Fetched(Result<Option<Version>, String>),
+    /// The sensors were read; the machine may have slept before.
+    Sensed { readings: Box<Readings>, woke: bool },
     /// A shard progressed or ended.
     Report(Report),
     /// The local API asks.
@@ -67,6 +82,8 @@ pub(crate) struct Measured {
     pub(crate) reports: channel::Receiver<Report>,
     pub(crate) means: Means,
     pub(crate) device_reason: String,
+    /// The GPU's address, where the system tells.
+    pub(crate) pci: Option<String>,
 }
 
 /// By what shards are executed.
@@ -93,6 +110,27 @@ pub(crate) enum Call {
         name: String,
         answer: channel::Sender<Option<(Vec<JobStatus>, Pipeline)>>,
     },
+    /// The owner pauses, resumes, or wants the work finished.
+    Owner(skein_policy::Event, channel::Sender<View>),
+    /// When the owner's present day ends, in Unix milliseconds.
+    Midnight(channel::Sender<u64>),
+    Settings(channel::Sender<Settings>),
+    Set {
+        key: String,
+        value: String,
+        answer: channel::Sender<Result<Settings, String>>,
+    },
+    /// What this agent earned, epoch by epoch.
+    Earnings(channel::Sender<Vec<Earned>>),
+    /// What sensors said after that time.
+    History {
+        since_ms: u64,
+        answer: channel::Sender<Vec<Point>>,
+    },
+    /// The owner wants a newer version, or this one.
+    Update(Option<Version>, channel::Sender<Result<(), String>>),
+    /// For metrics.
+    Gauges(channel::Sender<(Box<Status>, Option<Readings>)>),
     Down(channel::Sender<()>),
 }
 
@@ -114,6 +152,14 @@ impl Clock {
         Self { origin: Millis(u64::try_from(since_1970.as_millis()).unwrap_or(0)), started: Instant::now() }
     }
 
+    /// After a sleep of the machine, through which its monotonic clock stood still: goes on from the wall clock.
+    fn catch_up(&mut self) {
+        let wall = Self::new();
+        if wall.origin > self.now() {
+            *self = wall;
+        }
+    }
+
     pub(crate) fn now(&self) -> Millis {
         self.origin.plus(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
@@ -131,9 +177,11 @@ pub(crate) struct Daemon {
     treasury: Treasury,
     curves: Curves,
     book: Book,
-    means: Option<Means>,
+    owner: Owner,
+    updating: Updating,
+    kits: Kits,
     trouble: Option<String>,
-    device_reason: String,
+    scratch: PathBuf,
     host: Host,
     leases_taken: u64,
     leaving: Option<Leaving>,
@@ -168,15 +216,17 @@ impl Daemon {
     ) -> Result<()> {
         while let Ok(event) = events.recv().await {
             self.apply(event, feed)?;
+            self.note_work(feed)?;
             if let Some(leaving) = &self.leaving
                 && (self.node.may_leave() || leaving.since.elapsed() > LEAVE_WAIT)
             {
                 break;
             }
         }
-        if let Some(Means { worker, .. }) = &self.means {
-            worker.kill("the agent is leaving");
+        for kit in self.kits.all() {
+            kit.means.worker.kill("the agent is leaving");
         }
+        self.owner.traffic.save();
         self.mesh.close().await;
         for answer in self.leaving.iter().flat_map(|leaving| &leaving.answers) {
             let _ = answer.try_send(());
@@ -187,21 +237,16 @@ impl Daemon {
     fn apply(&mut self, event: Event, feed: &channel::Sender<Event>) -> Result<()> {
         match event {
             Event::Mesh(event) => self.mesh_event(event),
-            Event::Measured(Ok(measured)) => {
-                forward(measured.reports, feed.clone(), Event::Report);
-                self.means = Some(measured.means);
-                self.device_reason = measured.device_reason;
-                self.core(Input::Offer(measured.offer))
-            }
-            Event::Measured(Err(error)) => {
-                tracing::error!("this machine cannot work: {error:#}");
-                self.trouble = Some(format!("{error:#}"));
-                Ok(())
-            }
+            Event::Measured(bench, measured) => self.measured(bench, measured, feed),
+            Event::Sensed { readings, woke } => self.sensed(*readings, woke, feed),
             Event::Report(Report::Progress(lease, pace)) => self.core(Input::Progress(lease, pace)),
             Event::Report(Report::Finished(lease, result)) => self.core(Input::Finished(lease, result)),
-            Event::Call(call) => self.call(call),
-            Event::Tick => self.tick(),
+            Event::Call(call) => self.call(call, feed),
+            Event::Fetched(fetched) => self.fetched(fetched),
+            Event::Tick => {
+                self.tick()?;
+                self.tick_update(feed)
+            }
             Event::Signal => self.leave(None),
         }
     }
@@ -230,7 +275,7 @@ impl Daemon {
                 }
             },
             MeshEvent::Stream { from, kind, stream } => {
-                match (kind, &self.means) {
+                match (kind, self.means()) {
                     (StreamKind::Blob, _) => {
                         let store = self.store.clone();
                         smol::spawn(async move {
@@ -284,8 +329,8 @@ impl Daemon {
                 self.execute(execution)?;
             }
             Output::Stop(lease) => {
-                if let Some(Means { executor, .. }) = &self.means {
-                    executor.stop(lease);
+                for kit in self.kits.all() {
+                    kit.means.executor.stop(lease);
                 }
             }
             Output::JobChanged(id) => {
@@ -309,7 +354,7 @@ impl Daemon {
     }
 
     fn execute(&mut self, execution: Execution) -> Result<()> {
-        let Some(Means { executor, .. }) = &self.means else {
+        let Some(Means { executor, .. }) = self.means() else {
             let refusal = Err("this agent has no device to work on".into());
             return self.core(Input::Finished(execution.lease, refusal));
         };
@@ -354,7 +399,7 @@ impl Daemon {
         let members: BTreeSet<NodeId> = self.node.offers().map(skein_proto::signed::Signed::signer).collect();
         let outputs = self.treasury.tick(self.clock.now(), coordinator, members)?;
         self.treasury_outputs(outputs)?;
-        if let Some(Means { worker, executor, .. }) = &self.means {
+        for Kit { means: Means { worker, executor, .. }, .. } in self.kits.all() {
             let (worker, keep) = (worker.clone(), executor.holds_stages());
             smol::spawn(async move { worker.retire_if_idle(keep).await }).detach();
         }
@@ -391,7 +436,11 @@ impl Daemon {
         Ok(order)
     }
 
-    fn call(&mut self, call: Call) -> Result<()> {
+    fn means(&self) -> Option<&Means> {
+        self.kits.current().map(|kit| &kit.means)
+    }
+
+    fn call(&mut self, call: Call, feed: &channel::Sender<Event>) -> Result<()> {
         match call {
             Call::Status(answer) => {
                 let _ = answer.try_send(Box::new(self.status()));
@@ -432,8 +481,34 @@ impl Daemon {
                 let jobs = self.node.jobs().values();
                 let named = jobs.filter(|job| job.name == name && !job.phase.is_final());
                 let serving = named.filter(|job| matches!(job.work, Work::Serve(_))).cloned().collect();
-                let pipeline = self.means.as_ref().map(|means| means.pipeline.clone());
+                let pipeline = self.means().map(|means| means.pipeline.clone());
                 let _ = answer.try_send(pipeline.map(|pipeline| (serving, pipeline)));
+            }
+            Call::Owner(told, answer) => {
+                self.owner_event(told, feed)?;
+                let _ = answer.try_send(self.owner.view());
+            }
+            Call::Midnight(answer) => {
+                let _ = answer.try_send(self.owner.midnight_ms() + 86_400_000);
+            }
+            Call::Settings(answer) => {
+                let _ = answer.try_send(self.owner.settings().clone());
+            }
+            Call::Set { key, value, answer } => {
+                let result = self.change_setting(&key, &value, feed)?;
+                let _ = answer.try_send(result.map(|()| self.owner.settings().clone()));
+            }
+            Call::Earnings(answer) => {
+                let _ = answer.try_send(self.treasury.earnings());
+            }
+            Call::History { since_ms, answer } => {
+                let _ = answer.try_send(self.owner.history.since(since_ms));
+            }
+            Call::Update(version, answer) => {
+                let _ = answer.try_send(self.update(version, feed));
+            }
+            Call::Gauges(answer) => {
+                let _ = answer.try_send((Box::new(self.status()), self.owner.readings().cloned()));
             }
             Call::Down(answer) => self.leave(Some(answer))?,
         }
@@ -462,7 +537,7 @@ impl Daemon {
             round_trip_us: self.mesh.round_trip(node).and_then(|time| u64::try_from(time.as_micros()).ok()),
             device: device_of(node),
         });
-        let worker = self.means.as_ref().map(|means| means.worker.state());
+        let worker = self.means().map(|means| means.worker.state());
         Status {
             node: self.node.id(),
             pid: std::process::id(),
@@ -478,7 +553,10 @@ impl Daemon {
             working: !held.is_empty(),
             reasons: self.reasons(),
             offer: own.map(|offer| offer.statement().clone()),
-            device_reason: self.device_reason.clone(),
+            device_reason: self.kits.current().map_or_else(String::new, |kit| kit.device_reason.clone()),
+            on_trial: skein_update::is_trial(),
+            earned_today: self.treasury.earned_since(Millis(self.owner.midnight_ms())).to_string(),
+            policy: self.owner.view(),
             leases: held
                 .into_iter()
                 .map(|held| HeldLease {
@@ -515,14 +593,18 @@ impl Daemon {
         if !self.node.held().is_empty() {
             return reasons;
         }
+        let view = self.owner.view();
+        if view.allowed != skein_policy::Allowance::All || view.finishing {
+            reasons.extend(view.reasons.into_iter().map(|reason| reason.text));
+        }
         if let Some(trouble) = &self.trouble {
             reasons.push(trouble.clone());
-        } else if self.node.offer().is_none() {
+        } else if self.kits.is_measuring() {
             reasons.push("still measuring the device".to_owned());
         }
         match self.node.reign() {
             None => reasons.push("no coordinator yet".to_owned()),
-            Some(_) if self.node.offer().is_some() => {
+            Some(_) if self.node.offer().is_some_and(|offer| offer.statement().open) => {
                 reasons.push("no lease: no job needs this agent at the moment".to_owned());
             }
             Some(_) => {}

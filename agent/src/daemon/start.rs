@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use skein_compute::bench::BenchResult;
 use skein_compute::device::DeviceChoice;
-use skein_compute::probe;
+use skein_compute::probe::{self, Chosen};
 use skein_compute::protocol::{Reply, Task};
 use skein_mesh::{BlobStore, Mesh, MeshConfig};
 use skein_proto::ids::NodeId;
@@ -21,10 +22,13 @@ use super::book::Book;
 use super::curve::Curves;
 use super::executor::Executor;
 use super::journal::Journal;
+use super::owner::{Bench, Kits, Owner, Trial};
 use super::pipeline::Pipeline;
 use super::treasury::Treasury;
+use super::updating::{self, Updating};
 use super::worker::{Launch, Worker};
 use super::{Clock, Daemon, Event, Means, Measured, forward, tick_for_ever};
+use crate::cmd::tray::Icon;
 use crate::config::Config;
 use crate::host::Host;
 use crate::identity;
@@ -59,6 +63,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     })?;
     let _lock = lock(&data_dir)?;
     let key = identity::load_or_create(&data_dir)?;
+    recover(&config);
     let clock = Clock::new();
     let journal = Journal::open(&data_dir, &config.genesis, key.clone())?;
     let treasury = Treasury::open(&data_dir, &config.genesis, key.clone())?;
@@ -94,19 +99,17 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         feed.clone(),
         store.clone(),
         mesh.clone(),
-        &scratch,
+        &data_dir,
         desk,
         curves.clone(),
     );
     smol::spawn(crate::api::serve(api_socket, door)).detach();
-    let measuring = measure(config.clone(), clock, node.id(), mesh.clone(), store.clone(), scratch);
-    let measured = feed.clone();
-    smol::spawn(async move {
-        let _ = measured.send(Event::Measured(measuring.await)).await;
-    })
-    .detach();
-
+    let owner = Owner::start(&data_dir, config.headless, feed.clone())?;
     let host = Host::look(&data_dir);
+    let headless = config.headless;
+    if config.payout.is_some() {
+        tracing::warn!("`payout` is kept for later: this version's ledger pays the agent's own account");
+    }
     let mut daemon = Daemon {
         config,
         api: api.to_string(),
@@ -118,17 +121,34 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         treasury,
         curves: curves.clone(),
         book: Book::new(&data_dir),
-        means: None,
+        owner,
+        updating: Updating::default(),
+        kits: Kits::default(),
         trouble: None,
-        device_reason: String::new(),
+        scratch,
         host,
         leases_taken: 0,
         leaving: None,
     };
     daemon.recall()?;
+    let icon = (!headless && !skein_update::is_trial()).then(|| Icon::start(&data_dir));
     let ended = daemon.serve(&events, &feed).await;
+    drop(icon);
     drop(running_file);
-    ended
+    match daemon.updating.version() {
+        // Everything of this process ends with it, locks and sockets included.
+        Some(version) => match updating::apply(version, &data_dir)? {},
+        None => ended,
+    }
+}
+
+/// Clears away what an update left that was cut off; a version on trial ends with the process that tries it.
+fn recover(config: &Config) {
+    let recovered = updating::updater(&config.update, &config.data_dir).map(|updater| updater.recover());
+    if let Ok(Err(error)) = recovered {
+        tracing::warn!("cannot clear away an update that was cut off: {error}");
+    }
+    skein_update::end_with_updater(|| std::process::exit(1));
 }
 
 /// Now and then takes models out of service that nobody asks for, and makes room on the disk.
@@ -151,21 +171,58 @@ fn tidy_up(desk: Desk, store: BlobStore, disk_bytes: u64) {
     .detach();
 }
 
-/// Surveys the adapters in child processes, chooses a device, and measures it in a worker.
-async fn measure(
-    config: Config,
-    clock: Clock,
-    me: NodeId,
-    mesh: Mesh,
-    store: BlobStore,
-    scratch: PathBuf,
-) -> Result<Measured> {
+impl Daemon {
+    /// Surveys the adapters in child processes, chooses a device, and measures it in a worker.
+    pub(super) fn measurement(
+        &self,
+        bench: Bench,
+        trial: Trial,
+    ) -> impl Future<Output = Result<Measured>> + Send + 'static {
+        let mut config = self.config.clone();
+        if bench == Bench::Processor {
+            config.device = Some("cpu".to_owned());
+        }
+        let addresses = advertised(config.advertise, self.mesh.local_address());
+        let (me, mesh, store, scratch) =
+            (self.node.id(), self.mesh.clone(), self.store.clone(), self.scratch.clone());
+        let (host, now) = (self.host.clone(), self.clock.now());
+        async move {
+            let (worker, Chosen { device, reason, adapter }) = start_worker(&config, &trial).await?;
+            let bench = benchmark(&worker, &device).await?;
+            let (name, backend) = match &device {
+                DeviceChoice::Cpu => (host.processor.clone(), "cpu"),
+                DeviceChoice::Wgpu { name, .. } => (name.clone(), "wgpu"),
+            };
+            let own_memory = adapter.as_ref().and_then(|adapter| adapter.memory_bytes);
+            let offer = Offer {
+                device: name,
+                backend: backend.to_owned(),
+                matrix_mflops: bench.matmul_mflops,
+                memory_mbps: bench.memory_mb_s,
+                transfer_mbps: bench.upload_mb_s.min(bench.download_mb_s),
+                memory_bytes: config.memory_bytes.unwrap_or(own_memory.unwrap_or(host.memory_bytes) / 2),
+                open: true,
+                addresses,
+                issued_at: now,
+            };
+            let pipeline = Pipeline::new(me, mesh.clone(), worker.clone(), scratch.clone());
+            let on_gpu = matches!(device, DeviceChoice::Wgpu { .. });
+            let memory = offer.memory_bytes;
+            let (executor, reports) =
+                Executor::new(worker.clone(), pipeline.clone(), mesh, store, scratch, on_gpu, memory);
+            let means = Means { worker, executor, pipeline };
+            let pci = adapter.map(|adapter| adapter.pci).filter(|pci| !pci.is_empty());
+            Ok(Measured { offer, reports, means, device_reason: reason, pci })
+        }
+    }
+}
+
+/// A worker for the device that is chosen, and why it was.
+async fn start_worker(config: &Config, trial: &Trial) -> Result<(Worker, Chosen)> {
     let executable = std::env::current_exe().context("cannot find this binary's own path")?;
-    let requested = config.device.clone();
-    let survey_from = executable.clone();
-    let (device, device_reason) =
-        smol::unblock(move || choose_device(&survey_from, requested.as_deref())).await?;
-    tracing::info!("{device_reason}");
+    let (survey_from, requested) = (executable.clone(), config.device.clone());
+    let chosen = smol::unblock(move || choose_device(&survey_from, requested.as_deref())).await?;
+    tracing::info!("{}", chosen.reason);
     let directory = config.data_dir.join("worker");
     fs::create_dir_all(&directory).map_err(|error| super::journal::disk_trouble(&directory, &error))?;
     let threads = match config.threads {
@@ -173,7 +230,12 @@ async fn measure(
         threads => threads,
     };
     let threads = u32::try_from(threads).unwrap_or(u32::MAX);
-    let worker = Worker::new(Launch { executable, device: device.clone(), directory, threads });
+    let worker = Worker::new(Launch { executable, device: chosen.device.clone(), directory, threads });
+    trial.begin(&worker)?;
+    Ok((worker, chosen))
+}
+
+async fn benchmark(worker: &Worker, device: &DeviceChoice) -> Result<BenchResult> {
     let note = |reply| {
         if let Reply::Progress { note, .. } = reply
             && !note.is_empty()
@@ -181,47 +243,24 @@ async fn measure(
             tracing::info!("{note}");
         }
     };
-    let bench = match worker.call(Task::Bench, note).await {
-        Ok(Reply::Benched(bench)) => bench,
+    match worker.call(Task::Bench, note).await {
+        Ok(Reply::Benched(bench)) => Ok(bench),
         Ok(other) => bail!("the worker answered out of turn: {other:?}"),
         Err(error) => bail!("cannot measure {device}: {error}\nhint: `skein bench` tries every device"),
-    };
-    let host = Host::look(&config.data_dir);
-    let (name, backend) = match &device {
-        DeviceChoice::Cpu => (host.processor.clone(), "cpu"),
-        DeviceChoice::Wgpu { name, .. } => (name.clone(), "wgpu"),
-    };
-    let offer = Offer {
-        device: name,
-        backend: backend.to_owned(),
-        matrix_mflops: bench.matmul_mflops,
-        memory_mbps: bench.memory_mb_s,
-        transfer_mbps: bench.upload_mb_s.min(bench.download_mb_s),
-        memory_bytes: config.memory_bytes.unwrap_or(host.memory_bytes / 2),
-        open: true,
-        addresses: advertised(config.advertise, mesh.local_address()),
-        issued_at: clock.now(),
-    };
-    let pipeline = Pipeline::new(me, mesh.clone(), worker.clone(), scratch.clone());
-    let on_gpu = matches!(device, DeviceChoice::Wgpu { .. });
-    let memory = offer.memory_bytes;
-    let (executor, reports) =
-        Executor::new(worker.clone(), pipeline.clone(), mesh, store, scratch, on_gpu, memory);
-    let means = Means { worker, executor, pipeline };
-    Ok(Measured { offer, reports, means, device_reason })
+    }
 }
 
 /// The device to work on and why, after every adapter was tried in a process of its own.
 ///
 /// # Errors
 /// When the requested device does not exist or does not work.
-fn choose_device(executable: &Path, requested: Option<&str>) -> Result<(DeviceChoice, String)> {
+fn choose_device(executable: &Path, requested: Option<&str>) -> Result<Chosen> {
     if requested == Some("cpu") {
-        return Ok((DeviceChoice::Cpu, "working on the CPU, as the owner wishes".to_owned()));
+        let reason = "working on the CPU, as the owner wishes".to_owned();
+        return Ok(Chosen { device: DeviceChoice::Cpu, reason, adapter: None });
     }
     let survey = probe::survey(executable, PROBE_TIMEOUT);
-    let chosen = probe::choose(&survey, requested)?;
-    Ok((chosen.device, chosen.reason))
+    Ok(probe::choose(&survey, requested)?)
 }
 
 /// An empty directory for files in the making, on the file system of the blobs, so that they can be moved.

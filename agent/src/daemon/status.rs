@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use skein_ledger::emission::Amount;
+use skein_policy::View;
 use skein_proto::ids::{Digest, Epoch, JobId, LeaseId, NetworkId, NodeId, Units};
 use skein_proto::offer::Offer;
 
@@ -34,6 +35,12 @@ pub(crate) struct Status {
     pub(crate) working: bool,
     /// If not, every reason.
     pub(crate) reasons: Vec<String>,
+    /// What the owner allows, and why not more.
+    pub(crate) policy: View,
+    /// Whether this version still has to prove itself.
+    pub(crate) on_trial: bool,
+    /// Since the owner's midnight, in coins.
+    pub(crate) earned_today: String,
     /// What it measured, once it has.
     pub(crate) offer: Option<Offer>,
     /// Why this device.
@@ -108,6 +115,16 @@ pub(crate) struct Settled {
 pub(crate) struct Payout {
     pub(crate) node: NodeId,
     pub(crate) amount: Amount,
+}
+
+/// One epoch of `GET /api/earnings`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Earned {
+    pub(crate) epoch: Epoch,
+    pub(crate) started_at_ms: u64,
+    /// In coins.
+    pub(crate) amount: String,
+    pub(crate) amount_base_units: Amount,
 }
 
 /// The worker process.

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use ed25519_dalek::SigningKey;
 use skein_ledger::claim;
-use skein_ledger::emission;
+use skein_ledger::emission::{self, Amount};
 use skein_ledger::log::Log;
 use skein_ledger::orderer::{self, Input, Orderer, Settlement};
 use skein_proto::genesis::Genesis;
 use skein_proto::ids::{Epoch, Millis, NodeId};
 
 use super::journal::{Journal, disk_trouble, open_cut, read_or_empty};
-use super::status::{ClaimState, LedgerState, Payout, Settled};
+use super::status::{ClaimState, Earned, LedgerState, Payout, Settled};
 
 /// What the treasury wants done.
 pub(crate) enum Output {
@@ -170,6 +170,33 @@ impl Treasury {
             accepted_units: journal.accepted(epoch),
             settlements: self.settlements(),
         }
+    }
+
+    /// What this agent earned in epochs that ended after `since`.
+    pub(crate) fn earned_since(&self, since: Millis) -> Amount {
+        let earnings = self.earnings();
+        let late = earnings.iter().filter(|earned| earned.started_at_ms + self.genesis.epoch_ms > since.0);
+        Amount(late.fold(0, |sum, earned| earned.amount_base_units.0.saturating_add(sum)))
+    }
+
+    /// What this agent earned, epoch by epoch, oldest first.
+    pub(crate) fn earnings(&self) -> Vec<Earned> {
+        let mut earnings: Vec<Earned> = self
+            .orderer
+            .settlements()
+            .map(|settlement| {
+                let amount = settlement.payouts.get(&self.me).copied().unwrap_or_default();
+                let began = settlement.epoch.0.saturating_mul(self.genesis.epoch_ms);
+                Earned {
+                    epoch: settlement.epoch,
+                    started_at_ms: self.genesis.started_at_ms.saturating_add(began),
+                    amount: amount.to_string(),
+                    amount_base_units: amount,
+                }
+            })
+            .collect();
+        earnings.sort_by_key(|earned| earned.epoch);
+        earnings
     }
 
     fn settlements(&self) -> Vec<Settled> {

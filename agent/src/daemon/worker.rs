@@ -16,7 +16,9 @@ use smol::channel;
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::limits::{WORKER_BACKOFF_MAX, WORKER_BACKOFF_MIN, WORKER_FORGIVEN, WORKER_IDLE};
+use crate::limits::{
+    WORKER_BACKOFF_MAX, WORKER_BACKOFF_MIN, WORKER_FAILURES_TOLD, WORKER_FORGIVEN, WORKER_IDLE,
+};
 
 /// How to start the worker.
 #[derive(Clone, Debug)]
@@ -71,6 +73,8 @@ struct Calls {
     kill: Option<channel::Sender<()>>,
     life: Option<channel::Receiver<()>>,
     killed: bool,
+    /// Why no process may run now.
+    barred: Option<String>,
     waiting: BTreeMap<u64, channel::Sender<Reply>>,
     epitaph: String,
     failures: u32,
@@ -101,6 +105,14 @@ impl Worker {
     pub(crate) fn state(&self) -> WorkerState {
         let calls = self.calls();
         WorkerState { pid: calls.pid, deaths: calls.restarts }
+    }
+
+    /// What is wrong with a worker that dies again and again.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let calls = self.calls();
+        let failures = calls.failures;
+        (failures >= WORKER_FAILURES_TOLD)
+            .then(|| format!("the worker died {failures} times in a row: {}", calls.epitaph))
     }
 
     /// The number of the process that runs now or ran last; a stage opened in one is gone in the next.
@@ -160,6 +172,9 @@ impl Worker {
 
     async fn send(&self, task: Task) -> Result<(u64, channel::Receiver<Reply>), CallFailed> {
         let mut process = self.shared.process.lock().await;
+        if let Some(why) = self.calls().barred.clone() {
+            return Err(CallFailed::NotStarted(why));
+        }
         if process
             .as_ref()
             .is_none_or(|process| process.generation != self.calls().generation || self.calls().pid.is_none())
@@ -210,13 +225,24 @@ impl Worker {
     /// Ends the process at once; calls under way fail, the next call starts another.
     pub(crate) fn kill(&self, why: &str) {
         let mut calls = self.calls();
-        if let Some(pid) = calls.pid {
+        if let Some(pid) = calls.pid.filter(|_| !calls.killed) {
             tracing::info!(pid, why, "killing the worker");
             calls.killed = true;
             if let Some(kill) = &calls.kill {
                 let _ = kill.try_send(());
             }
         }
+    }
+
+    /// Ends the process at once and lets none start until [`Worker::unbar`].
+    pub(crate) fn bar(&self, why: &str) {
+        self.calls().barred = Some(why.to_owned());
+        self.kill(why);
+    }
+
+    /// Lets a process start at the next call.
+    pub(crate) fn unbar(&self) {
+        self.calls().barred = None;
     }
 
     /// Ends a process that has had nothing to do for a while, unless `keep`.
@@ -271,6 +297,12 @@ impl Worker {
             drop(alive);
         })
         .detach();
+        // Barred while it started: whoever barred it saw no process to end.
+        let barred = self.calls().barred.clone();
+        if let Some(why) = barred {
+            self.kill(&why);
+            return Err(CallFailed::NotStarted(why));
+        }
         Ok(Process { stdin, generation })
     }
 

@@ -303,6 +303,11 @@ impl Holdings {
         self.pending.iter().map(|(_, receipt)| receipt).filter(from).cloned().collect()
     }
 
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// What is held, for `status`.
     pub fn list(&self) -> Vec<HeldLease> {
         self.held

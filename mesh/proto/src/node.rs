@@ -105,6 +105,11 @@ impl Node {
         self.holdings.list()
     }
 
+    /// Whether any lease is in hand.
+    pub fn works(&self) -> bool {
+        !self.holdings.is_empty()
+    }
+
     /// Whether nothing holds this agent any more: no lease in hand, no receipt that its
     /// coordinator has yet to answer.
     pub fn may_leave(&self) -> bool {

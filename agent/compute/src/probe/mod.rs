@@ -111,6 +111,8 @@ pub struct Chosen {
     pub device: DeviceChoice,
     /// One sentence for the owner.
     pub reason: String,
+    /// What wgpu says about it, unless it is the processor.
+    pub adapter: Option<Adapter>,
 }
 
 /// Why no device was chosen.
@@ -211,6 +213,7 @@ fn choose_best(survey: &Survey) -> Chosen {
         return Chosen {
             device: report.adapter.choice(),
             reason: format!("{name} works over {backend} ({driver})"),
+            adapter: Some(report.adapter.clone()),
         };
     }
     let broken: Vec<String> = survey.adapters.iter().filter(hardware).map(AdapterReport::sentence).collect();
@@ -219,12 +222,12 @@ fn choose_best(survey: &Survey) -> Chosen {
         (None, true) => "CPU: this machine has no GPU that wgpu finds".to_owned(),
         (None, false) => format!("CPU: no GPU works: {}", broken.join("; ")),
     };
-    Chosen { device: DeviceChoice::Cpu, reason }
+    Chosen { device: DeviceChoice::Cpu, reason, adapter: None }
 }
 
 fn choose_named(survey: &Survey, wanted: &str) -> Result<Chosen, ChooseError> {
     if wanted.eq_ignore_ascii_case("cpu") {
-        return Ok(Chosen { device: DeviceChoice::Cpu, reason: "CPU: asked for".to_owned() });
+        return Ok(Chosen { device: DeviceChoice::Cpu, reason: "CPU: asked for".to_owned(), adapter: None });
     }
     let lower = wanted.to_lowercase();
     let matches = |report: &&AdapterReport| {
@@ -242,12 +245,13 @@ fn choose_named(survey: &Survey, wanted: &str) -> Result<Chosen, ChooseError> {
     if adapter.kind == AdapterKind::Cpu {
         let reason =
             format!("{} is software on the processor; the CPU backend is used instead of it", adapter.name);
-        return Ok(Chosen { device: DeviceChoice::Cpu, reason });
+        return Ok(Chosen { device: DeviceChoice::Cpu, reason, adapter: None });
     }
     if !report.works() {
         return Err(ChooseError::Broken { name: adapter.name.clone(), why: report.verdict.to_string() });
     }
-    Ok(Chosen { device: adapter.choice(), reason: format!("{}: asked for, and works", adapter.name) })
+    let reason = format!("{}: asked for, and works", adapter.name);
+    Ok(Chosen { device: adapter.choice(), reason, adapter: Some(adapter.clone()) })
 }
 
 impl Adapter {

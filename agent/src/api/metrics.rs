@@ -1,0 +1,132 @@
+//! `/metrics`: what Prometheus scrapes, in its text format 0.0.4.
+//!
+//! Names follow its conventions: base units, `_total` for counters. What no sensor knows has no sample.
+
+use std::fmt::Write;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use skein_policy::readings::{Gpu, Readings};
+
+use super::{Door, Problem};
+use crate::daemon::Call;
+use crate::daemon::history::gpus;
+use crate::daemon::status::Status;
+
+pub(super) async fn metrics(State(door): State<Door>) -> Result<Response, Problem> {
+    let (status, readings) = door.ask(Call::Gauges).await?;
+    let text = text(&status, readings.as_ref());
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}
+
+struct Page(String);
+
+impl Page {
+    /// One metric: its help, and a sample for each set of labels.
+    fn metric(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (Vec<(&'static str, String)>, f64)>,
+    ) {
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_none() {
+            return;
+        }
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let labels: Vec<String> =
+                labels.into_iter().map(|(label, text)| format!("{label}=\"{}\"", escaped(&text))).collect();
+            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+            let _ = writeln!(self.0, "{name}{labels} {value}");
+        }
+    }
+
+    fn one(&mut self, name: &str, help: &str, value: f64) {
+        self.metric(name, help, [(Vec::new(), value)]);
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus has nothing but doubles")]
+fn text(status: &Status, readings: Option<&Readings>) -> String {
+    let mut page = Page(String::new());
+    let yes = |yes: bool| f64::from(u8::from(yes));
+    let build = vec![("version", status.version.clone()), ("node", status.node.to_string())];
+    page.metric("skein_build_info", "The agent's version and node id.", [(build, 1.0)]);
+    page.one("skein_visible", "Whether the scheduler can see the agent.", yes(status.visible));
+    page.one("skein_working", "Whether a lease is in hand.", yes(status.working));
+    let states = ["working", "waiting", "paused", "trouble"];
+    let state = serde_json::to_value(status.policy.state).unwrap_or_default();
+    page.metric(
+        "skein_state",
+        "The agent's state: 1 for the present one.",
+        states.map(|name| (vec![("state", name.to_owned())], yes(state == name))),
+    );
+    let reasons = status.policy.reasons.iter().map(|reason| {
+        let word = |value: serde_json::Result<serde_json::Value>| {
+            value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+        };
+        let labels = vec![
+            ("rule", word(serde_json::to_value(reason.rule))),
+            ("blocks", word(serde_json::to_value(reason.blocks))),
+        ];
+        (labels, 1.0)
+    });
+    page.metric("skein_policy_blocked", "Rules of the owner that hold work back now.", reasons);
+    let known = readings.map_or(&[][..], |readings| gpus(&readings.gpus));
+    let mut gauge = |name: &str, help: &str, value: &dyn Fn(&Gpu) -> Option<f64>| {
+        let samples = known.iter().filter_map(|gpu| {
+            let labels = vec![("gpu", gpu.id.clone()), ("name", gpu.name.clone())];
+            value(gpu).map(|value| (labels, value))
+        });
+        page.metric(name, help, samples);
+    };
+    gauge("skein_gpu_busy_ratio", "How busy the GPU is, whoever keeps it so.", &|gpu| {
+        gpu.busy_percent.known().map(|percent| f64::from(*percent) / 100.0)
+    });
+    gauge("skein_gpu_temperature_celsius", "The GPU's temperature.", &|gpu| {
+        gpu.temperature_c.known().map(|celsius| f64::from(*celsius))
+    });
+    gauge("skein_gpu_power_watts", "What the GPU draws.", &|gpu| {
+        gpu.power_mw.known().map(|milliwatts| *milliwatts as f64 / 1e3)
+    });
+    gauge("skein_gpu_memory_used_bytes", "The GPU's memory in use, whoever uses it.", &|gpu| {
+        gpu.memory_used_bytes.known().map(|bytes| *bytes as f64)
+    });
+    gauge("skein_gpu_memory_bytes", "The GPU's memory.", &|gpu| {
+        gpu.memory_total_bytes.known().map(|bytes| *bytes as f64)
+    });
+    gauge("skein_gpu_fan_ratio", "The GPU's fan, of its full speed.", &|gpu| {
+        gpu.fan_percent.known().map(|percent| f64::from(*percent) / 100.0)
+    });
+    page.one("skein_peers", "Connected agents.", status.peers.len() as f64);
+    page.one("skein_leases", "Leases in hand.", status.leases.len() as f64);
+    page.one("skein_leases_taken_total", "Leases taken since the start.", status.leases_taken as f64);
+    page.one(
+        "skein_worker_deaths_total",
+        "Deaths of the worker since the start.",
+        status.worker.deaths as f64,
+    );
+    page.one("skein_log_entries", "Entries of the signed log.", status.log.entries as f64);
+    page.one(
+        "skein_epoch_units",
+        "Accepted work of the present epoch.",
+        status.ledger.accepted_units.0 as f64,
+    );
+    let coins = status.ledger.balance_base_units.0 as f64 / 1e8;
+    page.one("skein_balance_coins", "What the ledger holds for the agent.", coins);
+    page.one("skein_ledger_height", "Height of the ledger.", status.ledger.height as f64);
+    page.one("skein_mesh_sent_bytes_total", "Payload bytes sent over the mesh.", status.bytes_sent as f64);
+    page.one(
+        "skein_mesh_received_bytes_total",
+        "Payload bytes received over the mesh.",
+        status.bytes_received as f64,
+    );
+    page.0
+}

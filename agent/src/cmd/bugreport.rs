@@ -1,0 +1,93 @@
+//! `skein bugreport`: one text file with what helps to find a fault, and nothing that is secret.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use super::{doctor, say};
+use crate::cli::DataDir;
+use crate::client::Client;
+use crate::config::data_dir;
+use crate::daemon::status::Status;
+use crate::host::Host;
+use crate::story;
+
+/// Bytes of the agent's story that go into a report.
+const STORY_BYTES: usize = 200_000;
+
+/// Writes the report and says where it is.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn run(directory: DataDir, output: Option<PathBuf>) -> Result<ExitCode> {
+    let directory = data_dir(directory.data_dir)?;
+    let path = output.unwrap_or_else(|| PathBuf::from("skein-bugreport.txt"));
+    let text = hide(&report(&directory), &secrets(&directory));
+    std::fs::write(&path, text).with_context(|| {
+        format!("cannot write {}\nhint: choose another place by --output", path.display())
+    })?;
+    say(&format!(
+        "{}\nread it before you send it: it names this machine's devices and addresses",
+        path.display()
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(directory: &Path) -> String {
+    let mut text = format!("skein {}\n", env!("CARGO_PKG_VERSION"));
+    let mut part = |name: &str, value: String| {
+        let _ = write!(text, "\n== {name}\n{value}\n");
+    };
+    let json = |value: serde_json::Result<String>| value.unwrap_or_else(|error| error.to_string());
+    part("machine", json(serde_json::to_string_pretty(&Host::look(directory))));
+    part("doctor", json(serde_json::to_string_pretty(&doctor::look(directory))));
+    let status = Client::of(directory).and_then(|client| client.get::<Status>("/api/status"));
+    part(
+        "status",
+        status
+            .map_or_else(|error| format!("{error:#}"), |status| json(serde_json::to_string_pretty(&status))),
+    );
+    for name in ["config.toml", "policy.toml"] {
+        part(name, std::fs::read_to_string(directory.join(name)).unwrap_or_else(|error| error.to_string()));
+    }
+    for path in story::files(directory).iter().rev() {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let last = bytes.get(bytes.len().saturating_sub(STORY_BYTES)..).unwrap_or_default();
+        part(&path.display().to_string(), String::from_utf8_lossy(last).into_owned());
+    }
+    text
+}
+
+/// What must never leave this machine, wherever it may have got into the text.
+fn secrets(directory: &Path) -> Vec<String> {
+    let mut secrets = Vec::new();
+    if let Ok(client) = Client::of(directory) {
+        secrets.push(client.running().token.clone());
+    }
+    let key = std::fs::read_to_string(directory.join("identity.key")).unwrap_or_default();
+    secrets.extend(key.split_whitespace().filter(|word| word.len() >= 32).map(str::to_owned));
+    secrets.extend(std::env::var("HOME").ok().filter(|home| home.len() > 1));
+    secrets
+}
+
+fn hide(text: &str, secrets: &[String]) -> String {
+    secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "[hidden]"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_secret_is_nowhere_in_a_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = crate::identity::load_or_create(folder.path()).unwrap();
+        let secret = hex::encode(key.to_bytes());
+        std::fs::write(folder.path().join("story.log"), format!("somebody logged {secret}\n")).unwrap();
+        let text = hide(&report(folder.path()), &secrets(folder.path()));
+        assert!(text.contains("somebody logged [hidden]"));
+        assert!(!text.contains(&secret));
+    }
+}

@@ -1,0 +1,151 @@
+//! `skein update`: to a newer version, or to one that is named; what does not prove itself never gets the installed name.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use skein_update::{Release, Staged, State, TRIAL_LIMIT, Updater, Version};
+
+use super::{bytes_text, say};
+use crate::cli::{UpArgs, UpdateArgs};
+use crate::client::Client;
+use crate::config::{Config, data_dir};
+use crate::daemon::status::Status;
+use crate::daemon::updating::{replace_by, this_binary, updater};
+
+/// # Errors
+/// When there is no newer version, or none that is signed, fits, and works.
+pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
+    let directory = data_dir(args.data_dir.data_dir.clone())?;
+    let config = Config::load(UpArgs { data_dir: Some(directory.clone()), ..UpArgs::default() })?;
+    let updater = updater(&config.update, &directory)?;
+    if let Some(version) = &args.apply {
+        return apply(&updater, version, &args.then);
+    }
+    let release = match &args.version {
+        Some(version) => Some(updater.find(version)?),
+        None => updater.check()?,
+    };
+    let Some(release) = release else {
+        say(&format!("{} is the newest version", updater.current_version))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    if args.dry_run {
+        updater.check_place()?;
+        let (version, size) = (&release.version, bytes_text(release.archive.bytes));
+        say(&format!(
+            "would update {} to {version} ({size}, released {})",
+            updater.current_version, release.released_at
+        ))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    match Client::of(&directory).and_then(|client| client.get::<Status>("/api/status").map(|_| client)) {
+        Ok(client) => ask(&client, &directory, &release.version),
+        Err(_) => alone(&updater, &release),
+    }
+}
+
+/// The running agent changes itself; this watches.
+fn ask(client: &Client, directory: &Path, version: &Version) -> Result<ExitCode> {
+    let before = State::load(directory).last_result.map(|result| result.at_ms);
+    let _: serde_json::Value = client.post("/api/update", &json!({ "version": version }))?;
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}")?);
+    bar.set_message("fetching, checking, and finishing the work at hand");
+    loop {
+        bar.tick();
+        let answers = client.again().and_then(|client| client.get::<Status>("/api/status"));
+        if answers.is_ok_and(|status| status.version == version.to_string() && !status.on_trial) {
+            bar.finish_and_clear();
+            say(&format!("updated to {version}"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let ended = State::load(directory).last_result;
+        if let Some(result) = ended.filter(|result| Some(result.at_ms) != before)
+            && let Some(reason) = result.reason
+        {
+            bar.finish_and_clear();
+            bail!("no update: {reason}");
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// No agent runs: the new version is tried in an empty directory.
+fn alone(updater: &Updater, release: &Release) -> Result<ExitCode> {
+    updater.recover()?;
+    let staged = stage(updater, release)?;
+    let place = tempdir()?;
+    let arguments = ["up", "--headless", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir"];
+    let mut arguments: Vec<OsString> = arguments.map(OsString::from).into();
+    arguments.push(place.0.clone().into());
+    let version = release.version.clone();
+    try_out(staged, &arguments, &place.0)?;
+    say(&format!("updated to {version}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// In the place of an agent that left for this: tries the new version on the agent's own data, and becomes what is
+/// installed then, the new version or the old.
+fn apply(updater: &Updater, version: &Version, then: &[OsString]) -> Result<ExitCode> {
+    let changed = updater.find(version).map_err(anyhow::Error::from).and_then(|release| {
+        let staged = stage(updater, &release)?;
+        try_out(staged, then, &updater.data_dir)
+    });
+    match &changed {
+        Ok(()) => eprintln!("updated to {version}"),
+        Err(error) => eprintln!("error: still version {}: {error:#}", updater.current_version),
+    }
+    let mut command = this_binary()?;
+    command.args(then);
+    match replace_by(command)? {}
+}
+
+fn stage(updater: &Updater, release: &Release) -> Result<Staged> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template("fetching {bar:30} {bytes}/{total_bytes}")?);
+    let staged = updater.stage(release, &mut |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    Ok(staged?)
+}
+
+/// Starts the new version as an agent on `directory`, and gives it the installed name once that answers.
+fn try_out(staged: Staged, arguments: &[OsString], directory: &Path) -> Result<()> {
+    let wanted = staged.version().to_string();
+    let mut command = staged.command();
+    command.args(arguments);
+    let mut health = || {
+        let status = Client::of(directory).and_then(|client| client.get::<Status>("/api/status"));
+        match status {
+            Ok(status) if status.version == wanted && status.on_trial => Ok(()),
+            Ok(status) => Err(format!("version {} answers", status.version)),
+            Err(error) => Err(format!("it does not answer yet: {error}")),
+        }
+    };
+    staged.trial(command, &mut health, TRIAL_LIMIT)?.promote()?;
+    Ok(())
+}
+
+/// A directory that goes with its name.
+struct Gone(std::path::PathBuf);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tempdir() -> Result<Gone> {
+    let mut name = [0; 8];
+    getrandom::fill(&mut name).map_err(|error| anyhow!("no randomness: {error}"))?;
+    let path = std::env::temp_dir().join(format!("skein-update-{}", hex::encode(name)));
+    std::fs::create_dir(&path)?;
+    Ok(Gone(path))
+}

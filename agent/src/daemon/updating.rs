@@ -1,0 +1,191 @@
+//! How the agent becomes a newer version of itself: look, fetch and check while work goes on, finish, and make room.
+//!
+//! The change itself is made by `skein update --apply` in this process's place, when nothing of the agent is left in
+//! it. Must never end work for a version that was not fetched and checked already.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use skein_proto::node::{self, Input};
+use skein_update::schedule::is_due;
+use skein_update::{State, TrustedKeys, Updater, Version};
+use smol::channel;
+
+use super::owner::unix_ms;
+use super::{Daemon, Event};
+use crate::config::UpdateConfig;
+use crate::limits::{UPDATE_DRAIN_MAX, UPDATE_LOOK_EVERY};
+
+/// Where an update stands.
+#[derive(Debug, Default)]
+pub(super) struct Updating {
+    looked_at: Option<Instant>,
+    stage: Stage,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    None,
+    /// A version is looked for, or fetched and checked.
+    Fetching,
+    /// It is good; the work at hand comes to its end.
+    Finishing { version: Version, since: Instant },
+    /// The agent leaves for it.
+    Leaving(Version),
+}
+
+impl Updating {
+    /// For which version the agent left.
+    pub(super) fn version(&self) -> Option<&Version> {
+        match &self.stage {
+            Stage::Leaving(version) => Some(version),
+            Stage::None | Stage::Fetching | Stage::Finishing { .. } => None,
+        }
+    }
+
+    /// Whether nothing new may be begun.
+    pub(super) fn holds_work(&self) -> bool {
+        matches!(self.stage, Stage::Finishing { .. } | Stage::Leaving(_))
+    }
+}
+
+/// What updates come from, as the owner configured it.
+///
+/// # Errors
+/// When there is no place to fetch from, or no key to believe.
+pub(crate) fn updater(config: &UpdateConfig, data_dir: &Path) -> Result<Updater> {
+    let url = config.url.as_deref().context(
+        "this build knows no place to fetch releases from\nhint: name one in config.toml: update_url = \"https://…\"",
+    )?;
+    let keys = match &config.keys {
+        Some(keys) => TrustedKeys::from_hex(keys)?,
+        None => TrustedKeys::built_in()?,
+    };
+    Ok(Updater::new(url, &config.channel, keys, env!("CARGO_PKG_VERSION"), data_dir)?)
+}
+
+impl Daemon {
+    /// Whether a version may be looked for without being asked.
+    fn updates_itself(&self) -> bool {
+        let update = &self.config.update;
+        update.url.is_some() && update.channel != "off" && !skein_update::is_trial()
+    }
+
+    /// Now and then: looks for a newer version; leaves for one that is good, when the work is done.
+    pub(super) fn tick_update(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
+        match &self.updating.stage {
+            Stage::None if self.updates_itself() => {
+                if self.updating.looked_at.is_some_and(|at| at.elapsed() < UPDATE_LOOK_EVERY) {
+                    return Ok(());
+                }
+                self.updating.looked_at = Some(Instant::now());
+                let last = State::load(&self.config.data_dir).last_check_ms;
+                if is_due(last, &self.node.id().0, unix_ms()) {
+                    let _ = self.update(None, feed);
+                }
+                Ok(())
+            }
+            Stage::Finishing { version, since }
+                if !self.node.works() || since.elapsed() > UPDATE_DRAIN_MAX =>
+            {
+                tracing::info!(%version, "leaving for the new version");
+                self.updating.stage = Stage::Leaving(version.clone());
+                self.leave(None)
+            }
+            Stage::None | Stage::Fetching | Stage::Finishing { .. } | Stage::Leaving(_) => Ok(()),
+        }
+    }
+
+    /// Looks for the newest version, or for this one, and fetches and checks it beside the work.
+    pub(super) fn update(
+        &mut self,
+        version: Option<Version>,
+        feed: &channel::Sender<Event>,
+    ) -> Result<(), String> {
+        if !matches!(self.updating.stage, Stage::None) {
+            return Err("an update is under way\nhint: `skein update` again shows how it ended".to_owned());
+        }
+        if !cfg!(unix) {
+            return Err("a running agent cannot replace itself on this system\nhint: run install.ps1 again"
+                .to_owned());
+        }
+        let updater =
+            updater(&self.config.update, &self.config.data_dir).map_err(|error| format!("{error:#}"))?;
+        updater.check_place().map_err(|error| error.to_string())?;
+        self.updating.stage = Stage::Fetching;
+        let feed = feed.clone();
+        let fetch = move || -> skein_update::Result<Option<Version>> {
+            let release = match version {
+                Some(version) => Some(updater.find(&version)?),
+                None => updater.check()?,
+            };
+            let Some(release) = release else { return Ok(None) };
+            // Whoever applies it fetches it again: what is checked here is that it can be.
+            let staged = updater.stage(&release, &mut |_, _| {})?;
+            Ok(Some(staged.version().clone()))
+        };
+        smol::spawn(async move {
+            let fetched = smol::unblock(fetch).await.map_err(|error| error.to_string());
+            let _ = feed.send(Event::Fetched(fetched)).await;
+        })
+        .detach();
+        Ok(())
+    }
+
+    /// A version was fetched and checked, or there is none.
+    pub(super) fn fetched(&mut self, fetched: Result<Option<Version>, String>) -> Result<()> {
+        self.updating.stage = match fetched {
+            Ok(Some(version)) => {
+                tracing::info!(%version, "a new version is here: finishing the work at hand first");
+                Stage::Finishing { version, since: Instant::now() }
+            }
+            Ok(None) => Stage::None,
+            Err(error) => {
+                tracing::warn!("no update: {error}");
+                Stage::None
+            }
+        };
+        if self.updating.holds_work() { self.core(Input::Allow(node::Allowance::Finish)) } else { Ok(()) }
+    }
+}
+
+/// Puts `skein update --apply VERSION` in this process's place, to be followed by `skein` with the arguments that this
+/// process was started with.
+///
+/// # Errors
+/// When it cannot be executed.
+pub(super) fn apply(version: &Version, data_dir: &Path) -> Result<Infallible> {
+    let mut command = this_binary()?;
+    command.args(["update", "--apply"]).arg(version.to_string()).arg("--data-dir").arg(data_dir).arg("--");
+    command.args(std::env::args_os().skip(1));
+    replace_by(command)
+}
+
+/// The installed binary, as a command.
+pub(crate) fn this_binary() -> Result<Command> {
+    let binary = std::env::current_exe().context("cannot find this binary's own path")?;
+    // An executable that was replaced is told as `… (deleted)`; the new one has its name.
+    let name = binary.to_string_lossy();
+    Ok(Command::new(name.strip_suffix(" (deleted)").unwrap_or(&name)))
+}
+
+/// Puts another program in this process's place, with the same process id: service managers notice nothing.
+///
+/// # Errors
+/// When it cannot be executed.
+#[cfg(unix)]
+pub(crate) fn replace_by(mut command: Command) -> Result<Infallible> {
+    let error = std::os::unix::process::CommandExt::exec(&mut command);
+    Err(error).with_context(|| format!("cannot execute {}", command.get_program().display()))
+}
+
+/// # Errors
+/// Always: this system has no such thing.
+#[cfg(not(unix))]
+pub(crate) fn replace_by(command: Command) -> Result<Infallible> {
+    anyhow::bail!("cannot put {} in this process's place here", command.get_program().display())
+}

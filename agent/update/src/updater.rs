@@ -1,0 +1,351 @@
+//! The door of this crate: check, stage, recover, go back.
+//!
+//! Blocking throughout: a daemon calls it in `smol::unblock`. Must never change the installed binary; only
+//! `Proven::promote` and `restore_old` do.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use semver::Version;
+
+use crate::archive;
+use crate::error::{Result, UpdateError, io_error};
+use crate::fetch::{NetworkLimits, Server, newer};
+use crate::keys::TrustedKeys;
+use crate::manifest::{Manifest, ReleaseFile};
+use crate::state::{InTrial, Outcome, State, now_ms};
+use crate::swap::Place;
+use crate::trial::{Staged, is_trial, lock};
+
+/// The name of the program, and of its files in archives.
+const PROGRAM: &str = "skein";
+
+/// What an update has just done, in this order; for logs, and for tests that stop it there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// An empty `skein.new` holds the place.
+    Reserved,
+    /// The archive is being fetched.
+    Downloading,
+    /// Checksum and signature of the archive are right.
+    Verified,
+    /// The binary is unpacked in the data directory.
+    Unpacked,
+    /// `skein.new` is partly written.
+    Writing,
+    /// `skein.new` is whole, durable and executable.
+    Staged,
+    /// The trial is noted in `update.json`.
+    TrialRecorded,
+    /// The process on trial runs.
+    TrialStarted,
+    /// It is healthy.
+    Healthy,
+    /// The installed binary is `skein.old` too.
+    OldKept,
+    /// The new binary has the installed name.
+    Installed,
+    /// `update.json` says so.
+    Recorded,
+    /// The process on trial has ended.
+    Stopped,
+}
+
+/// Hears each [`Step`].
+pub type StepHook = Arc<dyn Fn(Step) + Send + Sync>;
+
+/// What `recover` found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// No update was interrupted.
+    Nothing,
+    /// Another process updates now, or this process is on trial: nothing was touched.
+    Busy,
+    /// The last update had installed its version before it was interrupted; leftovers are gone.
+    Completed(Version),
+    /// The last update was interrupted before its version was proven; leftovers are gone.
+    Cleaned {
+        /// The version on trial, if it came so far.
+        version: Option<Version>,
+        /// The files that were removed.
+        removed: Vec<PathBuf>,
+    },
+}
+
+/// A verified release with an archive for this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// The version.
+    pub version: Version,
+    /// When it was released, as `2026-11-23T00:00:00Z`.
+    pub released_at: String,
+    /// The archive.
+    pub archive: ReleaseFile,
+}
+
+/// Where releases come from, whom they are believed from, and what they would replace.
+#[derive(Clone)]
+pub struct Updater {
+    /// `https://…`, or `http://` and a loopback address.
+    pub base_url: String,
+    /// `stable` or `beta`.
+    pub channel: String,
+    /// Whose releases are believed.
+    pub keys: TrustedKeys,
+    /// This machine's platform, as Rust names it.
+    pub target: String,
+    /// The version of this process.
+    pub current_version: Version,
+    /// The installed binary.
+    pub binary: PathBuf,
+    /// Where `update.json` and downloads are.
+    pub data_dir: PathBuf,
+    /// How long the network may take.
+    pub network: NetworkLimits,
+    /// Hears each step, if somebody does.
+    pub on_step: Option<StepHook>,
+}
+
+impl fmt::Debug for Updater {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Updater")
+            .field("base_url", &self.base_url)
+            .field("channel", &self.channel)
+            .field("target", &self.target)
+            .field("current_version", &self.current_version)
+            .field("binary", &self.binary)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Updater {
+    /// An updater of the running executable, for the platform that this was built for.
+    pub fn new(
+        base_url: &str,
+        channel: &str,
+        keys: TrustedKeys,
+        current_version: &str,
+        data_dir: &Path,
+    ) -> Result<Self> {
+        let binary =
+            std::env::current_exe().map_err(io_error("find", Path::new("the running executable")))?;
+        Ok(Self {
+            base_url: base_url.to_owned(),
+            channel: channel.to_owned(),
+            keys,
+            target: self_update::get_target().to_owned(),
+            current_version: crate::manifest::parse_version(current_version)?,
+            binary,
+            data_dir: data_dir.to_owned(),
+            network: NetworkLimits::default(),
+            on_step: None,
+        })
+    }
+
+    /// Asks the channel for something newer that has not failed here before, and notes the check in `update.json`.
+    /// `Ok(None)` is up to date.
+    pub fn check(&self) -> Result<Option<Release>> {
+        let found = self.check_channel();
+        let mut state = State::load(&self.data_dir);
+        state.last_check_ms = Some(now_ms());
+        match &found {
+            Ok(None) => state.set_result(Outcome::UpToDate, Some(&self.current_version), None),
+            Ok(Some(release)) => state.set_result(Outcome::Available, Some(&release.version), None),
+            Err(error) => state.set_result(Outcome::Refused, None, Some(error.to_string())),
+        }
+        // A check is worth something even where it cannot be noted.
+        let _ = state.save(&self.data_dir);
+        found
+    }
+
+    fn check_channel(&self) -> Result<Option<Release>> {
+        if !crate::manifest::is_file_name(&self.channel) {
+            return Err(UpdateError::NotFound(format!("channel `{}`", self.channel)));
+        }
+        let manifest = Server::new(&self.base_url, self.network)?.manifest(&self.channel, &self.keys)?;
+        let offered = manifest.version.clone();
+        if self.channel == "stable" && !offered.pre.is_empty() {
+            return Err(UpdateError::PreRelease(offered));
+        }
+        if offered == self.current_version {
+            return Ok(None);
+        }
+        if !newer(&manifest, &self.base_url, &self.target, &self.current_version)? {
+            return Err(UpdateError::Downgrade { current: self.current_version.clone(), offered });
+        }
+        if let Some(failed) = State::load(&self.data_dir).failure(&offered) {
+            return Err(UpdateError::FailedBefore { version: offered, reason: failed.reason.clone() });
+        }
+        self.release(manifest).map(Some)
+    }
+
+    /// Asks for exactly one version: older ones and ones that failed here are given too.
+    pub fn find(&self, version: &Version) -> Result<Release> {
+        let path = format!("{version}/manifest");
+        let manifest = Server::new(&self.base_url, self.network)?.manifest(&path, &self.keys)?;
+        if manifest.version != *version {
+            return Err(UpdateError::WrongVersion { asked: version.clone(), found: manifest.version });
+        }
+        self.release(manifest)
+    }
+
+    fn release(&self, manifest: Manifest) -> Result<Release> {
+        match manifest.archive(&self.target) {
+            Some(archive) => Ok(Release {
+                version: manifest.version.clone(),
+                released_at: manifest.released_at.clone(),
+                archive: archive.clone(),
+            }),
+            None => Err(UpdateError::NoArchive { version: manifest.version, target: self.target.clone() }),
+        }
+    }
+
+    /// Whether this process may replace the installed binary; says who could if it may not. Changes nothing that
+    /// stays.
+    pub fn check_place(&self) -> Result<()> {
+        let place = Place::find(&self.binary)?;
+        place.check()?;
+        let _lock = lock(&self.data_dir)?;
+        place.reserve()?;
+        place.clean().map(|_| ())
+    }
+
+    /// Fetches, verifies and unpacks a release into `skein.new` beside the installed binary. `progress` hears
+    /// bytes done and bytes in all.
+    pub fn stage(&self, release: &Release, progress: &mut dyn FnMut(u64, u64)) -> Result<Staged> {
+        let staged = self.stage_quietly(release, progress);
+        if let Err(error) = &staged
+            && !matches!(error, UpdateError::Busy)
+        {
+            let mut state = State::load(&self.data_dir);
+            state.set_result(Outcome::Refused, Some(&release.version), Some(error.to_string()));
+            let _ = state.save(&self.data_dir);
+        }
+        staged
+    }
+
+    fn stage_quietly(&self, release: &Release, progress: &mut dyn FnMut(u64, u64)) -> Result<Staged> {
+        let place = Place::find(&self.binary)?;
+        place.check()?;
+        let lock = lock(&self.data_dir)?;
+        let installed = place.identity()?;
+        place.reserve()?;
+        // From here on, leaving this function removes `skein.new` unless all went well.
+        let staged = Staged::new(self.clone(), place.clone(), release.version.clone(), installed, lock);
+        self.step(Step::Reserved);
+        let work = WorkDirectory::create(&self.data_dir)?;
+        self.step(Step::Downloading);
+        let server = Server::new(&self.base_url, self.network)?;
+        let archive = server.archive(&release.version, &release.archive, &self.keys, &work.0, progress)?;
+        self.step(Step::Verified);
+        let top = format!("{PROGRAM}-{}-{}", release.version, self.target);
+        let program =
+            if self.target.contains("windows") { format!("{PROGRAM}.exe") } else { PROGRAM.to_owned() };
+        let unpacked = archive::unpack(&archive, &release.archive.name, &top, &program, &work.0)?;
+        self.step(Step::Unpacked);
+        place.write_new(&unpacked, &mut || self.step(Step::Writing))?;
+        self.step(Step::Staged);
+        Ok(staged)
+    }
+
+    /// Called when an agent starts: tells what an interrupted update left behind and removes it. The installed
+    /// binary and `skein.old` stay as they are.
+    pub fn recover(&self) -> Result<Recovery> {
+        if is_trial() {
+            return Ok(Recovery::Busy);
+        }
+        let _lock = match lock(&self.data_dir) {
+            Ok(lock) => lock,
+            Err(UpdateError::Busy) => return Ok(Recovery::Busy),
+            Err(error) => return Err(error),
+        };
+        let place = Place::find(&self.binary)?;
+        let unproven = place.new.exists();
+        let mut removed = place.clean()?;
+        let work = work_path(&self.data_dir);
+        if work.exists() {
+            fs::remove_dir_all(&work).map_err(io_error("remove", &work))?;
+            removed.push(work);
+        }
+        let mut state = State::load(&self.data_dir);
+        match state.in_trial.take() {
+            // The name changes last: what is installed and no longer beside is what was on trial.
+            Some(InTrial { version, .. }) if version == self.current_version && !unproven => {
+                state.forget_failure(&version);
+                state.set_result(Outcome::Updated, Some(&version), None);
+                state.save(&self.data_dir)?;
+                Ok(Recovery::Completed(version))
+            }
+            Some(InTrial { version, .. }) => {
+                let reason = "the agent or the machine stopped while the new version was on trial";
+                if state.interrupted.as_ref() == Some(&version) {
+                    state.add_failure(&version, &format!("{reason}, twice"));
+                    state.interrupted = None;
+                } else {
+                    state.interrupted = Some(version.clone());
+                }
+                state.set_result(Outcome::Interrupted, Some(&version), Some(reason.to_owned()));
+                state.save(&self.data_dir)?;
+                Ok(Recovery::Cleaned { version: Some(version), removed })
+            }
+            None if removed.is_empty() => Ok(Recovery::Nothing),
+            None => {
+                let reason = "the agent or the machine stopped during the download".to_owned();
+                state.set_result(Outcome::Interrupted, None, Some(reason));
+                state.save(&self.data_dir)?;
+                Ok(Recovery::Cleaned { version: None, removed })
+            }
+        }
+    }
+
+    /// Puts the version before back in place, by hand; doing it again undoes it. The version that was left is not
+    /// installed again by itself.
+    pub fn restore_old(&self) -> Result<()> {
+        let place = Place::find(&self.binary)?;
+        place.check()?;
+        let _lock = lock(&self.data_dir)?;
+        place.swap_with_old()?;
+        let mut state = State::load(&self.data_dir);
+        state.add_failure(&self.current_version, "it was taken back by hand");
+        state.set_result(Outcome::Restored, None, None);
+        state.save(&self.data_dir)
+    }
+
+    /// What `update.json` says.
+    pub fn state(&self) -> State {
+        State::load(&self.data_dir)
+    }
+
+    pub(crate) fn step(&self, step: Step) {
+        if let Some(hook) = &self.on_step {
+            hook(step);
+        }
+    }
+}
+
+/// Where the archive is fetched to and unpacked; gone when this is dropped.
+struct WorkDirectory(PathBuf);
+
+impl WorkDirectory {
+    fn create(data_dir: &Path) -> Result<Self> {
+        let path = work_path(data_dir);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+        }
+        fs::create_dir(&path).map_err(io_error("create", &path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for WorkDirectory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn work_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("update-download")
+}
