@@ -134,6 +134,11 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Have the system's service manager run the agent, for the whole machine
+    Service {
+        #[command(subcommand)]
+        verb: ServiceVerb,
+    },
     /// Execute tasks from standard input on one device (started by the agent itself)
     #[command(hide = true)]
     Worker {
@@ -310,6 +315,19 @@ pub(crate) enum LogVerb {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServiceVerb {
+    /// Register the service and start it, or register it anew
+    Install(DataDir),
+    /// Stop the service and remove it; its data stays
+    Uninstall,
+    /// Tell whether the service runs
+    Status,
+    /// Run the agent (started by the service manager)
+    #[command(hide = true)]
+    Run(UpArgs),
 }
 
 /// Where the demo leaves its folder. Not read from the environment: it must never be an agent's own directory

@@ -12,6 +12,9 @@ pub(crate) mod jobs;
 pub(crate) mod log;
 pub(crate) mod model;
 pub(crate) mod run;
+pub(crate) mod service;
+#[cfg(windows)]
+mod service_windows;
 pub(crate) mod status;
 pub(crate) mod train;
 pub(crate) mod up;
