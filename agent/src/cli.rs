@@ -190,6 +190,11 @@ pub(crate) enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Have the system's service manager run the agent
+    Service {
+        #[command(subcommand)]
+        verb: ServiceVerb,
+    },
     /// Execute tasks from standard input on one device (started by the agent itself)
     #[command(hide = true)]
     Worker {
@@ -415,6 +420,36 @@ pub(crate) enum LogVerb {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServiceVerb {
+    /// Register the service and start it, or register it anew
+    Install {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// For the whole machine, under a user of its own; always so on Windows
+        #[arg(long)]
+        system: bool,
+        /// Nobody sits at this machine: no tray icon, and no rule about an owner's use of it
+        #[arg(long)]
+        headless: bool,
+    },
+    /// Stop the service and remove it; its data stays
+    Uninstall {
+        /// The whole machine's
+        #[arg(long)]
+        system: bool,
+    },
+    /// Tell whether the service runs
+    Status {
+        /// The whole machine's
+        #[arg(long)]
+        system: bool,
+    },
+    /// Run the agent (started by the service manager)
+    #[command(hide = true)]
+    Run(UpArgs),
 }
 
 /// Where the demo leaves its folder. Not read from the environment: it must never be an agent's own directory

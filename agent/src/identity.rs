@@ -7,6 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use ed25519_dalek::SigningKey;
 
+use crate::os;
+
 const HEADER: &str = "skein-secret-key-1 ";
 
 /// Loads the key, or makes one when there is none.
@@ -66,14 +68,10 @@ fn checksum(secret: &[u8; 32]) -> String {
 /// As the file system says.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&temporary)?;
+    let mut file = os::create_private(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    skein_mesh::rename(&temporary, path)?;
     // The rename itself must survive a power cut; where directories cannot be opened, the system sees to it.
     match path.parent().map(fs::File::open) {
         Some(Ok(directory)) if cfg!(unix) => directory.sync_all(),

@@ -89,6 +89,13 @@ pub(crate) const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Events queued for the daemon's loop.
 pub(crate) const EVENTS_QUEUED_MAX: usize = 4_096;
 
+/// A service that was told to start must run by then.
+#[cfg(windows)]
+pub(crate) const SERVICE_START_WAIT: Duration = Duration::from_secs(30);
+/// A service that was told to stop must have ended by then.
+#[cfg(windows)]
+pub(crate) const SERVICE_STOP_WAIT: Duration = Duration::from_secs(10);
+
 /// A worker that was told to stop is killed after so long.
 pub(crate) const WORKER_STOP_WAIT: Duration = Duration::from_secs(2);
 /// A worker that holds a stage on the CPU and leaves callers without a word for so long is stuck.

@@ -12,6 +12,7 @@ mod demo;
 mod host;
 mod identity;
 mod limits;
+mod os;
 mod serve;
 mod story;
 
@@ -61,6 +62,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Log { verb: LogVerb::Verify { data_dir, log, json } } => cmd::log::verify(data_dir, log, json),
         Verb::Claim { data_dir, dry_run, json } => cmd::claim::run(data_dir, dry_run, json),
         Verb::Demo { data_dir, agents, json } => demo::run(data_dir.data_dir, agents, json),
+        Verb::Service { verb } => cmd::service::run(verb),
         Verb::Worker { device } => cmd::worker::run(&device),
         Verb::Probe { adapter, .. } => cmd::worker::probe(adapter),
     }

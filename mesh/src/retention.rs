@@ -16,6 +16,7 @@ use std::time::SystemTime;
 
 use skein_proto::ids::Digest;
 
+use crate::rename::rename;
 use crate::store::{BlobStore, StoreError};
 
 const PINS: &str = "pins";
@@ -90,7 +91,7 @@ impl BlobStore {
             file.sync_all()?;
             // What is imported becomes durable before it is named.
             self.sync_directory()?;
-            fs::rename(&unfinished, &path)?;
+            rename(&unfinished, &path)?;
             if cfg!(unix) { File::open(self.pins_directory())?.sync_all() } else { Ok(()) }
         };
         write().map_err(failed("write", &path))

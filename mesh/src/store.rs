@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use skein_proto::ids::Digest;
 
 use crate::limits::BLOB_CHUNK_BYTES;
+use crate::rename::rename;
 use crate::retention::Holds;
 
 /// Unfinished files begin with this, which no digest does.
@@ -246,7 +247,7 @@ fn adopt(store: &BlobStore, path: &Path) -> Result<Digest, StoreError> {
     file.sync_all().map_err(failed("flush"))?;
     drop(file);
     let digest = Digest(*hasher.finalize().as_bytes());
-    match fs::rename(path, store.path(&digest)) {
+    match rename(path, &store.path(&digest)) {
         Ok(()) => {
             store.sync_directory().map_err(failed("move"))?;
             Ok(digest)
@@ -352,7 +353,7 @@ impl Incoming {
             return Err(StoreError::Mismatch { expected, actual: digest });
         }
         self.file.sync_all().map_err(|source| self.failed("flush", source))?;
-        fs::rename(&self.path, self.store.path(&digest)).map_err(|source| self.failed("rename", source))?;
+        rename(&self.path, &self.store.path(&digest)).map_err(|source| self.failed("rename", source))?;
         self.committed = true;
         Ok(digest)
     }

@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod check;
 pub mod checkpoint;
+mod child;
 pub mod data;
 mod decoder;
 pub mod device;

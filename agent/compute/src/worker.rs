@@ -22,6 +22,7 @@ use skein_engine::manifest::{Manifest, PieceSource};
 use crate::bench::bench;
 use crate::check::{Claim, check_phase};
 use crate::checkpoint::{Checkpoint, Digest};
+use crate::child;
 use crate::device::{DeviceChoice, DeviceError};
 use crate::group::{Group, GroupError, Purpose};
 use crate::limits::{BEGINNINGS_MAX, CANCELS_MAX, TASKS_QUEUED_MAX};
@@ -70,7 +71,7 @@ pub enum WorkerError {
 /// runs and work that is checked by repeating it must not.
 #[must_use]
 pub fn command(exe: &Path, device: &DeviceChoice, directory: &Path, threads: u32) -> Command {
-    let mut command = Command::new(exe);
+    let mut command = child::command(exe);
     command.arg("worker").arg("--device").arg(device.to_string()).current_dir(directory);
     command.env(THREADS_VARIABLE, threads.max(1).to_string()).env("CUBECL_AUTOTUNE_LEVEL", "minimal");
     command

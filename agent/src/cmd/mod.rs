@@ -15,6 +15,11 @@ pub(crate) mod log;
 pub(crate) mod model;
 pub(crate) mod owner;
 pub(crate) mod run;
+pub(crate) mod service;
+#[cfg(target_os = "linux")]
+mod service_linux;
+#[cfg(windows)]
+mod service_windows;
 pub(crate) mod status;
 pub(crate) mod train;
 pub(crate) mod tray;

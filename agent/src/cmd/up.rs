@@ -1,5 +1,6 @@
 //! `skein up`: start the agent and stay.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -18,9 +19,14 @@ use crate::story::Story;
 /// What hinders the start, or a disk that no longer takes the log.
 pub(crate) fn run(args: UpArgs) -> Result<ExitCode> {
     let config = Config::load(args)?;
-    let filter =
-        EnvFilter::try_from_env("SKEIN_LOG").unwrap_or_else(|_| EnvFilter::new("info,quinn=warn,sled=warn"));
-    let story = Story::open(&config.data_dir);
+    tell(&config.data_dir);
+    smol::block_on(daemon::run(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// From here on what the agent says goes to standard error, and to files that are kept small.
+pub(crate) fn tell(data_dir: &Path) {
+    let story = Story::open(data_dir);
     let to_file = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_target(false)
@@ -29,7 +35,10 @@ pub(crate) fn run(args: UpArgs) -> Result<ExitCode> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false);
-    tracing_subscriber::registry().with(filter).with(to_stderr).with(to_file).init();
-    smol::block_on(daemon::run(config))?;
-    Ok(ExitCode::SUCCESS)
+    tracing_subscriber::registry().with(chosen_lines()).with(to_stderr).with(to_file).init();
+}
+
+/// Which lines of the log the owner wants: `SKEIN_LOG`, or what is of use to everybody.
+fn chosen_lines() -> EnvFilter {
+    EnvFilter::try_from_env("SKEIN_LOG").unwrap_or_else(|_| EnvFilter::new("info,quinn=warn,sled=warn"))
 }

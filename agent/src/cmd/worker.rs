@@ -12,6 +12,7 @@ use skein_compute::{probe, worker};
 /// When the device cannot be opened or the daemon breaks the protocol.
 pub(crate) fn run(device: &str) -> Result<ExitCode> {
     let device: DeviceChoice = device.parse()?;
+    crate::os::step_back();
     worker::run(&device, std::io::stdin(), std::io::stdout())?;
     Ok(ExitCode::SUCCESS)
 }

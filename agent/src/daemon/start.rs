@@ -33,6 +33,7 @@ use crate::config::Config;
 use crate::host::Host;
 use crate::identity;
 use crate::limits::{EVENTS_QUEUED_MAX, PROBE_TIMEOUT, TIDY_EVERY};
+use crate::os;
 use crate::serve::desk::Desk;
 use crate::serve::registry::Registry;
 use crate::serve::samples::Samples;
@@ -86,7 +87,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let (feed, events) = channel::bounded(EVENTS_QUEUED_MAX);
     forward(mesh_events, feed.clone(), Event::Mesh);
     tick_for_ever(feed.clone());
-    listen_for_signals(feed.clone())?;
+    forward(os::leave_requests()?, feed.clone(), |()| Event::Signal);
     let scratch = scratch(&data_dir)?;
     let registry = Registry::open(&data_dir, store.clone())
         .map_err(|error| super::journal::disk_trouble(&data_dir.join("models"), &error))?;
@@ -344,24 +345,4 @@ fn own_address(unspecified: IpAddr) -> Option<IpAddr> {
     let far = if unspecified.is_ipv4() { "192.0.2.1:9" } else { "[2001:db8::1]:9" };
     socket.connect(far).ok()?;
     socket.local_addr().ok().map(|address| address.ip())
-}
-
-#[cfg(unix)]
-fn listen_for_signals(feed: channel::Sender<Event>) -> Result<()> {
-    use async_signal::{Signal, Signals};
-    use smol::stream::StreamExt;
-    let mut signals =
-        Signals::new([Signal::Term, Signal::Int, Signal::Hup]).context("cannot listen for signals")?;
-    smol::spawn(async move {
-        while signals.next().await.is_some() {
-            let _ = feed.send(Event::Signal).await;
-        }
-    })
-    .detach();
-    Ok(())
-}
-
-#[cfg(not(unix))]
-fn listen_for_signals(_feed: channel::Sender<Event>) -> Result<()> {
-    Ok(())
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::child;
 use crate::device::{DeviceChoice, adapters, instance, read, register};
 use crate::limits::{MESSAGE_BYTES_MAX, PROBE_BYTES_MAX};
 
@@ -164,7 +165,7 @@ pub fn exercise(index: u32, output: &mut impl Write) -> std::io::Result<()> {
 /// healthy driver answers within a few seconds; compiling shaders on a busy machine may take twenty.
 #[must_use]
 pub fn survey(exe: &Path, timeout: Duration) -> Survey {
-    let mut command = Command::new(exe);
+    let mut command = child::command(exe);
     let listed = match run_child(command.args(["probe", "--list"]), timeout) {
         Ok((output, _)) => serde_json::from_slice::<Vec<Adapter>>(&output).map_err(|error| {
             Verdict::Refused { why: format!("the list of adapters is unreadable: {error}") }
@@ -282,6 +283,10 @@ impl std::fmt::Display for Verdict {
         match self {
             Self::Works { .. } => formatter.write_str("works"),
             Self::Software => formatter.write_str("is software, for which `cpu` stands in"),
+            // Windows' exceptions are known by their digits.
+            Self::Crashed { signal: code @ ..0 } => {
+                write!(formatter, "its driver crashed (exception {code:#010X})")
+            }
             Self::Crashed { signal } => write!(formatter, "its driver crashed (signal {signal})"),
             Self::Hung { after_ms } => write!(formatter, "its driver hung for {after_ms} ms"),
             Self::Refused { why } => write!(formatter, "it was refused: {why}"),
@@ -346,7 +351,7 @@ fn multiply_on(index: u32) -> Result<(), String> {
 }
 
 fn try_adapter(exe: &Path, index: u32, timeout: Duration) -> Verdict {
-    let mut command = Command::new(exe);
+    let mut command = child::command(exe);
     command.arg("probe").arg("--adapter").arg(index.to_string()).env("CUBECL_AUTOTUNE_LEVEL", "minimal");
     match run_child(&mut command, timeout) {
         Ok((output, took)) => match serde_json::from_slice::<Option<String>>(&output) {

@@ -1,0 +1,158 @@
+//! `skein service` on Linux: a unit of systemd, the user's own or the machine's.
+//!
+//! The units are those of `packaging/systemd/`, with this binary's place in them; `install.sh` and the packages write the
+//! same. Must never leave a unit that starts another binary than this one.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::say;
+use crate::cli::DataDir;
+
+const FOR_USER: &str = include_str!("../../../packaging/systemd/skein-user.service");
+const FOR_SYSTEM: &str = include_str!("../../../packaging/systemd/skein.service");
+/// What the units have in place of this binary's path.
+const PLACE_FOR_USER: &str = "%h/.local/bin/skein";
+const PLACE_FOR_SYSTEM: &str = "/usr/bin/skein";
+
+/// Writes the unit, and has it started now and at every log-in or boot.
+///
+/// # Errors
+/// When there is no systemd, or it or the disk refuses.
+pub(crate) fn install(data_dir: DataDir, system: bool, headless: bool) -> Result<ExitCode> {
+    let binary = std::env::current_exe().context("cannot find this binary's own path")?;
+    let path = unit(system)?;
+    let data_dir = data_dir.data_dir.map(|given| crate::config::data_dir(Some(given))).transpose()?;
+    let text = text(system, headless, &binary, data_dir.as_deref())?;
+    manager(system, &["--version"])?;
+    let folder = path.parent().context("the unit has no folder")?;
+    std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, text)).with_context(|| {
+        let hint = if system {
+            "run it by sudo, or without --system for yourself alone"
+        } else {
+            "check the folder's owner"
+        };
+        format!("cannot write {}\nhint: {hint}", path.display())
+    })?;
+    manager(system, &["daemon-reload"])?;
+    manager(system, &["enable", "--now", "skein.service"])?;
+    say(&format!("{} runs {} now and from every start on", path.display(), binary.display()))?;
+    if !system {
+        say("to have it run while nobody is logged in: loginctl enable-linger")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops the agent and removes the unit; its data stays.
+///
+/// # Errors
+/// When there is none, or systemd refuses.
+pub(crate) fn uninstall(system: bool) -> Result<ExitCode> {
+    let path = unit(system)?;
+    if !path.exists() {
+        bail!("there is no {}\nhint: `skein service install` would write it", path.display());
+    }
+    manager(system, &["disable", "--now", "skein.service"])?;
+    std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    manager(system, &["daemon-reload"])?;
+    say("the service is removed; keys, log and data stay")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the service runs; fails if it does not.
+///
+/// # Errors
+/// When there is no systemd.
+pub(crate) fn status(system: bool) -> Result<ExitCode> {
+    let mut command = systemctl(system);
+    let answer = command.args(["is-active", "skein.service"]).output().context(NO_SYSTEMD)?;
+    say(String::from_utf8_lossy(&answer.stdout).trim())?;
+    Ok(if answer.status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+const NO_SYSTEMD: &str = "this system has no systemd\nhint: let your service manager start `skein up`, which leaves within seconds of SIGTERM";
+
+fn systemctl(system: bool) -> Command {
+    let mut command = Command::new("systemctl");
+    if !system {
+        command.arg("--user");
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn manager(system: bool, arguments: &[&str]) -> Result<()> {
+    let answer = systemctl(system).args(arguments).output().context(NO_SYSTEMD)?;
+    if !answer.status.success() {
+        let said = String::from_utf8_lossy(&answer.stderr).trim().to_owned();
+        let hint = if system {
+            "run it by sudo"
+        } else {
+            "log in to a session of your own; over SSH, `loginctl enable-linger` helps"
+        };
+        bail!("systemctl {}: {said}\nhint: {hint}", arguments.join(" "));
+    }
+    Ok(())
+}
+
+fn unit(system: bool) -> Result<PathBuf> {
+    if system {
+        return Ok(PathBuf::from("/etc/systemd/system/skein.service"));
+    }
+    let from =
+        |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let config = from("XDG_CONFIG_HOME").or_else(|| from("HOME").map(|home| home.join(".config")));
+    let config = config.context("no home directory to write a unit to\nhint: set HOME, or use --system")?;
+    Ok(config.join("systemd/user/skein.service"))
+}
+
+/// The unit with this binary in it.
+fn text(system: bool, headless: bool, binary: &Path, data_dir: Option<&Path>) -> Result<String> {
+    let (unit, place) = if system { (FOR_SYSTEM, PLACE_FOR_SYSTEM) } else { (FOR_USER, PLACE_FOR_USER) };
+    let binary = plain(binary)?;
+    let mut start = format!("ExecStart={binary} up");
+    if system || headless {
+        start.push_str(" --headless");
+    }
+    if let Some(data_dir) = data_dir {
+        start.push_str(&format!("\nEnvironment=SKEIN_DATA_DIR={}", plain(data_dir)?));
+    }
+    let own = |line: &str| line.starts_with("ExecStart=") && line.contains(place);
+    let lines: Vec<&str> = unit.lines().map(|line| if own(line) { &start } else { line }).collect();
+    Ok(lines.join("\n") + "\n")
+}
+
+/// A path that systemd reads as it is written.
+fn plain(path: &Path) -> Result<&str> {
+    let text = path.to_str().context("a path is no text")?;
+    if text.chars().any(|letter| letter.is_whitespace() || "%\"'\\$".contains(letter)) {
+        bail!("systemd would misread the path {text}\nhint: choose a place without spaces and signs");
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_start_this_binary_and_nothing_else() {
+        for system in [false, true] {
+            for headless in [false, true] {
+                let text = text(system, headless, Path::new("/opt/skein/bin/skein"), None).unwrap();
+                let starts: Vec<&str> = text.lines().filter(|line| line.starts_with("ExecStart=")).collect();
+                let wanted = if system || headless {
+                    "ExecStart=/opt/skein/bin/skein up --headless"
+                } else {
+                    "ExecStart=/opt/skein/bin/skein up"
+                };
+                assert_eq!(starts, [wanted]);
+            }
+        }
+        let text = |binary: &str, data: &str| text(false, false, Path::new(binary), Some(Path::new(data)));
+        assert!(text("/opt/skein", "/data/a").unwrap().contains("\nEnvironment=SKEIN_DATA_DIR=/data/a\n"));
+        assert!(text("/opt/my games/skein", "/data").is_err() && text("/opt/skein", "/my data").is_err());
+    }
+}
