@@ -22,6 +22,13 @@ use clap::Parser;
 
 use crate::cli::{Cli, JobChoice, LogVerb, Verb};
 
+/// This build's version. One text in the binary, never a constant in its code: tests make the next version of a
+/// binary by writing another number over it.
+#[inline(never)]
+pub(crate) fn version() -> &'static str {
+    std::hint::black_box(env!("CARGO_PKG_VERSION"))
+}
+
 fn main() -> ExitCode {
     match dispatch(Cli::parse().verb) {
         Ok(code) => code,

@@ -485,7 +485,7 @@ impl Daemon {
                 let _ = answer.try_send(pipeline.map(|pipeline| (serving, pipeline)));
             }
             Call::Owner(told, answer) => {
-                self.owner_event(told, feed)?;
+                self.owner_said(told, feed)?;
                 let _ = answer.try_send(self.owner.view());
             }
             Call::Midnight(answer) => {
@@ -541,7 +541,7 @@ impl Daemon {
         Status {
             node: self.node.id(),
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::version().to_owned(),
             network: self.config.genesis.name.clone(),
             network_id: self.config.genesis.network_id(),
             listen: self.mesh.local_address().to_string(),

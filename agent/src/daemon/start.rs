@@ -132,6 +132,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         leaving: None,
     };
     daemon.recall()?;
+    daemon.recall_pause(&feed)?;
     let icon = (!headless && !skein_update::is_trial()).then(|| Icon::start(&data_dir));
     let ended = daemon.serve(&events, &feed).await;
     drop(icon);
