@@ -38,7 +38,8 @@ fn take(holdings: &mut Holdings, sequence: u64, shard: Shard) -> LeaseId {
 }
 
 fn executed(tokens: u64) -> Executed {
-    Executed { inputs: vec![], outputs: vec![Digest::of(b"delta")], tokens, loss_micronats: Some(4) }
+    let outputs = vec![Digest::of(b"delta")];
+    Executed { inputs: vec![], outputs, tokens, received_bytes: 1_000, loss_micronats: Some(4) }
 }
 
 #[test]
@@ -336,6 +337,7 @@ fn a_resumed_job_goes_on_and_remembers() {
             start_loss_micronats: Some(5),
             held_out_micronats: Some(4),
             tokens: 9,
+            sent_bytes: 10,
             samples: 17,
             left_out: vec![(3, 5)],
             digests_equal: false,
