@@ -134,7 +134,7 @@ mod tests {
     }
 
     fn rounded(values: &[f32], bits: Bits) -> Vec<f32> {
-        let packed = pack(values, bits);
+        let packed = pack(values, bits).unwrap();
         unpack(&packed.codes, &packed.scales, bits, values.len()).unwrap()
     }
 

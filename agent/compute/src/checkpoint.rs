@@ -15,7 +15,7 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensorError};
 use skein_engine::dtype::dequantize;
 use skein_engine::source::{SourceError, TensorSource};
 
-use crate::packing::{Bits, Packed, pack, unpack};
+use crate::packing::{Bits, NotFinite, Packed, pack, unpack};
 use crate::random::{mix, mix_all, normal};
 use crate::tensor_file::{Header, Kind, TensorFile, Writer, Written, dimensions, little_endian};
 use crate::trainee::{LORA_A, LORA_B, Method, TensorSpec, Trainee};
@@ -212,7 +212,12 @@ impl Delta {
             Header { kind: Kind::Delta, round: self.round, bits: Some(self.bits.number()), steps: None };
         // How long sparse codes are is known once they are packed. All of them take a hundredth of the values' memory.
         let sparse = if self.bits == Bits::Sparse { self.values.as_slice() } else { &[] };
-        let sparse: Vec<Packed> = sparse.iter().map(|values| pack(values, self.bits)).collect();
+        let pack = |(spec, values): (&TensorSpec, &Vec<f32>)| {
+            let problem = |error: NotFinite| format!("tensor {} {error}", spec.name);
+            let content = |problem| CheckpointError::Content { path: path.to_owned(), problem };
+            pack(values, self.bits).map_err(|error| content(problem(error)))
+        };
+        let sparse = specs.iter().zip(sparse).map(pack).collect::<Result<Vec<Packed>, _>>()?;
         let mut tensors = Vec::with_capacity(2 * specs.len());
         for (number, spec) in specs.iter().enumerate() {
             if self.bits == Bits::All {
@@ -228,7 +233,10 @@ impl Delta {
         let mut writer = Writer::create(path, &header, tensors)?;
         let mut sparse = sparse.into_iter();
         for (spec, values) in specs.iter().zip(&self.values) {
-            let Packed { codes, scales } = sparse.next().unwrap_or_else(|| pack(values, self.bits));
+            let Packed { codes, scales } = match sparse.next() {
+                Some(packed) => packed,
+                None => pack((spec, values))?,
+            };
             writer.put(&spec.name, &codes)?;
             if self.bits != Bits::All {
                 writer.put(&scales_of(spec), &scales)?;

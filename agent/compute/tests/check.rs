@@ -170,7 +170,7 @@ impl Place {
     /// A claim of changed values, rounded as if they were honest.
     fn changed(&self, name: &str, bits: Bits, values: Vec<Vec<f32>>) {
         let values = values.into_iter().map(|values| {
-            let packed = pack(&values, bits);
+            let packed = pack(&values, bits).unwrap();
             unpack(&packed.codes, &packed.scales, bits, values.len()).unwrap()
         });
         let delta = Delta { round: ROUNDS_BEFORE, bits, values: values.collect() };
