@@ -4,13 +4,10 @@
 //!
 //! The same content always gives the same bytes, because machines compare the files' BLAKE3 digests.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, Metadata, SafeTensorError};
+use safetensors::tensor::{Dtype, SafeTensorError};
 
 use skein_engine::dtype::dequantize;
 use skein_engine::source::{SourceError, TensorSource};
@@ -289,8 +286,6 @@ impl Writer {
 pub(crate) struct DeltaFile {
     file: TensorFile,
     pub(crate) bits: Bits,
-    /// Bytes of each tensor of a sparse delta; nothing of another one, whose tensors' lengths are given.
-    lengths: BTreeMap<String, usize>,
 }
 
 impl DeltaFile {
@@ -300,8 +295,7 @@ impl DeltaFile {
         let unknown =
             || file.content(format!("elements of {:?} bits, known are 2, 4, 8 and 32", file.header.bits));
         let bits = known.ok_or_else(unknown)?;
-        let lengths = if bits == Bits::Sparse { lengths(path)? } else { BTreeMap::new() };
-        Ok(Self { file, bits, lengths })
+        Ok(Self { file, bits })
     }
 
     pub(crate) fn round(&self) -> u32 {
@@ -333,13 +327,14 @@ impl DeltaFile {
     fn code_bytes(&self, spec: &TensorSpec) -> Result<usize, CheckpointError> {
         let allowed = self.bits.code_bytes(spec.elements());
         let (least, most) = (*allowed.start(), *allowed.end());
-        match self.lengths.get(&spec.name) {
-            Some(found) if !allowed.contains(found) => {
+        // Only of a sparse delta is there anything to find out.
+        match self.file.length(&spec.name).filter(|_| self.bits == Bits::Sparse) {
+            Some(found) if !allowed.contains(&found) => {
                 let problem =
                     format!("tensor {} has {found} bytes of codes, allowed are {least} to {most}", spec.name);
                 Err(self.file.content(problem))
             }
-            found => Ok(found.copied().unwrap_or(most)),
+            found => Ok(found.unwrap_or(most)),
         }
     }
 
@@ -354,23 +349,6 @@ impl DeltaFile {
         unpack(&codes, &scales, self.bits, elements)
             .map_err(|error| self.file.content(format!("tensor {} {error}", spec.name)))
     }
-}
-
-/// Bytes of each tensor of a file that was opened before, by its header. They are looked for with that length, so if this is
-/// wrong they are not found.
-fn lengths(path: &Path) -> Result<BTreeMap<String, usize>, CheckpointError> {
-    let read = |source| CheckpointError::Read { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(read)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(read)?;
-    let mut text = Vec::new();
-    file.take(u64::from_le_bytes(length)).read_to_end(&mut text).map_err(read)?;
-    let metadata: Metadata = serde_json::from_slice(&text).map_err(|source| {
-        let source = SafeTensorError::InvalidHeaderDeserialization(source);
-        CheckpointError::Format { path: path.to_owned(), source }
-    })?;
-    let bytes = |(from, to): (usize, usize)| to.saturating_sub(from);
-    Ok(metadata.tensors().into_iter().map(|(name, info)| (name, bytes(info.data_offsets))).collect())
 }
 
 fn scales_of(spec: &TensorSpec) -> String {

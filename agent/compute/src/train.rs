@@ -4,6 +4,7 @@
 //! stay, and what is frozen.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
@@ -131,7 +132,7 @@ pub struct InnerResult {
     pub tokens: u64,
 }
 
-/// Runs one inner phase from the checkpoint file `state` on the data file `data`. `after_step(steps, loss)` is called
+/// Runs one inner phase from the checkpoint file `state` on `data`. `after_step(steps, loss)` is called
 /// after each step, with NaN where no token counted, and returns false to cancel. `moments` of other tensors are replaced.
 ///
 /// # Errors
@@ -139,7 +140,7 @@ pub struct InnerResult {
 pub fn inner_phase(
     model: &Model,
     state: &Path,
-    data: &Path,
+    data: &Arc<Dataset>,
     inner: &Inner,
     moments: &mut Moments,
     after_step: impl FnMut(u32, f32) -> bool,
@@ -157,7 +158,7 @@ pub fn inner_phase(
 pub fn evaluate(
     model: &Model,
     state: &Path,
-    data: &Path,
+    data: &Dataset,
     context: u32,
     part: Part,
 ) -> Result<(f64, u64), TrainError> {
@@ -177,7 +178,7 @@ pub(crate) struct Phase {
     pub(crate) steps: u32,
     before: Vec<Vec<f32>>,
     weights: Vec<Tensor<2>>,
-    dataset: Dataset,
+    dataset: Arc<Dataset>,
     passes: Passes,
     optimiser: Optimiser,
     losses: f64,
@@ -203,14 +204,14 @@ impl Step {
 }
 
 impl Phase {
-    /// Reads what the model's layers need of the checkpoint, and the data.
+    /// Reads what the model's layers need of the checkpoint.
     ///
     /// # Errors
     /// [`TrainError`] for unusable files and settings.
     pub(crate) fn begin(
         model: &Model,
         state: &Path,
-        data: &Path,
+        data: &Arc<Dataset>,
         inner: &Inner,
         moments: &mut Moments,
     ) -> Result<Self, TrainError> {
@@ -220,7 +221,7 @@ impl Phase {
         if round != inner.round {
             return Err(TrainError::Round { found: round, wanted: inner.round });
         }
-        let dataset = Dataset::read(data, model.trainee.config().vocabulary)?;
+        let dataset = Arc::clone(data);
         dataset.windows(inner.context as usize)?;
         moments.fit(specs);
         let weights = model.upload(&before);
@@ -410,7 +411,7 @@ pub(crate) struct Judging {
 }
 
 impl Judging {
-    /// Reads what the model's layers need of the checkpoint, and a part of what is held out in batches of so many
+    /// Reads what the model's layers need of the checkpoint, and cuts a part of what is held out into batches of so many
     /// `sequences`.
     ///
     /// # Errors
@@ -418,16 +419,12 @@ impl Judging {
     pub(crate) fn begin(
         model: &Model,
         state: &Path,
-        data: &Path,
+        data: &Dataset,
         context: u32,
         sequences: usize,
         part: Part,
     ) -> Result<Self, TrainError> {
-        let batches = Dataset::read(data, model.trainee.config().vocabulary)?.held_out(
-            context as usize,
-            sequences,
-            part,
-        )?;
+        let batches = data.held_out(context as usize, sequences, part)?;
         let (round, weights) = Checkpoint::read_weights(state, &model.trainee)?;
         let weights = model.upload(&weights);
         let passes = Passes::new(model, context as usize, false);

@@ -106,16 +106,14 @@ impl TrainPlan {
     pub fn tasks(&mut self, now: Millis, hands: &[Hand], links: &Links, status: &mut JobStatus) -> Vec<Task> {
         let trusted: Vec<Hand> =
             hands.iter().filter(|hand| !status.refused.contains(&hand.node)).copied().collect();
-        let mut teams = teams(&self.spec, self.owner, &trusted, links);
-        if teams.is_empty() {
-            teams = crate::group::teams(&self.spec, self.owner, hands, links);
-        }
-        if teams.is_empty() {
+        let trusted = if trusted.is_empty() { hands } else { &trusted };
+        let mut formed =
+            [trusted, hands].into_iter().map(|hands| teams(&self.spec, self.owner, hands, links));
+        let Some(teams) = formed.find(|teams| !teams.is_empty()) else {
             status.note = Some(self.no_memory(hands));
             return Vec::new();
-        }
+        };
         status.note = None;
-        let trusted = if trusted.is_empty() { hands } else { &trusted };
         let mut tasks = if self.is_finished() { Vec::new() } else { self.tasks_for(now, &teams, trusted) };
         let able = trusted.iter().filter(|hand| self.can_judge(hand)).map(|hand| hand.node).collect();
         tasks.extend(self.checks.tasks(&self.spec, able));
