@@ -12,7 +12,7 @@ use super::{Next, Outcome, Slot, Task};
 use crate::group::{Team, may_be_split, teams};
 use crate::ids::{Digest, Millis, NodeId};
 use crate::job::{Part, Shard, TrainSpec};
-use crate::limits::{ATTEMPTS_MAX, JUDGE_STEPS, PACE_NOISE, REFUSED_MAX};
+use crate::limits::{ATTEMPTS_MAX, PACE_NOISE, REFUSED_MAX};
 use crate::links::Links;
 use crate::message::{JobStatus, Trained, bounded_reason};
 use crate::placement::Hand;
@@ -245,7 +245,8 @@ impl TrainPlan {
 
     /// Whether the loss is measured after the outer step of this round.
     fn is_judged(&self, round: u32) -> bool {
-        let times = |rounds: u32| u64::from(rounds) * u64::from(self.spec.inner_steps) / JUDGE_STEPS;
+        let every = self.spec.steps_between_losses();
+        let times = |rounds: u32| u64::from(rounds) * u64::from(self.spec.inner_steps) / every;
         round + 1 >= self.spec.rounds || times(round) < times(round + 1)
     }
 
