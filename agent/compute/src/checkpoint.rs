@@ -5,6 +5,7 @@
 //! The same content always gives the same bytes, because machines compare the files' BLAKE3 digests.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensorError};
@@ -38,7 +39,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The file could not be written.
-    #[error("cannot write {path}: {source}")]
+    #[error("cannot write {path}: {source}{}", hint(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -72,6 +73,15 @@ pub enum CheckpointError {
         /// What is wrong, with the name of the tensor at fault.
         problem: String,
     },
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge];
+    if full.contains(&error.kind()) {
+        "\nhint: the disk is full; free some space, or give the agent another --data-dir"
+    } else {
+        ""
+    }
 }
 
 /// Weights and outer momentum between two rounds; both walk [`Trainee::tensors`].

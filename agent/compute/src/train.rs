@@ -10,7 +10,9 @@ use burn::tensor::Tensor;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Delta};
 use crate::data::{Batch, DataError, Dataset, Part};
-use crate::limits::{BATCH_MAX, BATCH_TOKENS_MAX, EVALUATE_TOKENS_AT_ONCE, INNER_STEPS_MAX};
+use crate::limits::{
+    BATCH_MAX, BATCH_TOKENS_MAX, EVALUATE_TOKENS_AT_ONCE, INNER_STEPS_MAX, LOSS_GUESSES_MAX,
+};
 use crate::optimiser::{Moments, Optimiser};
 use crate::packing::Bits;
 use crate::passes::{Gradients, Kept, Micro, Model, Passes, download};
@@ -51,8 +53,10 @@ pub enum TrainError {
         /// Round of the task.
         wanted: u32,
     },
-    /// The loss, or what depends on it, left the numbers.
-    #[error("the {what} is {value} at step {step} of round {round}; lower the learning rate")]
+    /// The loss, or what depends on it, left the numbers, or is far worse than that of guessing.
+    #[error(
+        "training diverged: the {what} is {value:.3} at step {step} of outer step {round}; lower the learning rate"
+    )]
     Diverged {
         /// What left them.
         what: &'static str,
@@ -183,6 +187,8 @@ pub(crate) struct Phase {
     optimiser: Optimiser,
     losses: f64,
     judged: u32,
+    /// A step with a greater loss is the end.
+    loss_max: f64,
 }
 
 /// A step under way: its micro-batches, and the gradients of those that are done.
@@ -227,8 +233,9 @@ impl Phase {
         let weights = model.upload(&before);
         let passes = Passes::new(model, inner.context as usize, inner.recompute);
         let optimiser = Optimiser::new(specs);
-        let (steps, losses, judged) = (0, 0.0, 0);
-        Ok(Self { inner: *inner, steps, before, weights, dataset, passes, optimiser, losses, judged })
+        let (inner, steps, losses, judged) = (*inner, 0, 0.0, 0);
+        let loss_max = LOSS_GUESSES_MAX * f64::from(model.trainee.config().vocabulary).ln();
+        Ok(Self { inner, steps, before, weights, dataset, passes, optimiser, losses, judged, loss_max })
     }
 
     /// Changes every weight to start from by about a millionth of itself, so that what comes of it tells how much a phase
@@ -332,7 +339,8 @@ impl Phase {
     /// last layer is. Where no token of the step counts, nothing is learnt.
     ///
     /// # Errors
-    /// [`TrainError::Diverged`] for a sum that is not finite, [`TrainError::Device`].
+    /// [`TrainError::Diverged`] for a sum that is not finite and for a loss far beyond that of guessing,
+    /// [`TrainError::Device`].
     pub(crate) fn update(
         &mut self,
         step: Step,
@@ -341,6 +349,10 @@ impl Phase {
     ) -> Result<Option<f32>, TrainError> {
         let norm = squares.sqrt();
         self.finite("gradient's norm", norm)?;
+        if let Some(value) = step.loss.map(f64::from).filter(|loss| *loss > self.loss_max) {
+            let (step, round) = (self.steps, self.inner.round);
+            return Err(TrainError::Diverged { what: "loss", value, step, round });
+        }
         if step.counted > 0 {
             let gradients = step.gradients.whole(self.weights.len())?;
             let rate = self.inner.rate(self.steps);

@@ -180,6 +180,10 @@ fn divergence_names_its_step_and_settings_are_bounded() {
     let fails = |inner: &Inner| place.train(&place.state, inner, &mut Moments::default()).unwrap_err();
     let error = fails(&Inner { learning_rate: 1e30, warmup_steps: 1, ..inner(5) });
     assert!(matches!(error, TrainError::Diverged { step: 1.., .. }), "{error}");
+    // Numbers that are far worse than a guess are as good as none.
+    let error = fails(&Inner { learning_rate: 3.0, warmup_steps: 1, ..inner(200) });
+    let TrainError::Diverged { what: "loss", value, step: 1.., round: 0 } = error else { panic!("{error}") };
+    assert!(value.is_finite() && value > 3.0 * 256_f64.ln(), "{value}");
     for bad in [
         Inner { steps: 0, ..inner(1) },
         Inner { batch: 0, ..inner(1) },

@@ -318,6 +318,10 @@ impl Office {
         if reason.is_some() {
             task.attempts += 1;
             task.avoid.insert(agent);
+            let hopeless = task.attempts >= ATTEMPTS_MAX && grant.pace.done == 0;
+            if let (Plan::Train(plan), Next::Retry, true) = (&job.plan, &next, hopeless) {
+                plan.fall_back(task.slot, &mut job.status);
+            }
         }
         task.pinned = None;
         let last = reason.map(|reason| format!("last on agent {}: {reason}", agent.short()));

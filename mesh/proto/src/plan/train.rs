@@ -24,6 +24,8 @@ pub struct TrainPlan {
     owner: NodeId,
     round: u32,
     state: Option<Digest>,
+    /// Round, state and samples before the last outer step.
+    before: Option<(u32, Digest, u64)>,
     /// Nobody measured the loss of `state`.
     unjudged: bool,
     step: TrainStep,
@@ -89,6 +91,7 @@ impl TrainPlan {
             owner,
             round,
             state,
+            before: None,
             unjudged,
             samples,
             pace: BTreeMap::new(),
@@ -441,6 +444,16 @@ impl TrainPlan {
         }
     }
 
+    /// The job is given up, since nobody came to the end of one step of this slice: what it starts from may be of no use,
+    /// as where training diverges in an outer step. What came before it is kept as the result.
+    pub fn fall_back(&self, slot: Slot, status: &mut JobStatus) {
+        if let (Slot::Train { .. }, Some((round, state, samples))) = (slot, self.before) {
+            status.round = round;
+            status.state = Some(state);
+            status.samples = samples;
+        }
+    }
+
     /// All groups measured their parts.
     fn close_judging(&mut self, status: &mut JobStatus) -> Next {
         let TrainStep::Judging { judged, .. } = &self.step else { return Next::Wait };
@@ -511,6 +524,7 @@ impl TrainPlan {
                 status.left_out.push((sequences.start, sequences.end));
             }
         }
+        self.before = self.state.map(|state| (self.round, state, self.samples));
         self.samples = *samples;
         let loss = mean(judged.iter().filter(|(of, ..)| of == state));
         if self.is_judged(self.round) {

@@ -379,3 +379,29 @@ fn fences_grow_even_when_the_coordinator_starts_anew_in_its_term() {
     let new = after.granted().pop().unwrap();
     assert!(new.unverified().fence > old.unverified().fence);
 }
+
+#[test]
+fn where_nobody_can_take_one_step_the_checkpoint_before_is_kept() {
+    for (begun, kept, round) in [(false, &b"first"[..], 0), (true, b"second", 1)] {
+        let mut desk = Desk::new(&[2]);
+        desk.submit(fixture::job());
+        for output in [&b"first"[..], b"delta", b"second"] {
+            desk.pass(500);
+            let lease = desk.granted().pop().unwrap();
+            assert!(accepted(&desk.finish(&lease, End::Completed, output)));
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            desk.pass(500);
+            let lease = desk.granted().pop().unwrap();
+            assert_eq!(lease.unverified().shard.kind(), "train");
+            if begun {
+                desk.office.progress(Millis(desk.now), fixture::id(2), lease.unverified().id(), pace(1, 4));
+            }
+            desk.finish(&lease, End::Failed, b"");
+        }
+        desk.pass(500);
+        let status = desk.status();
+        assert!(matches!(status.phase, Phase::Failed { .. }));
+        assert_eq!((status.state, status.round), (Some(Digest::of(kept)), round));
+    }
+}
