@@ -472,7 +472,10 @@ impl Training {
     }
 
     /// Writes the file and the text beside it; the file's path.
-    fn write(&self, folder: &Path, text: &[u8]) -> Result<String> {
+    ///
+    /// # Errors
+    /// When that cannot be.
+    pub fn write(&self, folder: &Path, text: &[u8]) -> Result<String> {
         fs::create_dir_all(folder)?;
         let Self { layers, context, rounds, inner_steps, more } = self;
         fs::write(folder.join("text.txt"), text)?;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use skein_mesh::BlobStore;
 use skein_proto::election::Reign;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, Term, Units};
-use skein_proto::job::{JobSpec, Method, Shard, TrainSize, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, Requires, Shard, TrainSize, TrainSpec, Work};
 use skein_proto::lease::{Acceptance, End, Fence, Lease, Receipt};
 use skein_proto::message::{JobStatus, Message, Phase};
 use skein_proto::signed::{Envelope, Signed};
@@ -314,7 +314,12 @@ fn lies(rogue: &Rogue, victim: &Agent, reign: Reign) -> Result<()> {
     rogue.say(&Message::Cancel(JobId([4; 32])));
     // A job in the name of a key that is not its own, and a word about it that only a coordinator may say.
     let spec = TrainSpec { rounds: u32::MAX, inner_steps: 0, batch: 0, ..sensible() };
-    let spec = JobSpec { name: "\u{1b}[2J".repeat(1_000), nonce: 0, work: Work::Train(spec) };
+    let spec = JobSpec {
+        name: "\u{1b}[2J".repeat(1_000),
+        nonce: 0,
+        work: Work::Train(spec),
+        requires: Requires::default(),
+    };
     let job = Signed::new(spec, &rogue.network, &rogue.key);
     let mut status = JobStatus::new(&job);
     status.phase = Phase::Done;

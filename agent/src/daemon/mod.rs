@@ -202,7 +202,7 @@ impl Daemon {
         for Order { spec, status } in self.book.orders() {
             let job = self.node.sign_job(spec);
             if JobId(job.digest().0) == status.id {
-                self.core(Input::Submit(job, Some(Box::new(status))))?;
+                self.core(Input::Submit(Box::new(job), Some(Box::new(status))))?;
             }
         }
         Ok(())
@@ -410,7 +410,7 @@ impl Daemon {
     fn submit(&mut self, spec: JobSpec, before: Option<JobStatus>) -> Result<JobId> {
         let job = self.node.sign_job(spec.clone());
         let id = JobId(job.digest().0);
-        self.core(Input::Submit(job, before.map(Box::new)))?;
+        self.core(Input::Submit(Box::new(job), before.map(Box::new)))?;
         if let Some(status) = self.node.jobs().get(&id) {
             self.book.open(spec, status.clone());
         }
