@@ -45,6 +45,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Down(data_dir) => cmd::down::run(data_dir),
         Verb::Status { data_dir, json } => cmd::status::run(data_dir, json),
         Verb::Update(args) => cmd::update::run(args),
+        Verb::Dashboard(data_dir) => cmd::dashboard::run(data_dir),
         Verb::Tray(data_dir) => cmd::tray::run(data_dir),
         Verb::Doctor { data_dir, json } => cmd::doctor::run(data_dir, json),
         Verb::Bugreport { data_dir, output } => cmd::bugreport::run(data_dir, output),

@@ -42,7 +42,8 @@ fn the_local_api_obeys_nobody_but_its_owner() -> Result<()> {
     for host in ["evil.example", "127.0.0.1.evil.example", "192.0.2.1:80", "", "localhost.evil:80"] {
         refuses(&get(&[("host", host)])?, 403, &["web pages", "127.0.0.1"])?;
     }
-    for origin in ["http://evil.example", "null", &format!("http://127.0.0.1:{port}")] {
+    for origin in ["http://evil.example", "null", "http://127.0.0.1:1", &format!("https://127.0.0.1:{port}")]
+    {
         refuses(&get(&[("origin", origin)])?, 403, &["web pages", "Origin"])?;
     }
     for host in ["localhost", &format!("localhost:{port}"), "127.0.0.1", &format!("[::1]:{port}")] {
@@ -198,12 +199,11 @@ fn half_open_connections_do_not_keep_others_out() -> Result<()> {
     }
     let status = agent.status()?;
     ensure!(status["visible"] == true, "{status}");
-    // More than it serves at once: all are cut off in time, and then it answers again.
+    // More than it serves at once: those that ask for nothing make room.
     for _ in 0..60 {
         held.push(TcpStream::connect(agent.api)?);
     }
-    ensure!(agent.status().is_err(), "there is room for all of them: the test proves nothing");
-    wait_for("a place at the API", SOON, || Ok(agent.status().ok()))?;
+    agent.status()?;
     // Who stopped in the middle of a body is told.
     let mut answer = String::new();
     held[2].set_read_timeout(Some(SOON))?;
@@ -287,6 +287,7 @@ fn receipt(rogue: &Rogue, lease: Envelope<Lease>) -> Envelope<Receipt> {
         tokens: 1_000_000_000,
         units,
         loss_micronats: None,
+        received_bytes: 0,
     };
     Signed::new(receipt, &rogue.network, &rogue.key).into_envelope()
 }

@@ -192,6 +192,9 @@ struct Leaving {
     answers: Vec<channel::Sender<()>>,
 }
 
+/// Whoever asked an agent to leave is answered within this.
+const ANSWER_WAIT: Duration = Duration::from_millis(100);
+
 /// A leaving agent waits so long for its workers to let go and its receipts to be answered.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
 
@@ -230,6 +233,10 @@ impl Daemon {
         self.mesh.close().await;
         for answer in self.leaving.iter().flat_map(|leaving| &leaving.answers) {
             let _ = answer.try_send(());
+        }
+        if self.leaving.as_ref().is_some_and(|leaving| !leaving.answers.is_empty()) {
+            // The API writes what it was just told while this waits; nobody else keeps the process.
+            smol::Timer::after(ANSWER_WAIT).await;
         }
         Ok(())
     }

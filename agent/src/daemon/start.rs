@@ -327,6 +327,7 @@ impl RunningFile {
 impl Drop for RunningFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_dir_all(self.0.with_file_name("run"));
     }
 }
 
