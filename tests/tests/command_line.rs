@@ -18,7 +18,7 @@ const USAGE: i32 = 2;
 fn every_verb_explains_itself_and_its_flags() -> Result<()> {
     let up =
         ["--headless", "--data-dir", "--listen", "--api", "--bootstrap", "--network", "--memory", "--device"];
-    let verbs: [(&[&str], &[&str]); 13] = [
+    let verbs: [(&[&str], &[&str]); 23] = [
         (&["up"], &up),
         (&["down"], &["--data-dir"]),
         (&["status"], &["--data-dir", "--json"]),
