@@ -67,7 +67,7 @@ fn who_does_not_offer_it_gets_no_shard() {
         assert_eq!(workers(&mut desk), wanted, "{requires:?}");
         assert_eq!((&desk.status().phase, &desk.status().note), (&Phase::Done, &None));
         // By the receipts of the fixture, of a MiB each.
-        assert!(desk.status().sent_bytes >= 1 << 20 && desk.status().sent_bytes % (1 << 20) == 0);
+        assert!(desk.status().sent_bytes >= 1 << 20 && desk.status().sent_bytes.is_multiple_of(1 << 20));
     }
 }
 
