@@ -78,6 +78,8 @@ pub(crate) enum Verb {
     Update(UpdateArgs),
     /// Show the tray icon of an agent that runs
     Tray(DataDir),
+    /// Open the dashboard of an agent that runs, with the right to give orders there
+    Dashboard(DataDir),
     /// Look at all that an agent needs here, and say what to do about what is wrong
     Doctor {
         #[command(flatten)]

@@ -22,6 +22,13 @@ use clap::Parser;
 
 use crate::cli::{Cli, JobChoice, LogVerb, Verb};
 
+/// This build's version. One text in the binary, never a constant in its code: tests make the next version of a
+/// binary by writing another number over it.
+#[inline(never)]
+pub(crate) fn version() -> &'static str {
+    std::hint::black_box(env!("CARGO_PKG_VERSION"))
+}
+
 fn main() -> ExitCode {
     match dispatch(Cli::parse().verb) {
         Ok(code) => code,
@@ -38,6 +45,7 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Down(data_dir) => cmd::down::run(data_dir),
         Verb::Status { data_dir, json } => cmd::status::run(data_dir, json),
         Verb::Update(args) => cmd::update::run(args),
+        Verb::Dashboard(data_dir) => cmd::dashboard::run(data_dir),
         Verb::Tray(data_dir) => cmd::tray::run(data_dir),
         Verb::Doctor { data_dir, json } => cmd::doctor::run(data_dir, json),
         Verb::Bugreport { data_dir, output } => cmd::bugreport::run(data_dir, output),

@@ -243,7 +243,7 @@ fn adopt(store: &BlobStore, path: &Path) -> Result<Digest, StoreError> {
     // Opened for writing because Windows flushes no other.
     let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open"))?;
     let mut hasher = blake3::Hasher::new();
-    io::copy(&mut file, &mut hasher).map_err(failed("read"))?;
+    hasher.update_reader(&mut file).map_err(failed("read"))?;
     file.sync_all().map_err(failed("flush"))?;
     drop(file);
     let digest = Digest(*hasher.finalize().as_bytes());

@@ -225,6 +225,12 @@ impl Agent {
         let running_file = self.data_dir.join("agent.json");
         // A killed agent leaves this file, which must not be taken for the new one's.
         let _ = fs::remove_file(&running_file);
+        fs::create_dir_all(&self.data_dir)?;
+        let policy = self.data_dir.join("policy.toml");
+        if !policy.exists() {
+            // Whether there is room on the disk of whoever runs the tests is not what they are about.
+            fs::write(&policy, "disk_free_min = \"off\"\n")?;
+        }
         let mut command = skein(&["up", "--headless", "--device", "cpu", "--threads", "1"])?;
         if !self.arguments.iter().any(|argument| argument == "--listen") {
             command.args(["--listen", &self.listen.to_string()]);
@@ -472,7 +478,10 @@ impl Training {
     }
 
     /// Writes the file and the text beside it; the file's path.
-    fn write(&self, folder: &Path, text: &[u8]) -> Result<String> {
+    ///
+    /// # Errors
+    /// When that cannot be.
+    pub fn write(&self, folder: &Path, text: &[u8]) -> Result<String> {
         fs::create_dir_all(folder)?;
         let Self { layers, context, rounds, inner_steps, more } = self;
         fs::write(folder.join("text.txt"), text)?;

@@ -370,7 +370,13 @@ impl World {
             Event::Stopped { host, life, lease } if self.lives(host, life) => {
                 let Some(labour) = self.hosts[host].work.get(&lease) else { return Ok(()) };
                 let result = if labour.execution.shard.is_standing() && labour.done == labour.of {
-                    Ok(Executed { inputs: Vec::new(), outputs: Vec::new(), tokens: 7, loss_micronats: None })
+                    Ok(Executed {
+                        inputs: Vec::new(),
+                        outputs: Vec::new(),
+                        tokens: 7,
+                        received_bytes: 0,
+                        loss_micronats: None,
+                    })
                 } else {
                     Err("stopped".into())
                 };
@@ -592,7 +598,8 @@ impl World {
             Shard::Judge { group, .. } => group.is_last().then_some(1_000),
             Shard::Stage { .. } => None,
         };
-        let executed = Executed { inputs: shard.inputs(), outputs, tokens: 10, loss_micronats };
+        let inputs = shard.inputs();
+        let executed = Executed { inputs, outputs, tokens: 10, received_bytes: 0, loss_micronats };
         self.finish(host, lease, Ok(executed))
     }
 

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use skein_tests::agents::{self, Agent, Network, SOON, TEXT, Training, wait_for};
+use skein_tests::agents::{self, Agent, Network, PATIENCE, SOON, TEXT, Training, wait_for};
 use skein_tests::command::{Said, explains, run, set, signal, skein};
 
 const LONG_EPOCH_MS: u64 = 600_000;
@@ -298,6 +298,74 @@ fn a_full_disk_ends_the_agent_with_a_reason_and_costs_nothing_acknowledged() -> 
 }
 
 #[test]
+fn a_disk_that_fills_during_a_checkpoint_costs_no_checkpoint_and_the_job_goes_on() -> Result<()> {
+    const ROUNDS: u32 = 30;
+    let mut network = Network::of(2, LONG_EPOCH_MS)?;
+    let Some(disk) = Mount::new(network.folder.path().join("disk"), "24m")? else { return network.finish() };
+    let first = &network.agents[0];
+    let bootstrap = format!("{}@{}", first.node, first.listen);
+    let small = Agent::start(disk.0.join("agent"), network.genesis(), &["--bootstrap", &bootstrap])?;
+    network.agents.push(small);
+    network.met(3)?;
+    let (owner, small) = (&network.agents[0], &network.agents[2]);
+    let job = agents::train(owner, &TEXT[..40_000], &Training::of(ROUNDS, 20))?;
+    owner.job_until(&job, "the second outer step", PATIENCE, |job| job["round"].as_u64() >= Some(2))?;
+
+    // Leaves room for the log and for pseudo-gradients, and for no checkpoint.
+    let ballast = disk.0.join("ballast");
+    ensure!(fs::write(&ballast, vec![7; 64 << 20]).is_err(), "the disk is not full");
+    let length = fs::metadata(&ballast)?.len();
+    fs::File::options().write(true).open(&ballast)?.set_len(length.saturating_sub(192 << 10))?;
+    wait_for("the small agent to say so", PATIENCE, || {
+        Ok(small.story().contains("No space left").then_some(()))
+    })?;
+    explains(&small.story(), &["failed: cannot write", "No space left", "free some space"])?;
+    let full = owner.job(&job)?;
+    let later = |job: &serde_json::Value| job["round"].as_u64() >= full["round"].as_u64().map(|at| at + 3);
+    owner.job_until(&job, "the others to go on", PATIENCE, later)?;
+
+    fs::remove_file(&ballast)?;
+    let taken = small.status()?["leases_taken"].as_u64();
+    owner.job_until(&job, "the small agent to work again", PATIENCE, |job| {
+        let takes = small.status().is_ok_and(|status| status["leases_taken"].as_u64() > taken.map(|n| n + 4));
+        takes || job["phase"] == "done"
+    })?;
+    let done = owner.job_done(&job)?;
+    ensure!(done["digests_equal"] == true && done["round"] == ROUNDS, "{done}");
+    ensure!(done["regrants"].as_u64() > Some(0), "nothing failed: {done}");
+    // Nobody has half a file, and the small agent has the whole result.
+    let state = done["state"].as_str().context("no checkpoint")?;
+    for agent in &network.agents {
+        let bytes = agent.blob(state)?.with_context(|| format!("{} lacks the result", agent.node))?;
+        ensure!(skein_proto::ids::Digest::of(&bytes).to_string() == state, "another checkpoint");
+        let left: Vec<PathBuf> = files(&agent.data_dir)?;
+        let half = left.iter().find(|path| path.to_string_lossy().contains("partial"));
+        ensure!(half.is_none(), "{half:?} is left");
+    }
+    let result = network.folder.path().join("result");
+    let to = result.display().to_string();
+    let said = run(&["result", &job[..12], "--output", &to, "--data-dir", &network.agents[2].dir()])?;
+    ensure!(said.code == 0 && result.join("model.safetensors").is_file(), "{said:?}");
+    // Unmounted before the directory around it is removed.
+    drop(disk);
+    network.finish()
+}
+
+/// All files below a directory.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(files(&entry.path())?);
+        } else {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+#[test]
 fn a_bad_job_file_is_named_with_its_field() -> Result<()> {
     let network = Network::of(1, LONG_EPOCH_MS)?;
     let agent = &network.agents[0];
@@ -315,6 +383,9 @@ fn a_bad_job_file_is_named_with_its_field() -> Result<()> {
         ("batch", "", &["job.toml", "batch"]),
         ("batch", "0", &["batch = 0"]),
         ("rounds", "1000000", &["rounds = 1000000"]),
+        ("rounds", "8\ntokens = 200000", &["both `rounds` and `tokens`"]),
+        ("batch", "8\nrequires = { memory = \"much\" }", &["job.toml", "memory"]),
+        ("batch", "8\nrequires = { price = 1 }", &["job.toml", "price"]),
         ("heads", "3", &["3 heads", "width of 128"]),
         ("width", "4", &["4 heads", "width of 4"]),
         ("layers", "0", &["[shape]", "layers"]),

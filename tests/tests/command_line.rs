@@ -18,7 +18,7 @@ const USAGE: i32 = 2;
 fn every_verb_explains_itself_and_its_flags() -> Result<()> {
     let up =
         ["--headless", "--data-dir", "--listen", "--api", "--bootstrap", "--network", "--memory", "--device"];
-    let verbs: [(&[&str], &[&str]); 13] = [
+    let verbs: [(&[&str], &[&str]); 23] = [
         (&["up"], &up),
         (&["down"], &["--data-dir"]),
         (&["status"], &["--data-dir", "--json"]),
@@ -27,10 +27,20 @@ fn every_verb_explains_itself_and_its_flags() -> Result<()> {
         (&["jobs"], &["--data-dir", "--json"]),
         (&["logs"], &["--data-dir", "--json", "--follow", "<ID>"]),
         (&["cancel"], &["--data-dir", "<ID>"]),
-        (&["resume"], &["--data-dir", "<ID>"]),
+        (&["resume"], &["--data-dir", "[ID]"]),
         (&["result"], &["--data-dir", "--output", "<ID>"]),
         (&["claim"], &["--data-dir", "--json", "--dry-run"]),
         (&["log", "verify"], &["--data-dir", "--json"]),
+        (&["pause"], &["--data-dir", "--gpu", "[TIME]"]),
+        (&["finish"], &["--data-dir"]),
+        (&["set"], &["--data-dir", "<KEY>", "<VALUE>"]),
+        (&["get"], &["--data-dir", "--json", "[KEY]"]),
+        (&["update"], &["--data-dir", "--dry-run", "--version"]),
+        (&["tray"], &["--data-dir"]),
+        (&["dashboard"], &["--data-dir"]),
+        (&["doctor"], &["--data-dir", "--json"]),
+        (&["bugreport"], &["--data-dir", "--output"]),
+        (&["service", "install"], &["--data-dir", "--system", "--headless"]),
         (&["demo"], &["--agents", "--json"]),
     ];
     let overview = run(&["--help"])?;

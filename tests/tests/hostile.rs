@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use skein_mesh::BlobStore;
 use skein_proto::election::Reign;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, Term, Units};
-use skein_proto::job::{JobSpec, Method, Shard, TrainSize, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, Requires, Shard, TrainSize, TrainSpec, Work};
 use skein_proto::lease::{Acceptance, End, Fence, Lease, Receipt};
 use skein_proto::message::{JobStatus, Message, Phase};
 use skein_proto::signed::{Envelope, Signed};
@@ -42,7 +42,8 @@ fn the_local_api_obeys_nobody_but_its_owner() -> Result<()> {
     for host in ["evil.example", "127.0.0.1.evil.example", "192.0.2.1:80", "", "localhost.evil:80"] {
         refuses(&get(&[("host", host)])?, 403, &["web pages", "127.0.0.1"])?;
     }
-    for origin in ["http://evil.example", "null", &format!("http://127.0.0.1:{port}")] {
+    for origin in ["http://evil.example", "null", "http://127.0.0.1:1", &format!("https://127.0.0.1:{port}")]
+    {
         refuses(&get(&[("origin", origin)])?, 403, &["web pages", "Origin"])?;
     }
     for host in ["localhost", &format!("localhost:{port}"), "127.0.0.1", &format!("[::1]:{port}")] {
@@ -198,12 +199,11 @@ fn half_open_connections_do_not_keep_others_out() -> Result<()> {
     }
     let status = agent.status()?;
     ensure!(status["visible"] == true, "{status}");
-    // More than it serves at once: all are cut off in time, and then it answers again.
+    // More than it serves at once: those that ask for nothing make room.
     for _ in 0..60 {
         held.push(TcpStream::connect(agent.api)?);
     }
-    ensure!(agent.status().is_err(), "there is room for all of them: the test proves nothing");
-    wait_for("a place at the API", SOON, || Ok(agent.status().ok()))?;
+    agent.status()?;
     // Who stopped in the middle of a body is told.
     let mut answer = String::new();
     held[2].set_read_timeout(Some(SOON))?;
@@ -287,6 +287,7 @@ fn receipt(rogue: &Rogue, lease: Envelope<Lease>) -> Envelope<Receipt> {
         tokens: 1_000_000_000,
         units,
         loss_micronats: None,
+        received_bytes: 0,
     };
     Signed::new(receipt, &rogue.network, &rogue.key).into_envelope()
 }
@@ -314,7 +315,12 @@ fn lies(rogue: &Rogue, victim: &Agent, reign: Reign) -> Result<()> {
     rogue.say(&Message::Cancel(JobId([4; 32])));
     // A job in the name of a key that is not its own, and a word about it that only a coordinator may say.
     let spec = TrainSpec { rounds: u32::MAX, inner_steps: 0, batch: 0, ..sensible() };
-    let spec = JobSpec { name: "\u{1b}[2J".repeat(1_000), nonce: 0, work: Work::Train(spec) };
+    let spec = JobSpec {
+        name: "\u{1b}[2J".repeat(1_000),
+        nonce: 0,
+        work: Work::Train(spec),
+        requires: Requires::default(),
+    };
     let job = Signed::new(spec, &rogue.network, &rogue.key);
     let mut status = JobStatus::new(&job);
     status.phase = Phase::Done;

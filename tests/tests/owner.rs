@@ -105,6 +105,7 @@ fn settings_are_kept_explained_and_checked() -> Result<()> {
     );
     let wrong = run(&["set", "gpu_temperature_max", "700", "--data-dir", &dir])?;
     ensure!(wrong.code == 1 && wrong.err.contains("110"), "{wrong:?}");
+    network.agents[0].order("/api/pause", &json!({}))?;
     network.agents[0].kill()?;
     let got = run(&["get", "gpu_temperature_max", "--data-dir", &dir])?;
     ensure!(got.out.trim() == "70 °C", "without a running agent: {got:?}");
@@ -114,6 +115,9 @@ fn settings_are_kept_explained_and_checked() -> Result<()> {
     let settings = network.agents[0].get("/api/settings")?;
     ensure!(settings["gpu_temperature_max"] == "70 °C", "{settings}");
     ensure!(settings["user_idle"] == "off", "headless: nobody sits there: {settings}");
+    let view = network.agents[0].status()?["policy"].clone();
+    ensure!(view["pause"]["blocks"] == "all", "a pause outlives the process: {view}");
+    network.agents[0].order("/api/resume", &json!({}))?;
     wait_for("the hours to be kept", SOON, || {
         let view = network.agents[0].status()?["policy"].clone();
         let reason = view["reasons"].as_array().and_then(|reasons| reasons.first().cloned());

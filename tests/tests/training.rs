@@ -152,3 +152,81 @@ fn what_was_cancelled_is_taken_up_where_it_stood() -> Result<()> {
     at(agent, &["logs", "ffffffffffff"])?.refuses(&["no job", "skein jobs"])?;
     network.finish()
 }
+
+#[test]
+fn a_job_says_what_it_requires_and_how_long_in_tokens() -> Result<()> {
+    let mut network = Network::of(1, LONG_EPOCH_MS)?;
+    let more = "requires = { memory = 100000000000000 }";
+    let job = agents::train(&network.agents[0], &TEXT[..40_000], &Training { more, ..Training::of(2, 5) })?;
+    let waiting = network.agents[0].job_until(&job, "the note", SOON, |job| job["note"].is_string())?;
+    let note = waiting["note"].as_str().unwrap_or_default();
+    for words in ["requires 100000000 MB", "of 1 agents the largest offers", "hint: "] {
+        ensure!(waiting["phase"] == "waiting" && note.contains(words), "{words}: {waiting}");
+    }
+    at(&network.agents[0], &["cancel", &job])?;
+
+    // Two agents differ in what they offer, and the one with less gets nothing of it.
+    network.join(&["--memory", "200000000"])?;
+    network.met(2)?;
+    let (large, small) = (&network.agents[0], &network.agents[1]);
+    let taken = small.status()?["leases_taken"].clone();
+    let folder = network.folder.path();
+    fs::write(folder.join("text.txt"), &TEXT[..40_000])?;
+    // Five steps of four sequences of 32 tokens are 640: of 2,000 tokens three outer steps come out.
+    let text = "kind = \"train\"\nname = \"counted\"\ndata = \"text.txt\"\ntokens = 2000\ninner_steps = 5\n\
+                batch = 4\ncontext = 32\n[shape]\nlayers = 2\nwidth = 32\nheads = 2\ncontext = 32\n\
+                [requires]\nmemory = 300000000\n";
+    let file = folder.join("counted.toml");
+    fs::write(&file, text)?;
+    let said = at(small, &["run", &file.display().to_string(), "--detach"])?;
+    ensure!(said.code == 0, "{said:?}");
+    let job = said.out.trim();
+    let done = small.job_done(job)?;
+    ensure!(done["work"]["rounds"] == 3 && done["tokens"] == 1_920, "{done}");
+    // Model and text came from the owner; nothing else had to.
+    ensure!((40_000..4_000_000).contains(&done["sent_bytes"].as_u64().unwrap_or(0)), "{done}");
+    ensure!(small.status()?["leases_taken"] == taken, "it worked on it all the same");
+    ensure!(large.status()?["leases_taken"].as_u64() >= Some(7), "{}", large.status()?);
+    let logs = at(small, &["logs", job])?;
+    ensure!(logs.code == 0 && logs.out.contains("/s") && logs.out.contains(" sent"), "{logs:?}");
+    network.finish()
+}
+
+#[test]
+fn training_that_diverges_stops_with_its_step_and_keeps_the_last_good_checkpoint() -> Result<()> {
+    let network = Network::of(2, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    let folder = network.folder.path();
+    // The rate rises over thirty steps, so that the first outer steps are good ones.
+    let path = Training::of(60, 4).write(folder, &TEXT[..40_000])?;
+    let file = fs::read_to_string(&path)?
+        .replace("learning_rate = 0.003\n", "learning_rate = 1.0\n")
+        .replace("width = 32\n", "width = 128\n");
+    fs::write(&path, file)?;
+    let said = at(agent, &["run", &path])?;
+    said.refuses(&[
+        "training diverged: the loss is",
+        "at step",
+        "of outer step",
+        "learning rate",
+        "skein result",
+    ])?;
+    let job = agent.get("/api/jobs")?[0].clone();
+    let (id, state) = (job["id"].as_str().context("no id")?, job["state"].as_str().context("no state")?);
+    let round = job["round"].as_u64().unwrap_or(0);
+    ensure!(job["phase"] == "failed" && round >= 1, "{job}");
+    // Where not even the first step went well, the checkpoint before is the last good one.
+    let first = said.err.contains("at step 0 of");
+    let named = format!("of outer step {};", round + u64::from(first));
+    ensure!(said.err.contains(&named), "{named}: {said:?}");
+
+    let result = folder.join("kept");
+    let said = at(agent, &["result", &id[..12], "--output", &result.display().to_string()])?;
+    ensure!(said.code == 0 && result.join("model.safetensors").is_file(), "{said:?}");
+    ensure!(report(&result)?["checkpoint"] == state, "another checkpoint");
+    // Every agent has it, and nothing in it is beyond the numbers: `skein result` would not have read it.
+    for agent in &network.agents {
+        ensure!(agent.blob(state)?.is_some(), "{} lacks it", agent.node);
+    }
+    network.finish()
+}

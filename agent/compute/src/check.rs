@@ -2,8 +2,10 @@
 //! Must never touch the moments of the worker's own training, nor trust a claim's files.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::checkpoint::{CheckpointError, Delta};
+use crate::data::Dataset;
 use crate::limits::CHECK_DISTANCE_MAX_MILLIONTHS;
 use crate::optimiser::Moments;
 use crate::packing::Bits;
@@ -41,7 +43,7 @@ pub struct Claim<'a> {
 pub fn check_phase(
     model: &Model,
     state: &Path,
-    data: &Path,
+    data: &Arc<Dataset>,
     inner: &Inner,
     claim: Claim<'_>,
     mut after_step: impl FnMut(u32, f32) -> bool,
@@ -134,7 +136,7 @@ mod tests {
     }
 
     fn rounded(values: &[f32], bits: Bits) -> Vec<f32> {
-        let packed = pack(values, bits);
+        let packed = pack(values, bits).unwrap();
         unpack(&packed.codes, &packed.scales, bits, values.len()).unwrap()
     }
 

@@ -4,18 +4,16 @@
 //!
 //! The same content always gives the same bytes, because machines compare the files' BLAKE3 digests.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, Metadata, SafeTensorError};
+use safetensors::tensor::{Dtype, SafeTensorError};
 
 use skein_engine::dtype::dequantize;
 use skein_engine::source::{SourceError, TensorSource};
 
-use crate::packing::{Bits, Packed, pack, unpack};
+use crate::packing::{Bits, NotFinite, Packed, pack, unpack};
 use crate::random::{mix, mix_all, normal};
 use crate::tensor_file::{Header, Kind, TensorFile, Writer, Written, dimensions, little_endian};
 use crate::trainee::{LORA_A, LORA_B, Method, TensorSpec, Trainee};
@@ -41,7 +39,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The file could not be written.
-    #[error("cannot write {path}: {source}")]
+    #[error("cannot write {path}: {source}{}", hint(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -75,6 +73,15 @@ pub enum CheckpointError {
         /// What is wrong, with the name of the tensor at fault.
         problem: String,
     },
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge];
+    if full.contains(&error.kind()) {
+        "\nhint: the disk is full; free some space, or give the agent another --data-dir"
+    } else {
+        ""
+    }
 }
 
 /// Weights and outer momentum between two rounds; both walk [`Trainee::tensors`].
@@ -212,7 +219,12 @@ impl Delta {
             Header { kind: Kind::Delta, round: self.round, bits: Some(self.bits.number()), steps: None };
         // How long sparse codes are is known once they are packed. All of them take a hundredth of the values' memory.
         let sparse = if self.bits == Bits::Sparse { self.values.as_slice() } else { &[] };
-        let sparse: Vec<Packed> = sparse.iter().map(|values| pack(values, self.bits)).collect();
+        let pack = |(spec, values): (&TensorSpec, &Vec<f32>)| {
+            let problem = |error: NotFinite| format!("tensor {} {error}", spec.name);
+            let content = |problem| CheckpointError::Content { path: path.to_owned(), problem };
+            pack(values, self.bits).map_err(|error| content(problem(error)))
+        };
+        let sparse = specs.iter().zip(sparse).map(pack).collect::<Result<Vec<Packed>, _>>()?;
         let mut tensors = Vec::with_capacity(2 * specs.len());
         for (number, spec) in specs.iter().enumerate() {
             if self.bits == Bits::All {
@@ -228,7 +240,10 @@ impl Delta {
         let mut writer = Writer::create(path, &header, tensors)?;
         let mut sparse = sparse.into_iter();
         for (spec, values) in specs.iter().zip(&self.values) {
-            let Packed { codes, scales } = sparse.next().unwrap_or_else(|| pack(values, self.bits));
+            let Packed { codes, scales } = match sparse.next() {
+                Some(packed) => packed,
+                None => pack((spec, values))?,
+            };
             writer.put(&spec.name, &codes)?;
             if self.bits != Bits::All {
                 writer.put(&scales_of(spec), &scales)?;
@@ -281,8 +296,6 @@ impl Writer {
 pub(crate) struct DeltaFile {
     file: TensorFile,
     pub(crate) bits: Bits,
-    /// Bytes of each tensor of a sparse delta; nothing of another one, whose tensors' lengths are given.
-    lengths: BTreeMap<String, usize>,
 }
 
 impl DeltaFile {
@@ -292,8 +305,7 @@ impl DeltaFile {
         let unknown =
             || file.content(format!("elements of {:?} bits, known are 2, 4, 8 and 32", file.header.bits));
         let bits = known.ok_or_else(unknown)?;
-        let lengths = if bits == Bits::Sparse { lengths(path)? } else { BTreeMap::new() };
-        Ok(Self { file, bits, lengths })
+        Ok(Self { file, bits })
     }
 
     pub(crate) fn round(&self) -> u32 {
@@ -325,13 +337,14 @@ impl DeltaFile {
     fn code_bytes(&self, spec: &TensorSpec) -> Result<usize, CheckpointError> {
         let allowed = self.bits.code_bytes(spec.elements());
         let (least, most) = (*allowed.start(), *allowed.end());
-        match self.lengths.get(&spec.name) {
-            Some(found) if !allowed.contains(found) => {
+        // Only of a sparse delta is there anything to find out.
+        match self.file.length(&spec.name).filter(|_| self.bits == Bits::Sparse) {
+            Some(found) if !allowed.contains(&found) => {
                 let problem =
                     format!("tensor {} has {found} bytes of codes, allowed are {least} to {most}", spec.name);
                 Err(self.file.content(problem))
             }
-            found => Ok(found.copied().unwrap_or(most)),
+            found => Ok(found.unwrap_or(most)),
         }
     }
 
@@ -346,23 +359,6 @@ impl DeltaFile {
         unpack(&codes, &scales, self.bits, elements)
             .map_err(|error| self.file.content(format!("tensor {} {error}", spec.name)))
     }
-}
-
-/// Bytes of each tensor of a file that was opened before, by its header. They are looked for with that length, so if this is
-/// wrong they are not found.
-fn lengths(path: &Path) -> Result<BTreeMap<String, usize>, CheckpointError> {
-    let read = |source| CheckpointError::Read { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(read)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(read)?;
-    let mut text = Vec::new();
-    file.take(u64::from_le_bytes(length)).read_to_end(&mut text).map_err(read)?;
-    let metadata: Metadata = serde_json::from_slice(&text).map_err(|source| {
-        let source = SafeTensorError::InvalidHeaderDeserialization(source);
-        CheckpointError::Format { path: path.to_owned(), source }
-    })?;
-    let bytes = |(from, to): (usize, usize)| to.saturating_sub(from);
-    Ok(metadata.tensors().into_iter().map(|(name, info)| (name, bytes(info.data_offsets))).collect())
 }
 
 fn scales_of(spec: &TensorSpec) -> String {

@@ -9,11 +9,12 @@
 //! ```
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
 use crate::checkpoint::{CheckpointError, Digest};
-use crate::data::Part;
+use crate::data::{Dataset, Part};
 use crate::limits::{BATCH_MAX, FRAME_BYTES_MAX, FRAME_OVERHEAD_BYTES_MAX};
 use crate::optimiser::Moments;
 use crate::passes::{self, Kept, Model, read};
@@ -106,7 +107,7 @@ pub(crate) struct Closed {
 }
 
 impl Group {
-    /// Reads the layers that `model` has from a checkpoint file, and the data.
+    /// Reads the layers that `model` has from a checkpoint file.
     ///
     /// # Errors
     /// [`GroupError::Train`] for unusable files and settings, [`GroupError::Rows`] where rows would not fit a frame.
@@ -114,7 +115,7 @@ impl Group {
         number: u64,
         model: &Model,
         state: &Path,
-        data: &Path,
+        data: &Arc<Dataset>,
         purpose: Purpose,
         moments: &mut Moments,
     ) -> Result<Self, GroupError> {

@@ -54,6 +54,10 @@ pub const DELTA_NORM_RATIO_MAX: f64 = 16.0;
 /// take as many steps at the same rate from the same weights.
 pub const DELTA_MEDIAN_RATIO_MAX: f64 = 10.0;
 
+/// A step whose mean loss is so many times that of a uniform guess over the vocabulary has left what more steps mend. Weights
+/// that were just drawn guess; those of others, on a text of another language, come to about twice that at worst.
+pub const LOSS_GUESSES_MAX: f64 = 3.0;
+
 /// Held-out tokens per evaluation: enough that the mean moves by about 0.03 nats at most between text samples.
 pub const HELD_OUT_TOKENS: usize = 8_192;
 

@@ -62,9 +62,11 @@ impl Moments {
         for (values, kept_back) in values.iter_mut().zip(&mut self.kept_back) {
             let wanted: Vec<f32> =
                 values.iter().zip(kept_back.iter()).map(|(value, kept)| value + decay * kept).collect();
-            let packed = pack(&wanted, bits);
+            let beyond =
+                |what: String| TrainError::Device(format!("the delta leaves the range of f32: it {what}"));
+            let packed = pack(&wanted, bits).map_err(|error| beyond(error.to_string()))?;
             *values = unpack(&packed.codes, &packed.scales, bits, wanted.len())
-                .map_err(|_| TrainError::Device("the delta leaves the range of f32".to_owned()))?;
+                .map_err(|error| beyond(error.to_string()))?;
             for ((kept, wanted), sent) in kept_back.iter_mut().zip(wanted).zip(values.iter()) {
                 *kept = wanted - sent;
             }

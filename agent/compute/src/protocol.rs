@@ -68,7 +68,12 @@ pub enum Task {
         evaluate: Option<Judge>,
     },
     /// Run one inner phase. Ends in [`Reply::Trained`] or, after a cancel, [`Reply::Cancelled`].
-    Train(TrainTask),
+    Train {
+        /// Which.
+        phase: PhaseTask,
+        /// The delta to write.
+        out: String,
+    },
     /// Take one outer step. Ends in [`Reply::Merged`].
     Merge {
         /// What is trained.
@@ -134,7 +139,14 @@ pub enum Task {
     /// Run somebody's inner phase again, and compare. What the worker trains itself does not notice. Ends in
     /// [`Reply::Checked`] or, after a cancel, [`Reply::Cancelled`]. Before a claim is called false all steps are run and told
     /// once more; a failure is no verdict.
-    Check(CheckTask),
+    Check {
+        /// What somebody claims to have run.
+        phase: PhaseTask,
+        /// The file of moments with which it began.
+        began: String,
+        /// The delta that it is said to have given.
+        delta: String,
+    },
     /// Load layers of a language model under a number. Ends in [`Reply::StageOpened`].
     StageOpen(StageTask),
     /// Extend a session of a stage; steps that wait together are computed together. Ends in [`Reply::Stepped`].
@@ -191,29 +203,8 @@ pub struct Judge {
 
 /// One inner phase of one shard, by one agent.
 #[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
-pub struct TrainTask {
+pub struct PhaseTask {
     /// What is trained.
-    pub model: ModelTask,
-    /// The checkpoint to start from.
-    pub state: String,
-    /// The file of tokens.
-    pub data: String,
-    /// Tokens per sequence.
-    pub context: u32,
-    /// Sequences whose activations are in memory at once.
-    pub at_once: u32,
-    /// Whether every layer is computed again for its gradients, which takes a third more time and little memory.
-    pub recompute: bool,
-    /// How to train.
-    pub inner: InnerTask,
-    /// The delta to write.
-    pub out: String,
-}
-
-/// An inner phase that somebody claims to have run.
-#[derive(Clone, Debug, PartialEq, BorshSerialize, BorshDeserialize)]
-pub struct CheckTask {
-    /// What was trained.
     pub model: ModelTask,
     /// The checkpoint to start from.
     pub state: String,
@@ -223,14 +214,10 @@ pub struct CheckTask {
     pub context: u32,
     /// Sequences whose activations are in memory at once, here.
     pub at_once: u32,
-    /// Whether every layer is computed again for its gradients, here.
+    /// Whether every layer is computed again for its gradients, here, which takes a third more time and little memory.
     pub recompute: bool,
-    /// How it was trained.
+    /// How to train.
     pub inner: InnerTask,
-    /// The file of moments with which the phase began.
-    pub began: String,
-    /// The delta that it is said to have given.
-    pub delta: String,
 }
 
 /// How an inner phase trains, whoever does it.
@@ -457,9 +444,7 @@ impl Task {
                 let own = [&model.manifest, &model.pieces, out];
                 own.into_iter().chain(evaluate.as_ref().map(|judge| &judge.data)).collect()
             }
-            Self::Train(task) => {
-                vec![&task.model.manifest, &task.model.pieces, &task.state, &task.data, &task.out]
-            }
+            Self::Train { phase, out } => phase.paths().chain([out]).collect(),
             Self::Merge { model, state, deltas, out, evaluate, .. } => {
                 let files: usize = deltas.iter().map(Vec::len).sum();
                 if files > DELTAS_MAX {
@@ -474,10 +459,7 @@ impl Task {
             }
             Self::GroupClose { out, .. } => out.iter().collect(),
             Self::Show { model, out, .. } => vec![&model.manifest, &model.pieces, out],
-            Self::Check(task) => {
-                let CheckTask { model, state, data, began, delta, .. } = task;
-                vec![&model.manifest, &model.pieces, state, data, began, delta]
-            }
+            Self::Check { phase, began, delta } => phase.paths().chain([began, delta]).collect(),
             Self::StageOpen(task) => vec![&task.manifest, &task.pieces],
             Self::Describe
             | Self::Bench
@@ -493,6 +475,12 @@ impl Task {
             Some(path) => Err(format!("a path of {} bytes, allowed are 1 to {PATH_BYTES_MAX}", path.len())),
             None => Ok(()),
         }
+    }
+}
+
+impl PhaseTask {
+    fn paths(&self) -> impl Iterator<Item = &String> {
+        [&self.model.manifest, &self.model.pieces, &self.state, &self.data].into_iter()
     }
 }
 

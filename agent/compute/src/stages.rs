@@ -77,7 +77,7 @@ pub(crate) fn serve<W: Write>(
             Task::Describe
             | Task::Bench
             | Task::Init { .. }
-            | Task::Train(_)
+            | Task::Train { .. }
             | Task::Merge { .. }
             | Task::GroupOpen(_)
             | Task::GroupForward { .. }
@@ -85,7 +85,7 @@ pub(crate) fn serve<W: Write>(
             | Task::GroupStep { .. }
             | Task::GroupClose { .. }
             | Task::Show { .. }
-            | Task::Check(_)
+            | Task::Check { .. }
             | Task::Cancel { .. } => replies.send(id, Reply::failed("no task of a stage".to_owned()))?,
         }
     }

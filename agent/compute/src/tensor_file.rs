@@ -111,6 +111,11 @@ impl TensorFile {
         self.metadata.info(name).is_some()
     }
 
+    /// Bytes of a tensor, of whatever shape.
+    pub(crate) fn length(&self, name: &str) -> Option<usize> {
+        self.metadata.info(name).map(|info| info.data_offsets.1.saturating_sub(info.data_offsets.0))
+    }
+
     /// Checks that it holds so many tensors.
     pub(crate) fn holds(&self, tensors: usize) -> Result<(), CheckpointError> {
         let found = self.metadata.offset_keys().len();

@@ -4,12 +4,15 @@
 //! stay, and what is frozen.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Delta};
 use crate::data::{Batch, DataError, Dataset, Part};
-use crate::limits::{BATCH_MAX, BATCH_TOKENS_MAX, EVALUATE_TOKENS_AT_ONCE, INNER_STEPS_MAX};
+use crate::limits::{
+    BATCH_MAX, BATCH_TOKENS_MAX, EVALUATE_TOKENS_AT_ONCE, INNER_STEPS_MAX, LOSS_GUESSES_MAX,
+};
 use crate::optimiser::{Moments, Optimiser};
 use crate::packing::Bits;
 use crate::passes::{Gradients, Kept, Micro, Model, Passes, download};
@@ -50,8 +53,10 @@ pub enum TrainError {
         /// Round of the task.
         wanted: u32,
     },
-    /// The loss, or what depends on it, left the numbers.
-    #[error("the {what} is {value} at step {step} of round {round}; lower the learning rate")]
+    /// The loss, or what depends on it, left the numbers, or is far worse than that of guessing.
+    #[error(
+        "training diverged: the {what} is {value:.3} at step {step} of outer step {round}; lower the learning rate"
+    )]
     Diverged {
         /// What left them.
         what: &'static str,
@@ -131,7 +136,7 @@ pub struct InnerResult {
     pub tokens: u64,
 }
 
-/// Runs one inner phase from the checkpoint file `state` on the data file `data`. `after_step(steps, loss)` is called
+/// Runs one inner phase from the checkpoint file `state` on `data`. `after_step(steps, loss)` is called
 /// after each step, with NaN where no token counted, and returns false to cancel. `moments` of other tensors are replaced.
 ///
 /// # Errors
@@ -139,7 +144,7 @@ pub struct InnerResult {
 pub fn inner_phase(
     model: &Model,
     state: &Path,
-    data: &Path,
+    data: &Arc<Dataset>,
     inner: &Inner,
     moments: &mut Moments,
     after_step: impl FnMut(u32, f32) -> bool,
@@ -157,7 +162,7 @@ pub fn inner_phase(
 pub fn evaluate(
     model: &Model,
     state: &Path,
-    data: &Path,
+    data: &Dataset,
     context: u32,
     part: Part,
 ) -> Result<(f64, u64), TrainError> {
@@ -177,11 +182,13 @@ pub(crate) struct Phase {
     pub(crate) steps: u32,
     before: Vec<Vec<f32>>,
     weights: Vec<Tensor<2>>,
-    dataset: Dataset,
+    dataset: Arc<Dataset>,
     passes: Passes,
     optimiser: Optimiser,
     losses: f64,
     judged: u32,
+    /// A step with a greater loss is the end.
+    loss_max: f64,
 }
 
 /// A step under way: its micro-batches, and the gradients of those that are done.
@@ -203,14 +210,14 @@ impl Step {
 }
 
 impl Phase {
-    /// Reads what the model's layers need of the checkpoint, and the data.
+    /// Reads what the model's layers need of the checkpoint.
     ///
     /// # Errors
     /// [`TrainError`] for unusable files and settings.
     pub(crate) fn begin(
         model: &Model,
         state: &Path,
-        data: &Path,
+        data: &Arc<Dataset>,
         inner: &Inner,
         moments: &mut Moments,
     ) -> Result<Self, TrainError> {
@@ -220,14 +227,15 @@ impl Phase {
         if round != inner.round {
             return Err(TrainError::Round { found: round, wanted: inner.round });
         }
-        let dataset = Dataset::read(data, model.trainee.config().vocabulary)?;
+        let dataset = Arc::clone(data);
         dataset.windows(inner.context as usize)?;
         moments.fit(specs);
         let weights = model.upload(&before);
         let passes = Passes::new(model, inner.context as usize, inner.recompute);
         let optimiser = Optimiser::new(specs);
-        let (steps, losses, judged) = (0, 0.0, 0);
-        Ok(Self { inner: *inner, steps, before, weights, dataset, passes, optimiser, losses, judged })
+        let (inner, steps, losses, judged) = (*inner, 0, 0.0, 0);
+        let loss_max = LOSS_GUESSES_MAX * f64::from(model.trainee.config().vocabulary).ln();
+        Ok(Self { inner, steps, before, weights, dataset, passes, optimiser, losses, judged, loss_max })
     }
 
     /// Changes every weight to start from by about a millionth of itself, so that what comes of it tells how much a phase
@@ -331,7 +339,8 @@ impl Phase {
     /// last layer is. Where no token of the step counts, nothing is learnt.
     ///
     /// # Errors
-    /// [`TrainError::Diverged`] for a sum that is not finite, [`TrainError::Device`].
+    /// [`TrainError::Diverged`] for a sum that is not finite and for a loss far beyond that of guessing,
+    /// [`TrainError::Device`].
     pub(crate) fn update(
         &mut self,
         step: Step,
@@ -340,6 +349,10 @@ impl Phase {
     ) -> Result<Option<f32>, TrainError> {
         let norm = squares.sqrt();
         self.finite("gradient's norm", norm)?;
+        if let Some(value) = step.loss.map(f64::from).filter(|loss| *loss > self.loss_max) {
+            let (step, round) = (self.steps, self.inner.round);
+            return Err(TrainError::Diverged { what: "loss", value, step, round });
+        }
         if step.counted > 0 {
             let gradients = step.gradients.whole(self.weights.len())?;
             let rate = self.inner.rate(self.steps);
@@ -410,7 +423,7 @@ pub(crate) struct Judging {
 }
 
 impl Judging {
-    /// Reads what the model's layers need of the checkpoint, and a part of what is held out in batches of so many
+    /// Reads what the model's layers need of the checkpoint, and cuts a part of what is held out into batches of so many
     /// `sequences`.
     ///
     /// # Errors
@@ -418,16 +431,12 @@ impl Judging {
     pub(crate) fn begin(
         model: &Model,
         state: &Path,
-        data: &Path,
+        data: &Dataset,
         context: u32,
         sequences: usize,
         part: Part,
     ) -> Result<Self, TrainError> {
-        let batches = Dataset::read(data, model.trainee.config().vocabulary)?.held_out(
-            context as usize,
-            sequences,
-            part,
-        )?;
+        let batches = data.held_out(context as usize, sequences, part)?;
         let (round, weights) = Checkpoint::read_weights(state, &model.trainee)?;
         let weights = model.upload(&weights);
         let passes = Passes::new(model, context as usize, false);

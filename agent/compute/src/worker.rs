@@ -23,6 +23,7 @@ use crate::bench::bench;
 use crate::check::{Claim, check_phase};
 use crate::checkpoint::{Checkpoint, Digest};
 use crate::child;
+use crate::data::Dataset;
 use crate::device::{DeviceChoice, DeviceError};
 use crate::group::{Group, GroupError, Purpose};
 use crate::limits::{BEGINNINGS_MAX, CANCELS_MAX, TASKS_QUEUED_MAX};
@@ -31,8 +32,8 @@ use crate::outer::{OuterRate, merge};
 use crate::packing::Bits;
 use crate::passes::Model;
 use crate::protocol::{
-    CheckTask, FrameError, GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, Reply, Request, Response,
-    Task, TrainTask, read_frame, write_frame,
+    FrameError, GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, PhaseTask, Reply, Request, Response,
+    Task, read_frame, write_frame,
 };
 use crate::stages;
 use crate::train::{Inner, TrainError, evaluate, inner_phase};
@@ -232,6 +233,8 @@ struct Job {
     trainee: Trainee,
     model: Option<Model>,
     moments: Moments,
+    /// The data that was used last, by its file, which never changes.
+    data: Option<(String, Arc<Dataset>)>,
     /// With what the last inner phases began that came to an end, by its digest; the latest last.
     beginnings: VecDeque<(Digest, Moments)>,
     /// What is done with others with the layers of `model`.
@@ -248,8 +251,16 @@ impl Job {
         let source = PieceSource::new(Manifest::decode(&bytes)?, path);
         let manifest = source.manifest();
         let trainee = Trainee::new(manifest.config.clone(), manifest.tied(), task.method)?;
-        let (moments, beginnings) = (Moments::default(), VecDeque::new());
-        Ok(Self { task: task.clone(), source, trainee, model: None, moments, beginnings, group: None })
+        Ok(Self {
+            task: task.clone(),
+            source,
+            trainee,
+            model: None,
+            moments: Moments::default(),
+            data: None,
+            beginnings: VecDeque::new(),
+            group: None,
+        })
     }
 
     /// Puts these layers on the device, unless they are there. Others make room for them, and with them goes a group; the
@@ -264,6 +275,20 @@ impl Job {
             }
         };
         Ok((self.model.insert(model), &mut self.moments))
+    }
+
+    /// The data, read unless it was used last.
+    fn data(&mut self, path: &str) -> Result<Arc<Dataset>, Stop> {
+        let known = self.data.take().filter(|(known, _)| known == path);
+        let (path, data) = match known {
+            Some(known) => known,
+            None => {
+                let data = Dataset::read(Path::new(path), self.trainee.config().vocabulary)?;
+                (path.to_owned(), Arc::new(data))
+            }
+        };
+        self.data = Some((path, Arc::clone(&data)));
+        Ok(data)
     }
 
     /// Remembers what an inner phase began with that came to an end.
@@ -332,7 +357,7 @@ impl<W: Write> Worker<W> {
                 let held_out_micronats = judged.map(|(loss, _)| loss);
                 Ok(Reply::Initialised { digest: written.publish()?, held_out_micronats })
             }
-            Task::Train(task) => self.train(id, &task),
+            Task::Train { phase, out } => self.train(id, &phase, Path::new(&out)),
             Task::Merge {
                 model,
                 state,
@@ -373,7 +398,10 @@ impl<W: Write> Worker<W> {
             }
             Task::GroupClose { group, out } => self.group_close(group, out.as_deref()),
             Task::Show { model, began, out } => self.show(&model, &began, Path::new(&out)),
-            Task::Check(task) => self.check(id, &task),
+            Task::Check { phase, began, delta } => {
+                let claim = Claim { began: Path::new(&began), delta: Path::new(&delta) };
+                self.check(id, &phase, claim)
+            }
             Task::StageOpen(_)
             | Task::StageStep { .. }
             | Task::SessionClose { .. }
@@ -393,19 +421,20 @@ impl<W: Write> Worker<W> {
         }
     }
 
-    fn train(&mut self, id: u64, task: &TrainTask) -> Result<Reply, Stop> {
+    fn train(&mut self, id: u64, task: &PhaseTask, out: &Path) -> Result<Reply, Stop> {
         self.warm_up(id, task.inner.inner_steps)?;
         let inner = inner(&task.inner, task.context, task.at_once, task.recompute)?;
         self.job(&task.model)?;
         let Self { job: Some(job), device, replies, cancels, .. } = self else { return Err(lost()) };
+        let data = job.data(&task.data)?;
         let (model, moments) = job.load_whole(device)?;
         moments.fit(model.trainee.tensors());
         let (began, beginning) = (moments.digest()?, moments.clone());
-        let (state, data) = (Path::new(&task.state), Path::new(&task.data));
+        let state = Path::new(&task.state);
         let result = told(replies, cancels, id, inner.steps, |after_step| {
-            inner_phase(model, state, data, &inner, moments, after_step)
+            inner_phase(model, state, &data, &inner, moments, after_step)
         })?;
-        let digest = result.delta.write(Path::new(&task.out), model.trainee.tensors())?;
+        let digest = result.delta.write(out, model.trainee.tensors())?;
         job.began(began, beginning);
         Ok(Reply::Trained { digest, loss_micronats: micronats(result.loss)?, tokens: result.tokens, began })
     }
@@ -422,12 +451,12 @@ impl<W: Write> Worker<W> {
         Ok(Reply::Shown { digest: moments.write(out)? })
     }
 
-    fn check(&mut self, id: u64, task: &CheckTask) -> Result<Reply, Stop> {
+    fn check(&mut self, id: u64, task: &PhaseTask, claim: Claim<'_>) -> Result<Reply, Stop> {
         self.warm_up(id, task.inner.inner_steps)?;
         let inner = inner(&task.inner, task.context, task.at_once, task.recompute)?;
         // The job at hand keeps its moments while another one's phase is checked.
         let own = self.job.take_if(|job| job.task != task.model);
-        let distance = self.check_in_job(id, task, &inner);
+        let distance = self.check_in_job(id, task, &inner, claim);
         if own.is_some() {
             self.job = own;
         }
@@ -435,14 +464,20 @@ impl<W: Write> Worker<W> {
         Ok(Reply::Checked { distance_millionths: (distance? * 1e6).round() as u64 })
     }
 
-    fn check_in_job(&mut self, id: u64, task: &CheckTask, inner: &Inner) -> Result<f64, Stop> {
+    fn check_in_job(
+        &mut self,
+        id: u64,
+        task: &PhaseTask,
+        inner: &Inner,
+        claim: Claim<'_>,
+    ) -> Result<f64, Stop> {
         self.job(&task.model)?;
         let Self { job: Some(job), device, replies, cancels, .. } = self else { return Err(lost()) };
+        let data = job.data(&task.data)?;
         let (model, _) = job.load_whole(device)?;
-        let (state, data) = (Path::new(&task.state), Path::new(&task.data));
-        let claim = Claim { began: Path::new(&task.began), delta: Path::new(&task.delta) };
+        let state = Path::new(&task.state);
         told(replies, cancels, id, inner.steps, |after_step| {
-            check_phase(model, state, data, inner, claim, after_step)
+            check_phase(model, state, &data, inner, claim, after_step)
         })
     }
 
@@ -460,8 +495,9 @@ impl<W: Write> Worker<W> {
         let Self { job: Some(job), device, .. } = self else { return Err(lost()) };
         // Its memory is free before the next one needs it.
         job.group = None;
+        let data = job.data(&data)?;
         let (model, moments) = job.load(start..end, device)?;
-        let open = Group::open(group, model, Path::new(&state), Path::new(&data), purpose, moments)?;
+        let open = Group::open(group, model, Path::new(&state), &data, purpose, moments)?;
         let micros = open.micros();
         job.group = Some(open);
         Ok(Reply::GroupOpened { micros })
@@ -519,8 +555,9 @@ impl<W: Write> Worker<W> {
         self.warm_up(id, 1)?;
         self.job(model)?;
         let Self { job: Some(job), device, .. } = self else { return Err(lost()) };
+        let data = job.data(data)?;
         let (model, _) = job.load_whole(device)?;
-        let (loss, tokens) = evaluate(model, state, Path::new(data), *context, *part)?;
+        let (loss, tokens) = evaluate(model, state, &data, *context, *part)?;
         Ok(Some((micronats(loss)?, tokens)))
     }
 

@@ -112,7 +112,7 @@ impl Place {
     }
 
     fn train(&self, inner: &Inner, bits: Bits, moments: &mut Moments) -> Delta {
-        let (state, data) = (self.state(inner.round, bits), self.folder.join("text"));
+        let (state, data) = (self.state(inner.round, bits), place::data(&self.folder.join("text")));
         inner_phase(&self.model, &state, &data, inner, moments, |_, _| true).unwrap().delta
     }
 
@@ -127,7 +127,7 @@ impl Place {
     fn check(&self, name: &str, inner: &Inner) -> f64 {
         let (began, delta) = (self.began(inner.round, inner.bits), self.path(name, inner.bits));
         let claim = Claim { began: &began, delta: &delta };
-        let (state, data) = (self.state(inner.round, inner.bits), self.folder.join("text"));
+        let (state, data) = (self.state(inner.round, inner.bits), place::data(&self.folder.join("text")));
         check_phase(&self.model, &state, &data, inner, claim, |_, _| true).unwrap()
     }
 
@@ -170,7 +170,7 @@ impl Place {
     /// A claim of changed values, rounded as if they were honest.
     fn changed(&self, name: &str, bits: Bits, values: Vec<Vec<f32>>) {
         let values = values.into_iter().map(|values| {
-            let packed = pack(&values, bits);
+            let packed = pack(&values, bits).unwrap();
             unpack(&packed.codes, &packed.scales, bits, values.len()).unwrap()
         });
         let delta = Delta { round: ROUNDS_BEFORE, bits, values: values.collect() };
@@ -372,9 +372,10 @@ fn training_that_comes_to_another_end_each_time_convicts_nobody() {
     Moments::fresh(place.specs()).write(&place.began(0, Bits::All)).unwrap();
     place.claim("recomputed", &Inner { recompute: true, at_once: 1, ..usual }, Bits::All);
     place.claim("as it is", &usual, Bits::All);
+    let data = place::data(&folder.join("text"));
     let check = |name: &str| {
         let claim = Claim { began: &place.began(0, Bits::All), delta: &place.path(name, Bits::All) };
-        check_phase(&place.model, &folder.join("state"), &folder.join("text"), &usual, claim, |_, _| true)
+        check_phase(&place.model, &folder.join("state"), &data, &usual, claim, |_, _| true)
     };
     assert_eq!(check("as it is").unwrap(), 0.0, "whoever computes in the same way comes to the same");
     let error = check("recomputed").unwrap_err();
@@ -392,10 +393,11 @@ fn what_is_no_claim_is_infinitely_far_and_what_is_not_there_is_an_error() {
     let usual = Inner { steps: 2, ..inner(0, Bits::Four) };
     Moments::fresh(place.specs()).write(&place.began(0, Bits::Four)).unwrap();
     place.claim("claim", &usual, Bits::Four);
+    let data = place::data(&folder.join("text"));
     let check = |began: &str, delta: &str, inner: &Inner| {
         let (began, delta) = (folder.join(began), folder.join(delta));
         let claim = Claim { began: &began, delta: &delta };
-        check_phase(&place.model, &folder.join("state"), &folder.join("text"), inner, claim, |_, _| true)
+        check_phase(&place.model, &folder.join("state"), &data, inner, claim, |_, _| true)
     };
     let (began, claim) = ("began0-Four", "claim-Four");
     assert_eq!(check(began, claim, &usual).unwrap(), 0.0);
@@ -413,7 +415,7 @@ fn what_is_no_claim_is_infinitely_far_and_what_is_not_there_is_an_error() {
     let cancelled = check_phase(
         &place.model,
         &folder.join("state"),
-        &folder.join("text"),
+        &data,
         &usual,
         Claim { began: &folder.join(began), delta: &folder.join(claim) },
         |_, _| false,

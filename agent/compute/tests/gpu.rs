@@ -47,7 +47,8 @@ fn step(device: &Device, trainee: &Trainee, drawn: &Drawn, state: &Path, text: &
         bits: Bits::All,
     };
     let model = Model::load(trainee.clone(), drawn, device).unwrap();
-    let result = inner_phase(&model, state, text, &inner, &mut Moments::default(), |_, _| true).unwrap();
+    let result =
+        inner_phase(&model, state, &place::data(text), &inner, &mut Moments::default(), |_, _| true).unwrap();
     (result.delta, result.loss)
 }
 

@@ -21,7 +21,7 @@ use pipes::{Worker, add_model, text};
 use skein_compute::checkpoint::{Checkpoint, Delta};
 use skein_compute::data::{Dataset, Part, Tokens};
 use skein_compute::drawn::Drawn;
-use skein_compute::protocol::{GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, Reply, Task, TrainTask};
+use skein_compute::protocol::{GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, PhaseTask, Reply, Task};
 use skein_compute::trainee::{Method, Trainee};
 
 const CONTEXT: u32 = 8;
@@ -166,7 +166,7 @@ fn train_alone(
     round: u32,
     state: &str,
 ) -> (Vec<Option<i64>>, i64, u64) {
-    let id = worker.send(Task::Train(TrainTask {
+    let phase = PhaseTask {
         model: model.clone(),
         state: state.to_owned(),
         data: text(place, "text"),
@@ -174,8 +174,8 @@ fn train_alone(
         at_once: BATCH,
         recompute: false,
         inner: inner(round),
-        out: text(place, "alone"),
-    }));
+    };
+    let id = worker.send(Task::Train { phase, out: text(place, "alone") });
     let mut losses = Vec::new();
     loop {
         let reply = worker.reply();

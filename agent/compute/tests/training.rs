@@ -45,11 +45,12 @@ impl Place {
     }
 
     fn train(&self, state: &Path, inner: &Inner, moments: &mut Moments) -> Result<Delta, TrainError> {
-        inner_phase(&self.model, state, &self.text, inner, moments, |_, _| true).map(|result| result.delta)
+        let data = place::data(&self.text);
+        inner_phase(&self.model, state, &data, inner, moments, |_, _| true).map(|result| result.delta)
     }
 
     fn held_out(&self, state: &Path) -> f64 {
-        evaluate(&self.model, state, &self.text, 8, Part::WHOLE).unwrap().0
+        evaluate(&self.model, state, &place::data(&self.text), 8, Part::WHOLE).unwrap().0
     }
 }
 
@@ -107,15 +108,16 @@ fn an_adapter_learns_and_its_first_state_changes_nothing() {
     let specs = model.trainee.tensors();
     let state = place.path("adapter");
     Checkpoint::initial(&model.trainee, &place.drawn, 1).unwrap().write(&state, specs).unwrap();
-    let same = evaluate(&model, &state, &place.text, 8, Part::WHOLE).unwrap().0;
+    let data = place::data(&place.text);
+    let same = evaluate(&model, &state, &data, 8, Part::WHOLE).unwrap().0;
     assert!((same - before).abs() < 1e-6, "{same} is not {before}");
     let steps = Inner { learning_rate: 0.02, ..inner(60) };
-    let result = inner_phase(&model, &state, &place.text, &steps, &mut Moments::default(), |_, _| true);
+    let result = inner_phase(&model, &state, &data, &steps, &mut Moments::default(), |_, _| true);
     result.unwrap().delta.write(&place.path("delta"), specs).unwrap();
     let plain = OuterRate { rate: 1.0, momentum: 0.0 };
     let next = place.path("next");
     merge(specs, &state, &[vec![place.path("delta")]], plain, &next).unwrap().publish().unwrap();
-    let after = evaluate(&model, &next, &place.text, 8, Part::WHOLE).unwrap().0;
+    let after = evaluate(&model, &next, &data, 8, Part::WHOLE).unwrap().0;
     assert!(after < before - 0.5, "from {before} to {after}");
 }
 
@@ -142,7 +144,8 @@ fn the_loss_falls_step_by_step() {
     let place = Place::new();
     let mut losses = Vec::new();
     let steps = Inner { batch: 64, at_once: 64, learning_rate: 0.003, warmup_steps: 1, ..inner(8) };
-    inner_phase(&place.model, &place.state, &place.text, &steps, &mut Moments::default(), |_, loss| {
+    let data = place::data(&place.text);
+    inner_phase(&place.model, &place.state, &data, &steps, &mut Moments::default(), |_, loss| {
         losses.push(loss);
         true
     })
@@ -177,6 +180,10 @@ fn divergence_names_its_step_and_settings_are_bounded() {
     let fails = |inner: &Inner| place.train(&place.state, inner, &mut Moments::default()).unwrap_err();
     let error = fails(&Inner { learning_rate: 1e30, warmup_steps: 1, ..inner(5) });
     assert!(matches!(error, TrainError::Diverged { step: 1.., .. }), "{error}");
+    // Numbers that are far worse than a guess are as good as none.
+    let error = fails(&Inner { learning_rate: 3.0, warmup_steps: 1, ..inner(200) });
+    let TrainError::Diverged { what: "loss", value, step: 1.., round: 0 } = error else { panic!("{error}") };
+    assert!(value.is_finite() && value > 3.0 * 256_f64.ln(), "{value}");
     for bad in [
         Inner { steps: 0, ..inner(1) },
         Inner { batch: 0, ..inner(1) },
@@ -198,7 +205,7 @@ fn divergence_names_its_step_and_settings_are_bounded() {
 fn cancelling_stops_between_steps() {
     let place = Place::new();
     let mut moments = Moments::default();
-    let result =
-        inner_phase(&place.model, &place.state, &place.text, &inner(50), &mut moments, |done, _| done < 4);
+    let data = place::data(&place.text);
+    let result = inner_phase(&place.model, &place.state, &data, &inner(50), &mut moments, |done, _| done < 4);
     assert!(matches!(result, Err(TrainError::Cancelled { steps: 4 })));
 }

@@ -19,7 +19,7 @@ use skein_compute::checkpoint::Checkpoint;
 use skein_compute::data::Part;
 use skein_compute::drawn::Drawn;
 use skein_compute::protocol::{
-    CheckTask, FrameError, InnerTask, Judge, ModelTask, Reply, Response, StageTask, Task, TrainTask,
+    FrameError, InnerTask, Judge, ModelTask, PhaseTask, Reply, Response, StageTask, Task,
 };
 use skein_compute::trained::Trained;
 use skein_compute::trainee::{Method, Trainee};
@@ -36,8 +36,8 @@ fn judge(place: &Path, context: u32) -> Option<Judge> {
     Some(Judge { data: text(place, "text"), context, part: Part::WHOLE })
 }
 
-fn train_task(place: &Path, model: &ModelTask, index: u64, steps: u32) -> TrainTask {
-    TrainTask {
+fn phase(place: &Path, model: &ModelTask, index: u64, steps: u32) -> PhaseTask {
+    PhaseTask {
         model: model.clone(),
         state: text(place, "0"),
         data: text(place, "text"),
@@ -55,8 +55,11 @@ fn train_task(place: &Path, model: &ModelTask, index: u64, steps: u32) -> TrainT
             first: index * 1_000,
             seed: 3,
         },
-        out: text(place, &format!("delta{index}")),
     }
+}
+
+fn train(place: &Path, phase: PhaseTask, out: &str) -> Task {
+    Task::Train { phase, out: text(place, out) }
 }
 
 #[test]
@@ -79,7 +82,8 @@ fn a_job_from_init_to_greedy_decoding_over_two_stages() {
     assert_eq!(digest, *blake3::hash(&fs::read(place.join("0")).unwrap()).as_bytes());
 
     for index in 0..2 {
-        let (reply, progress) = worker.ask(Task::Train(train_task(place, &model, index, 80)));
+        let (reply, progress) =
+            worker.ask(train(place, phase(place, &model, index, 80), &format!("delta{index}")));
         assert_eq!(progress, 80);
         let Reply::Trained { tokens, loss_micronats, digest, .. } = reply else { panic!("{reply:?}") };
         assert_eq!(tokens, 80 * 2 * 12);
@@ -148,29 +152,19 @@ fn a_phase_is_shown_checked_by_another_worker_and_forgotten() {
     let model = prepare(place, 2, 12);
     let (mut maker, mut checker) = (Worker::start(), Worker::start());
     maker.ask(Task::Init { model: model.clone(), seed: 4, out: text(place, "0"), evaluate: None });
-    let train = |worker: &mut Worker, index: u64, out: &str| {
-        let task = TrainTask { out: text(place, out), ..train_task(place, &model, index, 10) };
-        let (reply, _) = worker.ask(Task::Train(task));
+    let trained = |worker: &mut Worker, index: u64, out: &str| {
+        let (reply, _) = worker.ask(train(place, phase(place, &model, index, 10), out));
         let Reply::Trained { began, digest, .. } = reply else { panic!("{reply:?}") };
         (began, digest)
     };
     let show = |began, name: &str| Task::Show { model: model.clone(), began, out: text(place, name) };
     let check = |index: u64, began: &str, delta: &str| {
-        let task = train_task(place, &model, index, 10);
-        Task::Check(CheckTask {
-            model: ModelTask { job: [2; 32], ..task.model },
-            state: task.state,
-            data: task.data,
-            context: task.context,
-            at_once: task.at_once,
-            recompute: task.recompute,
-            inner: task.inner,
-            began: text(place, began),
-            delta: text(place, delta),
-        })
+        let theirs = ModelTask { job: [2; 32], ..model.clone() };
+        let phase = phase(place, &theirs, index, 10);
+        Task::Check { phase, began: text(place, began), delta: text(place, delta) }
     };
     let began: Vec<[u8; 32]> =
-        (0..3).map(|index| train(&mut maker, index, &format!("made{index}")).0).collect();
+        (0..3).map(|index| trained(&mut maker, index, &format!("made{index}")).0).collect();
     assert!(maker.fails(show(began[0], "began0")).contains("are gone"), "the last two alone are kept");
     for (index, began) in began.iter().enumerate().skip(1) {
         let name = format!("began{index}");
@@ -179,7 +173,7 @@ fn a_phase_is_shown_checked_by_another_worker_and_forgotten() {
     }
 
     // The checker has a job of its own, which goes on as if nothing had been asked.
-    train(&mut checker, 0, "own0");
+    trained(&mut checker, 0, "own0");
     for (index, began, made, steps, honest) in [
         (1, "began1", "made1", 10, true),
         (2, "began2", "made2", 10, true),
@@ -191,13 +185,15 @@ fn a_phase_is_shown_checked_by_another_worker_and_forgotten() {
         assert_eq!(distance_millionths == 0, honest, "{distance_millionths}");
     }
     let same = |task| match task {
-        Task::Check(task) => Task::Check(CheckTask { model: model.clone(), ..task }),
+        Task::Check { phase, began, delta } => {
+            Task::Check { phase: PhaseTask { model: model.clone(), ..phase }, began, delta }
+        }
         other => other,
     };
     assert_eq!(checker.ask(same(check(1, "began1", "made1"))).0, Reply::Checked { distance_millionths: 0 });
-    assert_eq!(train(&mut checker, 1, "own1"), train(&mut maker_again(place, &model), 1, "again1"));
+    assert_eq!(trained(&mut checker, 1, "own1"), trained(&mut maker_again(place, &model), 1, "again1"));
     let other = ModelTask { job: [3; 32], ..model.clone() };
-    maker.ask(Task::Train(TrainTask { model: other, ..train_task(place, &model, 0, 1) }));
+    maker.ask(train(place, phase(place, &other, 0, 1), "other"));
     assert!(maker.fails(show(began[2], "began2")).contains("are gone"));
     assert!(
         maker
@@ -211,7 +207,7 @@ fn a_phase_is_shown_checked_by_another_worker_and_forgotten() {
 /// A worker that trained the first slice and nothing else.
 fn maker_again(place: &Path, model: &ModelTask) -> Worker {
     let mut worker = Worker::start();
-    worker.ask(Task::Train(TrainTask { out: text(place, "again0"), ..train_task(place, model, 0, 10) }));
+    worker.ask(train(place, phase(place, model, 0, 10), "again0"));
     worker
 }
 
@@ -221,17 +217,17 @@ fn failures_are_replies_and_the_worker_goes_on() {
     let place = directory.path();
     let mut worker = Worker::start();
     let model = prepare(place, 1, 12);
-    let train = train_task(place, &model, 0, 1);
-    let missing = TrainTask { state: text(place, "none"), ..train.clone() };
-    assert!(worker.fails(Task::Train(missing)).contains("none"));
+    let whole = phase(place, &model, 0, 1);
+    let missing = PhaseTask { state: text(place, "none"), ..whole.clone() };
+    assert!(worker.fails(train(place, missing, "delta")).contains("none"));
     let unknown = ModelTask { manifest: text(place, "nothing"), ..model.clone() };
-    assert!(worker.fails(Task::Train(TrainTask { model: unknown, ..train.clone() })).contains("nothing"));
+    assert!(worker.fails(train(place, phase(place, &unknown, 0, 1), "delta")).contains("nothing"));
     let chunk = Chunk { session: 1, position: 0, input: Input::Tokens(vec![1]), want: Want::Nothing };
     assert!(worker.fails(Task::StageStep { stage: 1, chunk }).contains("not open"));
-    let long = TrainTask { state: "x".repeat(5_000), ..train.clone() };
-    assert!(worker.fails(Task::Train(long)).contains("path"));
+    let long = PhaseTask { state: "x".repeat(5_000), ..whole.clone() };
+    assert!(worker.fails(train(place, long, "delta")).contains("path"));
     fs::write(place.join("0"), [7; 100]).unwrap();
-    assert!(worker.fails(Task::Train(train)).contains("safetensors"));
+    assert!(worker.fails(train(place, whole, "delta")).contains("safetensors"));
     let merge = Task::Merge {
         model,
         state: text(place, "0"),
@@ -254,8 +250,8 @@ fn a_cancel_stops_a_running_and_a_waiting_task() {
     let mut worker = Worker::start();
     let evaluate = judge(place, 12);
     worker.ask(Task::Init { model: model.clone(), seed: 4, out: text(place, "0"), evaluate });
-    let running = worker.send(Task::Train(train_task(place, &model, 0, 100_000)));
-    let waiting = worker.send(Task::Train(train_task(place, &model, 1, 100_000)));
+    let running = worker.send(train(place, phase(place, &model, 0, 100_000), "delta0"));
+    let waiting = worker.send(train(place, phase(place, &model, 1, 100_000), "delta1"));
     while !matches!(worker.reply().body, Reply::Progress { done: 3, .. }) {}
     worker.send(Task::Cancel { id: waiting });
     worker.send(Task::Cancel { id: running });
@@ -277,7 +273,7 @@ fn the_end_of_the_pipe_is_noticed_while_a_task_runs() {
     let mut worker = Worker::start();
     let evaluate = judge(place, 12);
     worker.ask(Task::Init { model: model.clone(), seed: 4, out: text(place, "0"), evaluate });
-    worker.send(Task::Train(train_task(place, &model, 0, 100_000)));
+    worker.send(train(place, phase(place, &model, 0, 100_000), "delta0"));
     worker.reply();
     let Worker { to, from, thread, gone, .. } = worker;
     drop(to);

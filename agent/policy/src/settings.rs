@@ -138,7 +138,7 @@ settings! {
     /// Work waits when programs of others keep the processor busier than this.
     processor_others: Option<Percent> = Some(Percent(50)), Percent(1) => Percent(100);
     /// Work waits when less than this is free where the agent keeps its data.
-    disk_free_min: Option<Bytes> = Some(Bytes::gigabytes(20)), Bytes(100_000_000) => Bytes::gigabytes(100_000);
+    disk_free_min: Option<Bytes> = Some(Bytes::gigabytes(5)), Bytes(100_000_000) => Bytes::gigabytes(100_000);
     /// Work waits when the agent has sent and received this much in a calendar month.
     traffic_month_max: Option<Bytes> = None, Bytes(100_000_000) => Bytes::gigabytes(1_000_000);
     /// The agent sends and receives no faster than this.

@@ -1,5 +1,6 @@
 //! Idle time and full screen against a real X server, and displays that do not answer.
 #![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "clippy takes helpers of tests for the product")]
 
 mod machine;
 

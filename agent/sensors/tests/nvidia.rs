@@ -1,5 +1,6 @@
 //! NVIDIA's GPUs by a double of their library (`nvml.c`), built with the C compiler.
 #![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "clippy takes helpers of tests for the product")]
 
 mod machine;
 

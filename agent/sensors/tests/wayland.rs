@@ -1,5 +1,6 @@
 //! Idle time on Wayland, against a compositor of a few lines.
 #![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "clippy takes helpers of tests for the product")]
 
 mod machine;
 

@@ -36,7 +36,7 @@ pub(crate) fn run(directory: DataDir, output: Option<PathBuf>) -> Result<ExitCod
 }
 
 fn report(directory: &Path) -> String {
-    let mut text = format!("skein {}\n", env!("CARGO_PKG_VERSION"));
+    let mut text = format!("skein {}\n", crate::version());
     let mut part = |name: &str, value: String| {
         let _ = write!(text, "\n== {name}\n{value}\n");
     };

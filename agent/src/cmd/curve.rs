@@ -108,6 +108,7 @@ mod tests {
         let point = |round: u32, loss: i64| Point {
             round,
             tokens: u64::from(round) * 76_800,
+            sent_bytes: 0,
             at_ms: Millis(1),
             agents: 3,
             loss_micronats: (round > 0).then_some(loss),

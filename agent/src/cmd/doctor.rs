@@ -222,8 +222,8 @@ fn permissions() -> Vec<Finding> {
 fn running(status: &Status) -> Vec<Finding> {
     let mut findings =
         vec![Finding::good("agent", format!("runs, version {}: {}", status.version, status.policy.headline))];
-    if status.version != env!("CARGO_PKG_VERSION") {
-        let told = format!("this command is version {}", env!("CARGO_PKG_VERSION"));
+    if status.version != crate::version() {
+        let told = format!("this command is version {}", crate::version());
         findings.push(Finding::poor("version", told, "restart the agent, so that both are the same"));
     }
     findings.push(if status.peers.is_empty() {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use skein_proto::job::Work;
 use skein_proto::message::{JobStatus, Phase};
 
-use super::{count_text, nats, print_json, say, train};
+use super::{bytes_text, count_text, nats, print_json, say, train};
 use crate::cli::{DataDir, JobChoice};
 use crate::client::Client;
 use crate::daemon::curve::Point;
@@ -39,8 +39,9 @@ pub(crate) fn logs(choice: JobChoice, follow: bool, json: bool) -> Result<ExitCo
     let mut told = 0;
     loop {
         let points: Vec<Point> = client.get(&format!("/api/jobs/{}/metrics", job.id))?;
-        for point in points.iter().skip(told) {
-            say(&if json { serde_json::to_string(point)? } else { point_text(point) })?;
+        for (number, point) in points.iter().enumerate().skip(told) {
+            let before = number.checked_sub(1).and_then(|before| points.get(before));
+            say(&if json { serde_json::to_string(point)? } else { point_text(point, before) })?;
         }
         told = points.len();
         if !follow || job.phase.is_final() {
@@ -55,13 +56,19 @@ pub(crate) fn logs(choice: JobChoice, follow: bool, json: bool) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-/// An outer step in one line.
-fn point_text(point: &Point) -> String {
+/// An outer step in one line; `before` is the point before it, since which its tokens came.
+fn point_text(point: &Point, before: Option<&Point>) -> String {
+    let rate = before.and_then(|before| {
+        let tokens = point.tokens.checked_sub(before.tokens)?;
+        tokens.saturating_mul(1_000).checked_div(point.at_ms.since(before.at_ms))
+    });
     let loss = |loss: Option<i64>| loss.map_or_else(|| "-".to_owned(), nats_text);
     format!(
-        "outer step {:>4}  {:>8} tokens  {:>2} agents  loss {}  held out {}",
+        "outer step {:>4}  {:>8} tokens  {:>6}/s  {:>10} sent  {:>2} agents  loss {}  held out {}",
         point.round,
         count_text(point.tokens),
+        rate.map_or_else(|| "-".to_owned(), count_text),
+        bytes_text(point.sent_bytes),
         point.agents,
         loss(point.loss_micronats),
         loss(point.held_out_micronats)

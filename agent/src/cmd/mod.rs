@@ -7,6 +7,7 @@ pub(crate) mod chat;
 pub(crate) mod check;
 pub(crate) mod claim;
 pub(crate) mod curve;
+pub(crate) mod dashboard;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod eval;

@@ -1,8 +1,9 @@
 //! `skein run`: submit a job described by a TOML file, and follow it to its end.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,7 +15,7 @@ use skein_proto::message::{JobStatus, Phase};
 use super::batch::Batch;
 use super::jobs::{nats_text, phase_text};
 use super::train::{self, TrainFile};
-use super::{count_text, say};
+use super::{bytes_text, count_text, say};
 use crate::cli::DataDir;
 use crate::client::Client;
 use crate::limits::{BATCH_AT_ONCE, BATCH_AT_ONCE_MAX};
@@ -26,7 +27,8 @@ name = "shakespeare"
 data = "shakespeare.txt"        # text; or .jsonl, a line being {"text": "..."} or {"messages": [{"role": "user",
                                 # "content": "..."}, {"role": "assistant", "content": "..."}]}; the last tenth is held out
 output = "shakespeare"          # a folder: Hugging Face's layout, a GGUF file, the loss curve, a report
-rounds = 8                      # outer steps (DiLoCo)
+rounds = 8                      # outer steps (DiLoCo); or instead `tokens = 200000`: so many outer steps as one agent
+                                # alone takes for that
 inner_steps = 50                # steps of each agent per outer step; slower agents take fewer
 batch = 4                       # sequences per step
 context = 128                   # tokens per sequence
@@ -43,6 +45,9 @@ width = 128
 heads = 4
 context = 128
 # vocabulary = "smollm2"        # the tokens of a model that was added, or of a file; without it, bytes
+# [requires]                    # who may work on it; without it, whoever has the memory that it takes
+# memory = 8000000000           # that an agent offers at least, in bytes
+# gpu = true                    # that it is a GPU's
 
 # Tuning a model that others trained looks so.
 # kind = "train"
@@ -208,10 +213,11 @@ fn answer_batch(
 fn follow(client: &Client, id: JobId) -> Result<JobStatus> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(ProgressStyle::with_template("{bar:30} {msg}")?);
+    let mut pace = Pace::default();
     loop {
         let jobs: Vec<JobStatus> = client.get("/api/jobs")?;
         if let Some(job) = jobs.into_iter().find(|job| job.id == id) {
-            show(&bar, &job);
+            show(&bar, &job, &mut pace);
             let ready = matches!(job.work, Work::Serve(_)) && job.phase == Phase::Running;
             if job.phase.is_final() || ready {
                 bar.finish_and_clear();
@@ -224,8 +230,32 @@ fn follow(client: &Client, id: JobId) -> Result<JobStatus> {
     }
 }
 
+/// How fast a job trains, over the last looks at it.
+#[derive(Default)]
+pub(crate) struct Pace {
+    looks: VecDeque<(Instant, u64)>,
+}
+
+impl Pace {
+    /// Looks that count: at three a second, those of the last minute.
+    const LOOKS: usize = 180;
+
+    /// Tokens a second, once that can be told; `tokens` are those trained on by `now`.
+    fn tokens_per_s(&mut self, now: Instant, tokens: u64) -> Option<u64> {
+        // After a slice was lost there are fewer than before.
+        self.looks.retain(|(_, before)| *before <= tokens);
+        if self.looks.len() >= Self::LOOKS {
+            self.looks.pop_front();
+        }
+        self.looks.push_back((now, tokens));
+        let (since, before) = self.looks.front()?;
+        let ms = u64::try_from(now.duration_since(*since).as_millis()).ok()?;
+        (tokens - before).saturating_mul(1_000).checked_div(ms).filter(|rate| *rate > 0)
+    }
+}
+
 /// Puts a job's status on a progress bar.
-pub(crate) fn show(bar: &ProgressBar, job: &JobStatus) {
+pub(crate) fn show(bar: &ProgressBar, job: &JobStatus, pace: &mut Pace) {
     match &job.work {
         Work::Train(train) => {
             let within = u64::from(job.step) * 1_000 / u64::from(job.steps.max(1));
@@ -233,14 +263,19 @@ pub(crate) fn show(bar: &ProgressBar, job: &JobStatus) {
             bar.set_position(u64::from(job.round) * 1_000 + within);
             let loss = job.loss_micronats.map_or_else(|| "-".into(), nats_text);
             let held_out = job.held_out_micronats.map_or_else(|| "-".into(), nats_text);
+            // With the steps of slices that are not done; whose tokens are not in the status yet.
+            let step = u64::from(train.batch) * u64::from(train.context);
+            let trained = job.tokens.saturating_add(u64::from(job.step).saturating_mul(step));
+            let rate = pace.tokens_per_s(Instant::now(), trained).map_or_else(|| "-".into(), count_text);
             let text = match &job.note {
                 Some(note) => format!("{}: {note}", phase_text(&job.phase)),
                 None => format!(
-                    "outer step {}/{}, {} agents, loss {loss}, held out {held_out} nats per token, {} tokens, {} left",
+                    "outer step {}/{}, {} agents, loss {loss}, held out {held_out} nats per token, {} tokens, {rate}/s, {} sent, {} left",
                     job.round,
                     train.rounds,
                     job.agents,
-                    count_text(job.tokens),
+                    count_text(trained),
+                    bytes_text(job.sent_bytes),
                     HumanDuration(bar.eta())
                 ),
             };
@@ -272,6 +307,49 @@ fn finish(client: &Client, job: &JobStatus, output: Option<PathBuf>) -> Result<E
             }
             Ok(ExitCode::SUCCESS)
         }
-        (phase, _) => bail!("the job ended: {}", phase_text(phase)),
+        (phase, state) => {
+            let text = phase_text(phase);
+            // What failed may say itself what to do.
+            let hint = match state.filter(|_| !text.contains("\nhint: ")) {
+                Some(_) => format!(
+                    "\nhint: the last checkpoint, of outer step {}, is kept: `skein result {id} --output FOLDER` fetches it, `skein resume {id}` goes on from there",
+                    job.round,
+                    id = job.id.short()
+                ),
+                None => String::new(),
+            };
+            bail!("the job ended: {text}{hint}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_job_and_so_is_what_it_has_in_comments() {
+        let parsed = JobFile::parse(EXAMPLE).unwrap();
+        assert!(matches!(parsed, JobFile::Train(_)));
+        // The comments up to the next job are settings of this one.
+        let first = EXAMPLE.split("\n\n").next().unwrap();
+        let all = first.replace("\n# ", "\n").replace("# A training job. `skein run train.toml`", "");
+        let Ok(JobFile::Train(file)) = JobFile::parse(&all) else { panic!("{all}") };
+        assert_eq!(file.requires().memory_bytes, 8_000_000_000);
+    }
+
+    #[test]
+    fn the_pace_is_that_of_the_last_minute_and_never_negative() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        assert_eq!(pace.tokens_per_s(at(0), 1_000), None);
+        assert_eq!(pace.tokens_per_s(at(10), 6_000), Some(500));
+        // Ten thousand tokens less, since a slice was lost.
+        assert_eq!(pace.tokens_per_s(at(11), 500), None);
+        assert_eq!(pace.tokens_per_s(at(12), 700), Some(200));
+        for second in 13..500 {
+            pace.tokens_per_s(at(second), 700 + 10 * second);
+        }
+        assert_eq!(pace.tokens_per_s(at(500), 5_700), Some(10));
     }
 }

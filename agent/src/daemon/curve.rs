@@ -23,6 +23,9 @@ pub(crate) struct Point {
     pub(crate) round: u32,
     /// Trained on so far, over all agents.
     pub(crate) tokens: u64,
+    /// That agents sent each other so far.
+    #[serde(default)]
+    pub(crate) sent_bytes: u64,
     pub(crate) at_ms: Millis,
     pub(crate) agents: u16,
     /// The latest training loss, in millionths of a nat per byte.
@@ -73,6 +76,7 @@ impl Curves {
         let point = Point {
             round: job.round,
             tokens: job.tokens,
+            sent_bytes: job.sent_bytes,
             at_ms: now,
             agents: job.agents,
             loss_micronats: job.loss_micronats,

@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use skein_compute::protocol::{Reply, StageTask, Task};
 use skein_engine::graph::PAGE_POSITIONS;
-use skein_mesh::{BlobStore, FetchError, Held, Mesh, fetch_blob, fetch_blobs};
+use skein_mesh::{BlobStore, FetchError, Fetched, Held, Mesh, fetch_blobs};
 use skein_proto::group::Group;
 use skein_proto::holdings::{Executed, Trouble};
 use skein_proto::ids::{Digest, JobId, LeaseId, NodeId};
@@ -143,13 +143,16 @@ impl Executor {
             execution.shard.group().map(|group| self.shared.groups.take(execution.job, group.clone()));
         let work = async {
             let _turn = self.shared.turn.lock().await;
-            self.fetch_inputs(&execution).await?;
-            let _held = self.fetch_weights(&execution).await?;
+            let received = AtomicU64::new(0);
+            self.fetch_inputs(&execution, &received).await?;
+            let _held = self.fetch_weights(&execution, &received).await?;
             at_work.store(true, Ordering::Relaxed);
-            match place {
-                None => self.run_finite(&execution).await,
-                Some(place) => self.run_grouped(&execution, place).await,
-            }
+            let executed = match place {
+                None => self.run_finite(&execution).await?,
+                Some(place) => self.run_grouped(&execution, place).await?,
+            };
+            let received_bytes = executed.received_bytes.saturating_add(received.into_inner());
+            Ok(Executed { received_bytes, ..executed })
         };
         let stop = async {
             let _ = stopped.recv().await;
@@ -225,7 +228,7 @@ impl Executor {
         self.keep_only_recent(execution, digest).await;
         let inputs = execution.shard.inputs();
         let outputs = std::iter::once(digest).chain(more).take(OUTPUTS_MAX).collect();
-        Ok(Executed { inputs, outputs, tokens, loss_micronats: measure })
+        Ok(Executed { inputs, outputs, tokens, received_bytes: 0, loss_micronats: measure })
     }
 
     /// A member's part of what a group does.
@@ -251,6 +254,7 @@ impl Executor {
             inputs: execution.shard.inputs(),
             outputs: vec![digest],
             tokens: done.tokens,
+            received_bytes: done.received_bytes,
             loss_micronats: (last && done.tokens > 0).then_some(done.loss_micronats),
         })
     }
@@ -266,7 +270,8 @@ impl Executor {
     ) -> Result<Executed, Trouble> {
         let lease = execution.lease;
         let stage = stage_number(lease);
-        let opening = self.open_stage(&execution, stage);
+        let received = AtomicU64::new(0);
+        let opening = self.open_stage(&execution, stage, &received);
         let stop = async {
             let _ = stopped.recv().await;
             Err(STOPPED.to_owned())
@@ -306,12 +311,17 @@ impl Executor {
         if let Some(file) = totals.commitments {
             outputs.push(self.shared.store.adopt(file).await.map_err(|error| error.to_string())?);
         }
-        Ok(Executed { inputs, outputs, tokens: totals.tokens, loss_micronats: None })
+        let received_bytes = received.into_inner();
+        Ok(Executed { inputs, outputs, tokens: totals.tokens, received_bytes, loss_micronats: None })
     }
 
     /// Fetches the weights that a shard of training reads beside its checkpoint, after making sure that the model is the
     /// one that the job was counted for; and what keeps them on disk.
-    async fn fetch_weights(&self, execution: &Execution) -> Result<Option<Held>, String> {
+    async fn fetch_weights(
+        &self,
+        execution: &Execution,
+        received: &AtomicU64,
+    ) -> Result<Option<Held>, String> {
         let Some(spec) = trained(&execution.shard) else { return Ok(None) };
         let (mesh, store) = (&self.shared.mesh, &self.shared.store);
         let holders = self.holders(execution);
@@ -331,13 +341,19 @@ impl Executor {
         let wanted: Vec<(Digest, u64)> =
             pieces.iter().map(|(piece, bytes)| (Digest(*piece), *bytes)).collect();
         let held = store.hold(wanted.iter().map(|(piece, _)| *piece).chain([spec.model]));
-        fetch_blobs(mesh, store, &wanted, &holders, |_| {}).await.map_err(|error| error.to_string())?;
+        let fetched = fetch_blobs(mesh, store, &wanted, &holders, |blob| count(received, blob)).await;
+        fetched.map_err(|error| error.to_string())?;
         Ok(Some(held))
     }
 
     /// Fetches the pieces of the stage's layers and loads them; the width of the model's rows, and what keeps the
     /// pieces on disk.
-    async fn open_stage(&self, execution: &Execution, stage: u64) -> Result<(usize, Held), String> {
+    async fn open_stage(
+        &self,
+        execution: &Execution,
+        stage: u64,
+        received: &AtomicU64,
+    ) -> Result<(usize, Held), String> {
         let Shard::Stage { spec, start, end, .. } = &execution.shard else {
             return Err("not a stage".into());
         };
@@ -370,7 +386,8 @@ impl Executor {
         let wanted: Vec<(Digest, u64)> =
             pieces.iter().map(|(piece, bytes)| (Digest(*piece), *bytes)).collect();
         let held = store.hold(wanted.iter().map(|(piece, _)| *piece).chain([spec.model]));
-        fetch_blobs(mesh, store, &wanted, &holders, |_| {}).await.map_err(|error| error.to_string())?;
+        let fetched = fetch_blobs(mesh, store, &wanted, &holders, |blob| count(received, blob)).await;
+        fetched.map_err(|error| error.to_string())?;
         let open = Task::StageOpen(StageTask {
             stage,
             manifest: store.path(&spec.model).to_string_lossy().into_owned(),
@@ -387,19 +404,19 @@ impl Executor {
         Ok((config.width as usize, held))
     }
 
-    async fn fetch_inputs(&self, execution: &Execution) -> Result<(), Trouble> {
+    async fn fetch_inputs(&self, execution: &Execution, received: &AtomicU64) -> Result<(), Trouble> {
         let holders = self.holders(execution);
-        for digest in execution.shard.inputs() {
-            let fetched = fetch_blob(&self.shared.mesh, &self.shared.store, digest, &holders, BLOB_BYTES_MAX);
-            fetched.await.map_err(|error| Trouble {
-                reason: error.to_string(),
-                missing: match error {
-                    FetchError::NoHolders { digest } | FetchError::Holders { digest, .. } => Some(digest),
-                    FetchError::Store(_) => None,
-                },
-            })?;
-        }
-        Ok(())
+        let inputs = execution.shard.inputs();
+        let wanted: Vec<(Digest, u64)> = inputs.iter().map(|digest| (*digest, BLOB_BYTES_MAX)).collect();
+        let (mesh, store) = (&self.shared.mesh, &self.shared.store);
+        let fetched = fetch_blobs(mesh, store, &wanted, &holders, |blob| count(received, blob)).await;
+        fetched.map_err(|error| Trouble {
+            reason: error.to_string(),
+            missing: match error {
+                FetchError::NoHolders { digest } | FetchError::Holders { digest, .. } => Some(digest),
+                FetchError::Store(_) => None,
+            },
+        })
     }
 
     /// Who is said to hold the inputs, and after them everybody else.
@@ -478,5 +495,12 @@ impl Executor {
                 tracing::warn!(%error, "cannot remove an old checkpoint");
             }
         }
+    }
+}
+
+/// Adds a blob that came from somebody else.
+fn count(received: &AtomicU64, blob: Fetched) {
+    if blob.from.is_some() {
+        received.fetch_add(blob.bytes, Ordering::Relaxed);
     }
 }

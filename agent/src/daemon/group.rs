@@ -6,6 +6,7 @@
 //! coordinator, who noticed too, gives the slice to another group.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -113,6 +114,8 @@ impl Groups {
 pub(crate) struct Done {
     pub(crate) loss_micronats: i64,
     pub(crate) tokens: u64,
+    /// Bytes that its neighbours sent.
+    pub(crate) received_bytes: u64,
 }
 
 impl Place {
@@ -143,7 +146,8 @@ impl Place {
         let Reply::GroupClosed { loss_micronats, tokens, .. } = self.call(close).await? else {
             return Err(OUT_OF_TURN.to_owned());
         };
-        Ok(Done { loss_micronats, tokens })
+        let received_bytes = member.links.received_bytes();
+        Ok(Done { loss_micronats, tokens, received_bytes })
     }
 
     async fn call(&self, task: Task) -> Result<Reply, String> {
@@ -198,6 +202,7 @@ impl Place {
 struct Link {
     to: channel::Sender<Frame>,
     from: channel::Receiver<Frame>,
+    received_bytes: Arc<AtomicU64>,
     _receiving: smol::Task<()>,
 }
 
@@ -210,7 +215,9 @@ impl Link {
         let (incoming, from) = channel::bounded(members);
         // What was sent last is still delivered when this end is done.
         smol::spawn(Self::send(sender, outgoing)).detach();
-        Self { to, from, _receiving: smol::spawn(Self::receive(receiver, incoming)) }
+        let received_bytes = Arc::<AtomicU64>::default();
+        let receiving = Self::receive(receiver, incoming, Arc::clone(&received_bytes));
+        Self { to, from, received_bytes, _receiving: smol::spawn(receiving) }
     }
 
     async fn send(mut sender: BulkSender, frames: channel::Receiver<Frame>) {
@@ -223,10 +230,11 @@ impl Link {
         let _ = sender.finish();
     }
 
-    async fn receive(mut receiver: BulkReceiver, frames: channel::Sender<Frame>) {
+    async fn receive(mut receiver: BulkReceiver, frames: channel::Sender<Frame>, tally: Arc<AtomicU64>) {
         let bytes_max = usize::try_from(GROUP_ROWS_BYTES_MAX).unwrap_or(usize::MAX).saturating_add(64);
         while let Ok(Some(bytes)) = receiver.recv_frame(bytes_max).await {
             let Ok(frame) = decode::<Frame>(&bytes) else { return };
+            tally.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             if frames.send(frame).await.is_err() {
                 return;
             }
@@ -237,6 +245,13 @@ impl Link {
 struct Links {
     before: Option<Link>,
     after: Option<Link>,
+}
+
+impl Links {
+    fn received_bytes(&self) -> u64 {
+        let both = self.before.iter().chain(&self.after);
+        both.map(|link| link.received_bytes.load(Ordering::Relaxed)).sum()
+    }
 }
 
 /// A member at work.

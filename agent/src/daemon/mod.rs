@@ -192,6 +192,9 @@ struct Leaving {
     answers: Vec<channel::Sender<()>>,
 }
 
+/// Whoever asked an agent to leave is answered within this.
+const ANSWER_WAIT: Duration = Duration::from_millis(100);
+
 /// A leaving agent waits so long for its workers to let go and its receipts to be answered.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
 
@@ -202,7 +205,7 @@ impl Daemon {
         for Order { spec, status } in self.book.orders() {
             let job = self.node.sign_job(spec);
             if JobId(job.digest().0) == status.id {
-                self.core(Input::Submit(job, Some(Box::new(status))))?;
+                self.core(Input::Submit(Box::new(job), Some(Box::new(status))))?;
             }
         }
         Ok(())
@@ -230,6 +233,10 @@ impl Daemon {
         self.mesh.close().await;
         for answer in self.leaving.iter().flat_map(|leaving| &leaving.answers) {
             let _ = answer.try_send(());
+        }
+        if self.leaving.as_ref().is_some_and(|leaving| !leaving.answers.is_empty()) {
+            // The API writes what it was just told while this waits; nobody else keeps the process.
+            smol::Timer::after(ANSWER_WAIT).await;
         }
         Ok(())
     }
@@ -410,7 +417,7 @@ impl Daemon {
     fn submit(&mut self, spec: JobSpec, before: Option<JobStatus>) -> Result<JobId> {
         let job = self.node.sign_job(spec.clone());
         let id = JobId(job.digest().0);
-        self.core(Input::Submit(job, before.map(Box::new)))?;
+        self.core(Input::Submit(Box::new(job), before.map(Box::new)))?;
         if let Some(status) = self.node.jobs().get(&id) {
             self.book.open(spec, status.clone());
         }
@@ -485,7 +492,7 @@ impl Daemon {
                 let _ = answer.try_send(pipeline.map(|pipeline| (serving, pipeline)));
             }
             Call::Owner(told, answer) => {
-                self.owner_event(told, feed)?;
+                self.owner_said(told, feed)?;
                 let _ = answer.try_send(self.owner.view());
             }
             Call::Midnight(answer) => {
@@ -541,7 +548,7 @@ impl Daemon {
         Status {
             node: self.node.id(),
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::version().to_owned(),
             network: self.config.genesis.name.clone(),
             network_id: self.config.genesis.network_id(),
             listen: self.mesh.local_address().to_string(),

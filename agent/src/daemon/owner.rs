@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use skein_policy::readings::{Gpu, Reading, Readings};
-use skein_policy::{Action, Allowance, Event as Told, Policy, Settings, View};
+use skein_policy::{Action, Allowance, Event as Told, Pause, Policy, Settings, View};
 use skein_proto::node::{self, Input};
 use skein_sensors::Sensors;
 use smol::channel;
@@ -389,6 +389,28 @@ impl Daemon {
         same.next().is_none().then(|| only.id.clone())
     }
 
+    /// Goes on with a pause that the owner asked for before the agent was started again.
+    pub(super) fn recall_pause(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
+        let kept = std::fs::read(pause_file(&self.config.data_dir)).ok();
+        let pause = kept.and_then(|bytes| serde_json::from_slice::<Pause>(&bytes).ok());
+        pause.map_or(Ok(()), |pause| self.owner_event(Told::Pause(pause), feed))
+    }
+
+    /// The owner's word, which outlives the agent's process.
+    pub(super) fn owner_said(&mut self, told: Told, feed: &channel::Sender<Event>) -> Result<()> {
+        self.owner_event(told, feed)?;
+        let path = pause_file(&self.config.data_dir);
+        let kept = match self.owner.view().pause {
+            Some(pause) => write_private(&path, &serde_json::to_vec(&pause)?),
+            None if path.exists() => std::fs::remove_file(&path),
+            None => Ok(()),
+        };
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the pause will not outlive this process");
+        }
+        Ok(())
+    }
+
     /// Changes one setting, and keeps it.
     pub(super) fn change_setting(
         &mut self,
@@ -406,6 +428,10 @@ impl Daemon {
         self.owner_event(Told::Settings(Box::new(settings)), feed)?;
         Ok(Ok(()))
     }
+}
+
+fn pause_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("pause.json")
 }
 
 /// What is allowed unless the owner says otherwise.

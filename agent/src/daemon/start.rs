@@ -132,6 +132,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         leaving: None,
     };
     daemon.recall()?;
+    daemon.recall_pause(&feed)?;
     let icon = (!headless && !skein_update::is_trial()).then(|| Icon::start(&data_dir));
     let ended = daemon.serve(&events, &feed).await;
     drop(icon);
@@ -326,6 +327,7 @@ impl RunningFile {
 impl Drop for RunningFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_dir_all(self.0.with_file_name("run"));
     }
 }
 

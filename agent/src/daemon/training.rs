@@ -6,9 +6,7 @@ use std::ops::Range;
 
 use skein_compute::data;
 use skein_compute::limits::CHECK_DISTANCE_MAX_MILLIONTHS;
-use skein_compute::protocol::{
-    CheckTask, GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, Task, TrainTask,
-};
+use skein_compute::protocol::{GroupPurpose, GroupTask, InnerTask, Judge, ModelTask, PhaseTask, Task};
 use skein_compute::trainee::Trainee;
 use skein_engine::manifest::Manifest;
 use skein_mesh::BlobStore;
@@ -42,32 +40,14 @@ impl Tasks<'_> {
                 Task::Init { model: model(spec), seed: spec.seed, out, evaluate }
             }
             Shard::Train { state, spec, round, first, steps, group: None, .. } => {
-                let Fit { at_once, recompute } = self.fit(spec, &spec.layers(), spec.batch, 1)?;
-                Task::Train(TrainTask {
-                    model: model(spec),
-                    state: self.path(state),
-                    data: self.path(&spec.data),
-                    context: spec.context,
-                    at_once,
-                    recompute,
-                    inner: inner(spec, *round, *first, *steps),
-                    out,
-                })
+                let inner = inner(spec, *round, *first, *steps);
+                Task::Train { phase: self.phase(execution, spec, state, inner)?, out }
             }
             Shard::Show { spec, began, .. } => Task::Show { model: model(spec), began: began.0, out },
             Shard::Check { state, spec, round, first, steps, began, delta } => {
-                let Fit { at_once, recompute } = self.fit(spec, &spec.layers(), spec.batch, 1)?;
-                Task::Check(CheckTask {
-                    model: model(spec),
-                    state: self.path(state),
-                    data: self.path(&spec.data),
-                    context: spec.context,
-                    at_once,
-                    recompute,
-                    inner: inner(spec, *round, *first, *steps),
-                    began: self.path(began),
-                    delta: self.path(delta),
-                })
+                let inner = inner(spec, *round, *first, *steps);
+                let phase = self.phase(execution, spec, state, inner)?;
+                Task::Check { phase, began: self.path(began), delta: self.path(delta) }
             }
             Shard::Merge { state, deltas, spec, part, .. } => Task::Merge {
                 model: model(spec),
@@ -84,6 +64,26 @@ impl Tasks<'_> {
             Shard::Train { group: Some(_), .. } | Shard::Judge { .. } | Shard::Stage { .. } => {
                 return Err("this takes more than one task".into());
             }
+        })
+    }
+
+    /// An inner phase of the whole model, from this checkpoint.
+    fn phase(
+        &self,
+        execution: &Execution,
+        spec: &TrainSpec,
+        state: &Digest,
+        inner: InnerTask,
+    ) -> Result<PhaseTask, String> {
+        let Fit { at_once, recompute } = self.fit(spec, &spec.layers(), spec.batch, 1)?;
+        Ok(PhaseTask {
+            model: self.model(execution, spec),
+            state: self.path(state),
+            data: self.path(&spec.data),
+            context: spec.context,
+            at_once,
+            recompute,
+            inner,
         })
     }
 

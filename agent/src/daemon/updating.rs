@@ -65,7 +65,7 @@ pub(crate) fn updater(config: &UpdateConfig, data_dir: &Path) -> Result<Updater>
         Some(keys) => TrustedKeys::from_hex(keys)?,
         None => TrustedKeys::built_in()?,
     };
-    Ok(Updater::new(url, &config.channel, keys, env!("CARGO_PKG_VERSION"), data_dir)?)
+    Ok(Updater::new(url, &config.channel, keys, crate::version(), data_dir)?)
 }
 
 impl Daemon {

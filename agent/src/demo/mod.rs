@@ -20,14 +20,14 @@ use skein_engine::import;
 use skein_engine::step::{Chunk, Input, Output, Sampling, Want};
 use skein_ledger::emission::Amount;
 use skein_proto::ids::Digest;
-use skein_proto::job::{JobSpec, Method, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, Requires, TrainSpec, Work};
 use skein_proto::message::{JobStatus, Phase};
 
 use self::agents::{Agent, wait_for};
 use self::report::{Device, Log, Report, Serve, Settlement, Train};
 use crate::cmd::eval::whole;
 use crate::cmd::jobs::phase_text;
-use crate::cmd::run::show;
+use crate::cmd::run::{Pace, show};
 use crate::cmd::train::{self, Shape};
 use crate::cmd::{bytes_text, nats, thousandth};
 use crate::daemon::status::{Payout, Settled, Status};
@@ -196,13 +196,15 @@ impl Demo {
             delta_bits: 4,
             check_millionths: 20_000,
         });
-        let id = customer.submit(&JobSpec { name: "shakespeare".into(), nonce: 1, work })?;
+        let (name, requires) = ("shakespeare".to_owned(), Requires::default());
+        let id = customer.submit(&JobSpec { name, nonce: 1, work, requires })?;
         let bar = self.bar();
+        let mut pace = Pace::default();
         let mut told = 0;
         let job = wait_for("training", Duration::from_secs(900), || {
             let jobs: Vec<JobStatus> = customer.get("/api/jobs")?;
             let Some(job) = jobs.into_iter().find(|job| job.id == id) else { return Ok(None) };
-            show(&bar, &job);
+            show(&bar, &job, &mut pace);
             if job.round > told {
                 told = job.round;
                 let loss = job.held_out_micronats.map_or(f64::NAN, nats);

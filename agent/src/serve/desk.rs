@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use skein_engine::graph::PAGE_POSITIONS;
 use skein_proto::ids::JobId;
-use skein_proto::job::{JobSpec, ServeSpec, Work};
+use skein_proto::job::{JobSpec, Requires, ServeSpec, Work};
 use skein_proto::message::JobStatus;
 use smol::channel;
 
@@ -176,7 +176,12 @@ impl Desk {
             sessions: order.sessions.unwrap_or(SERVE_SESSIONS),
             stages: order.stages,
         };
-        Ok(JobSpec { name: entry.name.clone(), nonce: u64::from_le_bytes(nonce), work: Work::Serve(serve) })
+        Ok(JobSpec {
+            name: entry.name.clone(),
+            nonce: u64::from_le_bytes(nonce),
+            work: Work::Serve(serve),
+            requires: Requires::default(),
+        })
     }
 
     /// Takes out of service what requests put there and nobody used for a while.

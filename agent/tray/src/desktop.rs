@@ -49,16 +49,17 @@ pub(crate) fn run(find: impl Fn() -> Result<Agent> + Send + 'static) -> Result<E
             clicks.report(Event::Chosen(action));
         }
     }));
-    let loop_door = events.create_proxy();
+    let wake = events.create_proxy();
+    let leaving = door.clone();
     std::thread::Builder::new()
         .name("tray".to_owned())
         .spawn(move || {
-            let show = |menu: &Menu| loop_door.send_event(Wake::Show(menu.clone())).is_ok();
+            let show = |menu: &Menu| wake.send_event(Wake::Show(menu.clone())).is_ok();
             let end = follow(&mut Client::new(find), &door, &inbox, Duration::MAX, show);
-            let _ = loop_door.send_event(Wake::End(end));
+            let _ = wake.send_event(Wake::End(end));
         })
         .context("no thread can be started\nhint: too many processes may be running")?;
-    let mut shown = Shown { icon: None, ended: Ended::SessionOver };
+    let mut shown = Shown { icon: None, ended: Ended::SessionOver, door: leaving };
     events.run_app(&mut shown).context("the desktop's event loop failed\nhint: start `skein tray` again")?;
     Ok(shown.ended)
 }
@@ -66,12 +67,17 @@ pub(crate) fn run(find: impl Fn() -> Result<Agent> + Send + 'static) -> Result<E
 struct Shown {
     icon: Option<TrayIcon>,
     ended: Ended,
+    door: Door,
 }
 
 impl ApplicationHandler<Wake> for Shown {
     fn resumed(&mut self, _: &ActiveEventLoop) {}
 
     fn window_event(&mut self, _: &ActiveEventLoop, _: WindowId, _: WindowEvent) {}
+
+    fn exiting(&mut self, _: &ActiveEventLoop) {
+        self.door.report(Event::SessionOver);
+    }
 
     fn user_event(&mut self, events: &ActiveEventLoop, wake: Wake) {
         match wake {

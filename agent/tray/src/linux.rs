@@ -15,7 +15,7 @@ use crate::menu::{Entry, Menu, State};
 use crate::{Agent, Ended};
 
 /// A host that came up in the moment between our question and our listening is noticed by asking again.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(60);
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(find: impl Fn() -> Result<Agent>) -> Result<Ended> {
     let (door, inbox) = Door::new();

@@ -265,6 +265,7 @@ pub(crate) mod samples {
             inputs: vec![Digest([4; 32])],
             outputs: vec![Digest([6; 32])],
             tokens: 11,
+            received_bytes: 12,
             units: Units(70),
             loss_micronats: Some(-8),
         }

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use crate::ids::Units;
 use crate::job::{Method, TrainSize, TrainSpec};
+use crate::limits::{JUDGE_STEPS, JUDGED_PART, JUDGED_TIMES, JUDGED_TOKENS};
 
 /// How a step is cut so that it fits an agent's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,15 @@ impl TrainSpec {
     /// Whether the head is the embedding once more: then no weight is only looked up.
     pub fn tied(&self) -> bool {
         self.size.weights == self.size.resident
+    }
+
+    /// Inner steps from one measurement of the loss to the next.
+    pub fn steps_between_losses(&self) -> u64 {
+        // A token is judged on its way forward alone, which is a third of what it costs to learn from it.
+        let step = u64::from(self.batch).saturating_mul(self.context.into()).saturating_mul(3);
+        let seldom = JUDGED_PART.saturating_mul(JUDGED_TOKENS).div_ceil(step.max(1));
+        let all = u64::from(self.rounds).saturating_mul(self.inner_steps.into());
+        seldom.min(all / JUDGED_TIMES).max(JUDGE_STEPS)
     }
 
     /// Elements of the embedding, and of the head.

@@ -42,6 +42,8 @@ pub struct Executed {
     pub outputs: Vec<Digest>,
     /// Tokens trained on or served.
     pub tokens: u64,
+    /// Bytes that came from other agents for it.
+    pub received_bytes: u64,
     /// What the shard measured: mean loss, or a check's distance.
     pub loss_micronats: Option<i64>,
 }
@@ -257,6 +259,7 @@ impl Holdings {
         };
         let executed = result.ok();
         let tokens = executed.as_ref().map_or(0, |executed| executed.tokens);
+        let received_bytes = executed.as_ref().map_or(0, |executed| executed.received_bytes);
         let units = match end {
             End::Completed if lease.shard.is_standing() => Units(lease.units.0.saturating_mul(tokens)),
             End::Completed => lease.units,
@@ -273,6 +276,7 @@ impl Holdings {
             inputs,
             outputs,
             tokens,
+            received_bytes,
             units,
             loss_micronats,
         })

@@ -176,6 +176,18 @@ pub enum Work {
     Serve(ServeSpec),
 }
 
+/// What an agent must offer to get shards of a job, whatever they need by themselves.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize,
+)]
+#[serde(deny_unknown_fields, default)]
+pub struct Requires {
+    /// Memory that jobs may use, in bytes.
+    pub memory_bytes: u64,
+    /// That it is a GPU's.
+    pub gpu: bool,
+}
+
 /// A job as its owner signs it.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -185,6 +197,9 @@ pub struct JobSpec {
     pub nonce: u64,
     /// What to do.
     pub work: Work,
+    /// By whom.
+    #[serde(default)]
+    pub requires: Requires,
 }
 
 impl Statement for JobSpec {

@@ -125,6 +125,8 @@ pub struct Receipt {
     pub outputs: Vec<Digest>,
     /// Tokens trained on or served.
     pub tokens: u64,
+    /// Bytes that came from other agents for it.
+    pub received_bytes: u64,
     /// Work done; zero unless the lease completed.
     pub units: Units,
     /// What the shard measured: mean loss in millionths of a nat per token; of a check, the distance in millionths.

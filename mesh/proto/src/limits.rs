@@ -56,8 +56,13 @@ pub const CHECK_DISTANCE_MAX: i64 = 20_000;
 pub const CHECKS_TRUSTED: u32 = 10;
 /// An agent that cannot show the beginning of a slice so often gets no more of them.
 pub const UNSHOWN_MAX: u8 = 2;
-/// The loss is measured once in so many inner steps of an agent, and after the last outer step.
+/// The loss is measured at most once in so many inner steps of an agent, and after the last outer step.
 pub const JUDGE_STEPS: u64 = 50;
+/// Of a job that is long enough for [`JUDGED_TIMES`] it is measured so seldom that an agent alone takes one part in so many
+/// of its time for it.
+pub const JUDGED_PART: u64 = 50;
+/// So often it is measured in any case, if there are so many outer steps.
+pub const JUDGED_TIMES: u64 = 20;
 /// Links of which one agent tells: the shortest of them.
 pub const LINKS_MAX: usize = 64;
 /// Blobs that one agent may name as results of one shard.

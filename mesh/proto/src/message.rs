@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::election::Reign;
 use crate::ids::{Digest, JobId, LeaseId, NodeId};
-use crate::job::{JobSpec, Work};
+use crate::job::{JobSpec, Requires, Work};
 use crate::lease::{Acceptance, Lease, Pace, Receipt};
 use crate::limits::{REASON_BYTES_MAX, REFUSED_MAX};
 use crate::offer::Offer;
@@ -104,6 +104,8 @@ pub struct Trained {
     pub held_out_micronats: Option<i64>,
     /// Tokens trained on.
     pub tokens: u64,
+    /// Bytes that agents sent each other for it.
+    pub sent_bytes: u64,
     /// Sequences of the data trained on.
     pub samples: u64,
     /// Of these, those that came to nothing.
@@ -186,6 +188,10 @@ pub struct JobStatus {
     pub held_out_micronats: Option<i64>,
     /// Tokens trained on, over all accepted receipts.
     pub tokens: u64,
+    /// Bytes that agents sent each other for it: data, weights, pseudo-gradients and, within groups, activations. Of shards
+    /// that came to an end, as their receipts have it.
+    #[serde(default)]
+    pub sent_bytes: u64,
     /// Sequences of the data trained on, counted in the job's own order: of numbers 0 to this one.
     pub samples: u64,
     /// Of these, those whose pseudo-gradient was refused: from one number to below the other.
@@ -226,6 +232,7 @@ impl JobStatus {
             start_loss_micronats: None,
             held_out_micronats: None,
             tokens: 0,
+            sent_bytes: 0,
             samples: 0,
             left_out: Vec::new(),
             state: None,
@@ -250,6 +257,7 @@ impl JobStatus {
                     start_loss_micronats: self.start_loss_micronats,
                     held_out_micronats: self.held_out_micronats,
                     tokens: self.tokens,
+                    sent_bytes: self.sent_bytes,
                     samples: self.samples,
                     left_out: self.left_out.clone(),
                     digests_equal: self.digests_equal,
@@ -266,6 +274,7 @@ impl JobStatus {
         self.start_loss_micronats = trained.start_loss_micronats;
         self.held_out_micronats = trained.held_out_micronats;
         self.tokens = trained.tokens;
+        self.sent_bytes = trained.sent_bytes;
         self.samples = trained.samples;
         self.left_out.clone_from(&trained.left_out);
         self.digests_equal = trained.digests_equal;
@@ -274,7 +283,8 @@ impl JobStatus {
 
     /// Whether a coordinator's word about a job is small enough to keep and its pipeline can be walked.
     pub fn is_bounded(&self) -> bool {
-        let spec = JobSpec { name: self.name.clone(), nonce: 0, work: self.work.clone() };
+        let (name, work) = (self.name.clone(), self.work.clone());
+        let spec = JobSpec { name, nonce: 0, work, requires: Requires::default() };
         let reason_fits = match &self.phase {
             Phase::Failed { reason } => reason.len() <= REASON_BYTES_MAX,
             Phase::Waiting | Phase::Running | Phase::Done | Phase::Cancelled => true,

@@ -142,7 +142,7 @@ impl Node {
                 Err(error) => self.disconnect(now, from, error.to_string(), out),
             },
             Input::Submit(job, before) => {
-                out.push(Output::JobChanged(self.orders.place(job, before.map(|before| *before))));
+                out.push(Output::JobChanged(self.orders.place(*job, before.map(|before| *before))));
                 self.say_orders(now, out);
             }
             Input::Cancel(job) => {

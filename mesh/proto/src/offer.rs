@@ -37,6 +37,11 @@ impl Statement for Offer {
 }
 
 impl Offer {
+    /// Whether it is a GPU's.
+    pub fn has_gpu(&self) -> bool {
+        self.backend != "cpu"
+    }
+
     /// Whether a stranger's offer is small enough to keep.
     pub fn is_bounded(&self) -> bool {
         self.device.len() <= limits::NAME_BYTES_MAX

@@ -10,7 +10,7 @@ use ed25519_dalek::SigningKey;
 
 use crate::holdings::Trouble;
 use crate::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term, Units};
-use crate::job::{JobSpec, Shard, Work};
+use crate::job::{JobSpec, Requires, Shard, Work};
 use crate::lease::{Acceptance, End, Fence, Lease, Pace, Receipt};
 use crate::limits::{
     ACCEPTANCES_KEPT_MAX, ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, LEASES_HELD_MAX, LINKS_WAIT_MS, REFUSED_MAX,
@@ -18,7 +18,7 @@ use crate::limits::{
 };
 use crate::links::Links;
 use crate::message::{JobStatus, Message, Phase, Resume, StageAt, bounded_reason};
-use crate::placement::Hand;
+use crate::placement::{Hand, unfulfilled};
 use crate::plan::{Next, Outcome, Plan, ServePlan, Slot, Task, TrainPlan};
 use crate::signed::{Envelope, Signed, encode};
 
@@ -43,6 +43,9 @@ pub struct Office {
 struct Job {
     plan: Plan,
     pending: VecDeque<Task>,
+    requires: Requires,
+    /// Nobody here offers what it requires, as its note says.
+    unmet: bool,
     status: JobStatus,
     told_at: Millis,
     changed: bool,
@@ -131,7 +134,15 @@ impl Office {
                 Plan::Serve(Box::new(ServePlan::new(serve, status.owner, before)))
             }
         };
-        let job = Job { plan, pending: VecDeque::new(), status, told_at: Millis(0), changed: true };
+        let job = Job {
+            plan,
+            pending: VecDeque::new(),
+            requires: job.statement().requires,
+            unmet: false,
+            status,
+            told_at: Millis(0),
+            changed: true,
+        };
         self.jobs.insert(id, job);
         Ok(())
     }
@@ -267,6 +278,7 @@ impl Office {
             return;
         }
         let agent = grant.lease.statement().agent;
+        job.status.sent_bytes = job.status.sent_bytes.saturating_add(receipt.received_bytes);
         let next = match (&mut job.plan, result) {
             (Plan::Train(plan), Some(result)) => {
                 let outcome = Outcome {
@@ -306,6 +318,10 @@ impl Office {
         if reason.is_some() {
             task.attempts += 1;
             task.avoid.insert(agent);
+            let hopeless = task.attempts >= ATTEMPTS_MAX && grant.pace.done == 0;
+            if let (Plan::Train(plan), Next::Retry, true) = (&job.plan, &next, hopeless) {
+                plan.fall_back(task.slot, &mut job.status);
+            }
         }
         task.pinned = None;
         let last = reason.map(|reason| format!("last on agent {}: {reason}", agent.short()));
@@ -440,12 +456,16 @@ impl Office {
             if job.status.phase.is_final() || hands.is_empty() {
                 continue;
             }
+            let able = job.able(hands);
+            if able.is_empty() {
+                continue;
+            }
             if job.pending.is_empty() && !busy.contains(id) {
                 let noted = job.status.note.clone();
                 job.pending = match &mut job.plan {
-                    Plan::Train(plan) => plan.tasks(now, hands, &self.links, &mut job.status).into(),
+                    Plan::Train(plan) => plan.tasks(now, &able, &self.links, &mut job.status).into(),
                     Plan::Serve(plan) if links_known => {
-                        plan.tasks(&room.free(), &self.links, &mut job.status).into()
+                        plan.tasks(&room.free(&able), &self.links, &mut job.status).into()
                     }
                     Plan::Serve(_) => continue,
                 };
@@ -453,7 +473,7 @@ impl Office {
             }
             while let Some(task) = job.pending.pop_front() {
                 let members = || task.shard.group().into_iter().flat_map(|group| &group.members);
-                if members().any(|member| hands.iter().all(|hand| hand.node != member.node)) {
+                if members().any(|member| able.iter().all(|hand| hand.node != member.node)) {
                     job.pending.retain(|other| !other.slot.is_beside(task.slot));
                     broken.push((*id, task));
                     continue;
@@ -466,8 +486,8 @@ impl Office {
                     Plan::Train(_) if task.shard.group().is_some() => {
                         task.pinned.filter(|node| room.is_free(*node))
                     }
-                    Plan::Train(_) => room.least_loaded(&task),
-                    Plan::Serve(plan) => plan.seat(&task, &room.free(), &self.links),
+                    Plan::Train(_) => room.least_loaded(&task, &able),
+                    Plan::Serve(plan) => plan.seat(&task, &room.free(&able), &self.links),
                 };
                 let Some(agent) = agent else {
                     // All hands are full: it waits for a lease to end, or a stage for memory.
@@ -484,7 +504,7 @@ impl Office {
             self.grant(now, job, task, agent, members, letters);
         }
         for job in unseated {
-            self.place_anew(job, room.clone(), letters);
+            self.place_anew(job, hands, room.clone(), letters);
         }
         for (id, task) in broken {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
@@ -496,15 +516,16 @@ impl Office {
     }
 
     /// A stage finds no room beside the others: gives them up, if all would then fit in another way.
-    fn place_anew(&mut self, id: JobId, mut room: Room, letters: &mut Vec<Letter>) {
+    fn place_anew(&mut self, id: JobId, hands: &[Hand], mut room: Room, letters: &mut Vec<Letter>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
+        let able = job.able(hands);
         let Plan::Serve(plan) = &mut job.plan else { return };
         for grant in self.grants.values().filter(|grant| grant.job == id) {
             let lease = grant.lease.statement();
             room.give_back(lease.agent, &lease.shard);
         }
         let noted = job.status.note.clone();
-        if plan.would_fit_anew(&room.free(), &self.links, &mut job.status) {
+        if plan.would_fit_anew(&room.free(&able), &self.links, &mut job.status) {
             job.pending.clear();
             self.release(id, |_| true, letters);
         } else {
@@ -554,6 +575,21 @@ impl Office {
     }
 }
 
+impl Job {
+    /// Those who offer what it requires; where nobody does, its note says so.
+    fn able(&mut self, hands: &[Hand]) -> Vec<Hand> {
+        let able: Vec<Hand> = hands.iter().filter(|hand| hand.fulfils(self.requires)).copied().collect();
+        let unmet = able.is_empty() && !hands.is_empty();
+        if unmet || self.unmet {
+            let note = unmet.then(|| unfulfilled(self.requires, hands));
+            self.changed |= self.status.note != note;
+            self.status.note = note;
+            self.unmet = unmet;
+        }
+        able
+    }
+}
+
 /// What the hands can still take.
 #[derive(Clone, Debug)]
 struct Room {
@@ -583,22 +619,22 @@ impl Room {
         }
     }
 
-    /// Those that can take another lease, with the memory that is left.
-    fn free(&self) -> Vec<Hand> {
-        self.hands.iter().filter(|hand| self.is_free(hand.node)).copied().collect()
+    /// Those of `able` that can take another lease, with the memory that is left.
+    fn free(&self, able: &[Hand]) -> Vec<Hand> {
+        let free = |hand: &&Hand| self.is_free(hand.node) && able.iter().any(|one| one.node == hand.node);
+        self.hands.iter().filter(free).copied().collect()
     }
 
     fn is_free(&self, node: NodeId) -> bool {
         self.leases.get(&node).is_some_and(|count| *count < LEASES_HELD_MAX)
     }
 
-    /// The least loaded agent that may take the task; one that failed it before only if there is no other.
-    fn least_loaded(&self, task: &Task) -> Option<NodeId> {
+    /// The least loaded of `able` that may take the task; one that failed it before only if there is no other.
+    fn least_loaded(&self, task: &Task, able: &[Hand]) -> Option<NodeId> {
         let pinned = task.pinned.filter(|pinned| self.is_free(*pinned));
         pinned.or_else(|| {
-            let free = self.leases.iter().filter(|(node, _)| self.is_free(**node));
-            free.min_by_key(|(node, count)| (task.avoid.contains(node), **count, **node))
-                .map(|(node, _)| *node)
+            let free = able.iter().map(|hand| hand.node).filter(|node| self.is_free(*node));
+            free.min_by_key(|node| (task.avoid.contains(node), self.leases.get(node), *node))
         })
     }
 }

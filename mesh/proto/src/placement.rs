@@ -11,9 +11,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use crate::ids::NodeId;
-use crate::job::{ModelSize, ServeSpec};
+use crate::job::{ModelSize, Requires, ServeSpec};
 use crate::limits::{EXACT_AGENTS_MAX, LAYER_OVERHEAD_NS, STAGES_MAX};
 use crate::links::Links;
+use crate::message::bounded_reason;
 use crate::offer::Offer;
 use crate::signed::Signed;
 
@@ -28,6 +29,8 @@ pub struct Hand {
     pub memory_mbps: u64,
     /// Memory that is promised to no stage yet.
     pub memory_bytes: u64,
+    /// Whether it is a GPU.
+    pub gpu: bool,
 }
 
 /// A stage's place.
@@ -55,7 +58,13 @@ impl Hand {
             matrix_mflops: statement.matrix_mflops,
             memory_mbps: statement.memory_mbps,
             memory_bytes: statement.memory_bytes,
+            gpu: statement.has_gpu(),
         }
+    }
+
+    /// Whether it offers, with all its memory, what a job requires.
+    pub fn fulfils(&self, requires: Requires) -> bool {
+        self.memory_bytes >= requires.memory_bytes && (self.gpu || !requires.gpu)
     }
 
     /// The time in which it reads so many bytes and computes with so many weights.
@@ -78,6 +87,31 @@ impl Hand {
     fn head_ns(&self, size: &ModelSize) -> u64 {
         self.part_ns(size.head_bytes, size.head_weights)
     }
+}
+
+/// Why none of these may work on a job, with the numbers.
+pub(crate) fn unfulfilled(requires: Requires, hands: &[Hand]) -> String {
+    let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+    let most = hands.iter().map(|hand| hand.memory_bytes).max().unwrap_or(0);
+    let gpus = hands.iter().filter(|hand| hand.gpu);
+    let most_on_gpu = gpus.clone().map(|hand| hand.memory_bytes).max();
+    let wanted = match requires {
+        Requires { memory_bytes: 0, .. } => "a GPU".to_owned(),
+        Requires { memory_bytes, gpu: true } => format!("a GPU with {} MB", megabytes(memory_bytes)),
+        Requires { memory_bytes, gpu: false } => format!("{} MB", megabytes(memory_bytes)),
+    };
+    let on_gpu = match (requires.gpu, most_on_gpu) {
+        (false, _) => String::new(),
+        (true, None) => ", none of them has a GPU".to_owned(),
+        (true, Some(most)) => {
+            format!(", {} of them have a GPU, the largest with {} MB", gpus.count(), megabytes(most))
+        }
+    };
+    bounded_reason(&format!(
+        "the job requires {wanted}, which nobody offers: of {} agents the largest offers {} MB{on_gpu}\nhint: require less in [requires], or start an agent that has it",
+        hands.len(),
+        megabytes(most)
+    ))
 }
 
 /// Seats for all layers, in order: exactly as many as the job demands, where there are so many agents;

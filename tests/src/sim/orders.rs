@@ -1,7 +1,7 @@
 //! What the owners of simulated hosts submit. Must never look into a host.
 
 use skein_proto::ids::{Digest, JobId};
-use skein_proto::job::{JobSpec, Method, ServeSpec, TrainSize, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, Requires, ServeSpec, TrainSize, TrainSpec, Work};
 use skein_proto::node::{Allowance, Input};
 
 use super::World;
@@ -60,12 +60,13 @@ impl World {
     }
 
     fn submit(&mut self, owner: usize, work: Work) -> Result<JobId, Broken> {
-        let spec = JobSpec { name: "job".into(), nonce: self.prng.bits(), work };
+        let spec =
+            JobSpec { name: "job".into(), nonce: self.prng.bits(), work, requires: Requires::default() };
         let Some(node) = &self.hosts[owner].node else { return Err("the owner is not running".into()) };
         let job = node.sign_job(spec.clone());
         let id = JobId(job.digest().0);
         self.jobs.insert(id, (owner, spec));
-        self.input(owner, Input::Submit(job, None))?;
+        self.input(owner, Input::Submit(Box::new(job), None))?;
         Ok(id)
     }
 }

@@ -9,6 +9,8 @@ mod sparse;
 
 use std::ops::RangeInclusive;
 
+use crate::tensor_file::little_endian;
+
 /// Elements that share a scale. With its two bytes an element takes 4.25 or 8.25 bits.
 pub const BLOCK: usize = 64;
 
@@ -121,39 +123,64 @@ pub enum UnpackError {
     Rest,
 }
 
-/// Packs values, all finite.
-#[must_use]
-pub fn pack(values: &[f32], bits: Bits) -> Packed {
-    if bits == Bits::Sparse {
-        return sparse::pack(values);
+/// Why values cannot be packed: codes have no way to say it.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("holds {value} at element {at}")]
+pub struct NotFinite {
+    /// The first element that is infinite or not a number.
+    pub at: usize,
+    /// What it is.
+    pub value: f32,
+}
+
+/// Packs values.
+///
+/// # Errors
+/// [`NotFinite`], whatever the bits.
+pub fn pack(values: &[f32], bits: Bits) -> Result<Packed, NotFinite> {
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        return Err(NotFinite { at, value: values[at] });
     }
     let Some(largest) = bits.largest() else {
-        return Packed {
-            codes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            scales: Vec::new(),
-        };
+        let plain = || Packed { codes: little_endian(values), scales: Vec::new() };
+        return Ok(if bits == Bits::Sparse { sparse::pack(values) } else { plain() });
     };
     let mut packed = Packed::default();
-    let mut codes = Vec::with_capacity(values.len());
+    packed.codes.reserve(*bits.code_bytes(values.len()).end());
     for block in values.chunks(BLOCK) {
         let magnitude = block.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
         let scale = half::bf16::from_f32(magnitude / largest);
         packed.scales.extend(scale.to_le_bytes());
-        let scale = scale.to_f32();
-        let code = |value: &f32| {
-            let code = if scale > 0.0 { (value / scale).round() } else { 0.0 };
-            code.clamp(-largest, largest) as i8
-        };
-        codes.extend(block.iter().map(code));
+        let mut codes = [0; BLOCK];
+        if scale.to_f32() > 0.0 {
+            codes
+                .iter_mut()
+                .zip(block)
+                .for_each(|(code, value)| *code = nearest(value / scale.to_f32(), largest));
+        }
+        let codes = &codes[..block.len()];
+        match bits {
+            Bits::Four => packed.codes.extend(
+                codes
+                    .chunks(2)
+                    .map(|pair| (pair[0] & 15) as u8 | (pair.get(1).map_or(0, |high| *high << 4) as u8)),
+            ),
+            Bits::Sparse | Bits::Eight | Bits::All => {
+                packed.codes.extend(codes.iter().map(|code| *code as u8))
+            }
+        }
     }
-    packed.codes = match bits {
-        Bits::Four => codes
-            .chunks(2)
-            .map(|pair| (pair[0] & 15) as u8 | (pair.get(1).map_or(0, |high| *high << 4) as u8))
-            .collect(),
-        Bits::Sparse | Bits::Eight | Bits::All => codes.into_iter().map(|code| code as u8).collect(),
-    };
-    packed
+    Ok(packed)
+}
+
+/// The nearest whole number up to `largest`, halves away from zero, as `f32::round` has it: that is a call of a function
+/// for every element where the processor at hand is not known.
+fn nearest(value: f32, largest: f32) -> i8 {
+    let value = value.clamp(-largest, largest);
+    let whole = value as i32;
+    // Exact: both are below 2^23.
+    let rest = value - whole as f32;
+    (whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)) as i8
 }
 
 /// The values again, all finite.
@@ -164,25 +191,26 @@ pub fn unpack(codes: &[u8], scales: &[u8], bits: Bits, elements: usize) -> Resul
     if !bits.code_bytes(elements).contains(&codes.len()) || scales.len() != 2 * bits.scales(elements) {
         return Err(UnpackError::Length { codes: codes.len(), scales: scales.len(), elements });
     }
-    let scale = |at: usize| {
-        let at = 2 * (at / BLOCK);
-        half::bf16::from_le_bytes([scales[at], scales[at + 1]]).to_f32()
-    };
-    let values: Vec<f32> = match bits {
-        Bits::Sparse => sparse::unpack(codes, scales, elements)?,
-        Bits::Four => (0..elements)
-            .map(|at| {
-                let byte = codes[at / 2] as i8;
+    let blocks = scales.as_chunks::<2>().0.iter().map(|scale| half::bf16::from_le_bytes(*scale).to_f32());
+    let mut values = Vec::with_capacity(elements + 1);
+    match bits {
+        Bits::Sparse => values = sparse::unpack(codes, scales, elements)?,
+        Bits::Four => {
+            for (codes, scale) in codes.chunks(BLOCK / 2).zip(blocks) {
                 // Shifts of signed numbers keep the sign.
-                let code = if at % 2 == 0 { (byte << 4) >> 4 } else { byte >> 4 };
-                f32::from(code) * scale(at)
-            })
-            .collect(),
-        Bits::Eight => {
-            codes.iter().enumerate().map(|(at, code)| f32::from(*code as i8) * scale(at)).collect()
+                let both = codes.iter().map(|byte| [((*byte as i8) << 4) >> 4, *byte as i8 >> 4]);
+                values.extend(both.flat_map(|pair| pair.map(|code| f32::from(code) * scale)));
+            }
+            // The last byte may have room for one more.
+            values.truncate(elements);
         }
-        Bits::All => codes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect(),
-    };
+        Bits::Eight => {
+            for (codes, scale) in codes.chunks(BLOCK).zip(blocks) {
+                values.extend(codes.iter().map(|code| f32::from(*code as i8) * scale));
+            }
+        }
+        Bits::All => values.extend(codes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word))),
+    }
     if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(UnpackError::NotFinite) }
 }
 
@@ -193,30 +221,56 @@ mod tests {
     use super::*;
 
     fn again(values: &[f32], bits: Bits) -> Vec<f32> {
-        let packed = pack(values, bits);
+        let packed = pack(values, bits).unwrap();
         unpack(&packed.codes, &packed.scales, bits, values.len()).unwrap()
     }
 
     #[test]
     fn codes_are_where_they_should_be() {
-        let packed = pack(&[7.0, -7.0, 1.0], Bits::Four);
+        let packed = pack(&[7.0, -7.0, 1.0], Bits::Four).unwrap();
         assert_eq!(
             packed,
             Packed { codes: vec![0x97, 0x01], scales: half::bf16::ONE.to_le_bytes().to_vec() }
         );
         assert_eq!(again(&[7.0, -7.0, 1.4], Bits::Four), [7.0, -7.0, 1.0]);
-        assert_eq!(pack(&[0.0; 65], Bits::Eight).scales, [0; 4]);
+        assert_eq!(pack(&[0.0; 65], Bits::Eight).unwrap().scales, [0; 4]);
     }
 
     #[test]
     fn what_does_not_add_up_is_refused() {
-        let packed = pack(&[1.0; 70], Bits::Four);
+        let packed = pack(&[1.0; 70], Bits::Four).unwrap();
         assert!(unpack(&packed.codes, &packed.scales, Bits::Four, 70).is_ok());
         assert!(unpack(&packed.codes, &packed.scales, Bits::Four, 71).is_err());
         assert!(unpack(&packed.codes, &packed.scales[2..], Bits::Four, 70).is_err());
         let infinite = unpack(&packed.codes, &[0x80, 0x7f, 0, 0], Bits::Four, 70);
         assert_eq!(infinite, Err(UnpackError::NotFinite));
         assert_eq!(unpack(&f32::NAN.to_le_bytes(), &[], Bits::All, 1), Err(UnpackError::NotFinite));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_no_code() {
+        for bits in [Bits::Sparse, Bits::Four, Bits::Eight, Bits::All] {
+            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut values = vec![1.0; 3 * BLOCK];
+                values[BLOCK + 3] = bad;
+                let error = pack(&values, bits).unwrap_err();
+                assert_eq!((error.at, error.value.to_bits()), (BLOCK + 3, bad.to_bits()), "{bits:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_as_round_has_them() {
+        for largest in [7.0_f32, 127.0] {
+            // Halves, their neighbours, and what lies beyond.
+            for twice in -300_i16..=300 {
+                let half = f32::from(twice) / 2.0;
+                for value in [half.next_down(), half, half.next_up()] {
+                    let wanted = value.round().clamp(-largest, largest) as i8;
+                    assert_eq!(nearest(value, largest), wanted, "{value}");
+                }
+            }
+        }
     }
 
     proptest! {

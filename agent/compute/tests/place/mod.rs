@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use skein_compute::checkpoint::Checkpoint;
 use skein_compute::data::{Dataset, Tokens};
@@ -49,6 +50,11 @@ pub(crate) fn write_data(path: &Path, text: &str) {
     };
     let (train, held_out) = text.as_bytes().split_at(text.len() - text.len() / 10);
     fs::write(path, Dataset::new(tokens(train), tokens(held_out)).encode().unwrap()).unwrap();
+}
+
+/// What is in such a file.
+pub(crate) fn data(path: &Path) -> Arc<Dataset> {
+    Arc::new(Dataset::read(path, 256).unwrap())
 }
 
 /// The model drawn from a seed, with all its weights to learn, and its first checkpoint.

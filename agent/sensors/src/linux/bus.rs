@@ -90,12 +90,12 @@ impl Bus {
 
 /// What went wrong, in words.
 fn words(who: &str, error: &zbus::Error) -> String {
-    match error {
-        zbus::Error::InputOutput(inner) if inner.kind() == ErrorKind::TimedOut => {
-            format!("{who} has not answered for {} s", ANSWER_MAX.as_secs())
-        }
-        other => format!("{who} says: {}", shown(&other.to_string())),
+    if let zbus::Error::InputOutput(inner) = error
+        && inner.kind() == ErrorKind::TimedOut
+    {
+        return format!("{who} has not answered for {} s", ANSWER_MAX.as_secs());
     }
+    format!("{who} says: {}", shown(&error.to_string()))
 }
 
 /// The system's bus.

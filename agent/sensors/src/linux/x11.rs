@@ -339,7 +339,7 @@ impl Server {
         let Some(class) = there(class.reply())? else { return Ok(None) };
         // Two texts, each ended by a zero: the instance and the class.
         let text = String::from_utf8_lossy(&class.value).into_owned();
-        let name = text.split('\0').filter(|part| !part.is_empty()).next_back().map(shown);
+        let name = text.split('\0').rfind(|part| !part.is_empty()).map(shown);
         Ok(Some(name.unwrap_or_else(|| "a window without a name".to_owned())))
     }
 

@@ -1,5 +1,5 @@
 //! A machine made of files, for tests: nothing of the real one is read unless a test says so.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![expect(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeSet;
 use std::fs;

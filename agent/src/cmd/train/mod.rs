@@ -18,7 +18,7 @@ use skein_engine::import;
 use skein_engine::manifest::Manifest;
 use skein_engine::tokenizer::{Tokenizer, Vocabulary};
 use skein_proto::ids::Digest;
-use skein_proto::job::{JobSpec, Method, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, Requires, TrainSpec, Work};
 
 use crate::client::Client;
 use crate::daemon::training::train_size;
@@ -49,7 +49,9 @@ pub(crate) struct TrainFile {
     rank: Option<u16>,
     alpha: Option<f64>,
     context: Option<u32>,
-    rounds: u32,
+    rounds: Option<u32>,
+    /// Instead of `rounds`: what one agent alone is to train on.
+    tokens: Option<u64>,
     inner_steps: u32,
     batch: u32,
     learning_rate: Option<f64>,
@@ -61,6 +63,17 @@ pub(crate) struct TrainFile {
     seed: u64,
     #[serde(default = "check")]
     check: f64,
+    #[serde(default)]
+    requires: RequiresTable,
+}
+
+/// Who may work on it.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RequiresTable {
+    /// In bytes.
+    memory: u64,
+    gpu: bool,
 }
 
 fn check() -> f64 {
@@ -149,7 +162,7 @@ impl TrainFile {
             method,
             data: client.put_blob(dataset.encode()?.as_slice())?,
             context,
-            rounds: self.rounds,
+            rounds: self.rounds(context)?,
             inner_steps: self.inner_steps,
             batch: self.batch,
             learning_rate_millionths: millionths("learning_rate", learning_rate)?,
@@ -161,7 +174,37 @@ impl TrainFile {
         });
         let mut nonce = [0; 8];
         getrandom::fill(&mut nonce).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
-        Ok(JobSpec { name: self.name, nonce: u64::from_le_bytes(nonce), work })
+        let requires = self.requires();
+        Ok(JobSpec { name: self.name, nonce: u64::from_le_bytes(nonce), work, requires })
+    }
+
+    pub(crate) fn requires(&self) -> Requires {
+        Requires { memory_bytes: self.requires.memory, gpu: self.requires.gpu }
+    }
+
+    /// Outer steps, as they are given or as so many tokens take.
+    fn rounds(&self, context: u32) -> Result<u32> {
+        match (self.rounds, self.tokens) {
+            (Some(rounds), None) => Ok(rounds),
+            (None, Some(tokens)) => {
+                let step = u64::from(self.batch) * u64::from(context);
+                let round = step.saturating_mul(self.inner_steps.into()).max(1);
+                let rounds = (tokens / round).max(1);
+                u32::try_from(rounds).with_context(|| {
+                    format!("tokens = {tokens} are {rounds} outer steps of {round} tokens\nhint: more inner_steps, or a larger batch")
+                })
+            }
+            (Some(_), Some(_)) => {
+                bail!(
+                    "the job has both `rounds` and `tokens`\nhint: keep one of the two; `tokens` is the number of outer steps in other words"
+                )
+            }
+            (None, None) => {
+                bail!(
+                    "the job does not say how long to train\nhint: `rounds` is a number of outer steps; or `tokens`, what an agent alone is to train on"
+                )
+            }
+        }
     }
 
     fn method(&self) -> Result<Method> {

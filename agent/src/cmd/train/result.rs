@@ -126,7 +126,7 @@ fn told(written: Result<(), ExportError>, path: &Path) -> Result<Option<String>>
 fn write_report(path: &PathBuf, job: &JobStatus, spec: &TrainSpec) -> Result<()> {
     let report = json!({
         "job": job.id, "name": job.name, "model": spec.model, "data": spec.data, "checkpoint": job.state,
-        "outer_steps": job.round, "tokens": job.tokens,
+        "outer_steps": job.round, "tokens": job.tokens, "sent_bytes": job.sent_bytes,
         "held_out_nats_per_token": job.held_out_micronats.map(nats),
         "held_out_nats_per_token_before": job.start_loss_micronats.map(nats),
         // Sequences are numbered in the job's own order, which `seed` fixes.

@@ -105,6 +105,7 @@ impl Story {
             outputs: vec![Digest([2; 32])],
             tokens: self.tokens,
             units: self.stated,
+            received_bytes: 0,
             loss_micronats: None,
         };
         Signed::new(receipt, &network, &self.worker).into_envelope()

@@ -26,7 +26,7 @@ pub enum Input {
         bytes: Vec<u8>,
     },
     /// The local customer submits a job, which may have come as far as this already.
-    Submit(Signed<JobSpec>, Option<Box<JobStatus>>),
+    Submit(Box<Signed<JobSpec>>, Option<Box<JobStatus>>),
     /// The local customer ends his job.
     Cancel(JobId),
     /// A worker reports life in a shard.

@@ -12,7 +12,7 @@ use super::{Next, Outcome, Slot, Task};
 use crate::group::{Team, may_be_split, teams};
 use crate::ids::{Digest, Millis, NodeId};
 use crate::job::{Part, Shard, TrainSpec};
-use crate::limits::{ATTEMPTS_MAX, JUDGE_STEPS, PACE_NOISE, REFUSED_MAX};
+use crate::limits::{ATTEMPTS_MAX, PACE_NOISE, REFUSED_MAX};
 use crate::links::Links;
 use crate::message::{JobStatus, Trained, bounded_reason};
 use crate::placement::Hand;
@@ -24,6 +24,8 @@ pub struct TrainPlan {
     owner: NodeId,
     round: u32,
     state: Option<Digest>,
+    /// Round, state and samples before the last outer step.
+    before: Option<(u32, Digest, u64)>,
     /// Nobody measured the loss of `state`.
     unjudged: bool,
     step: TrainStep,
@@ -89,6 +91,7 @@ impl TrainPlan {
             owner,
             round,
             state,
+            before: None,
             unjudged,
             samples,
             pace: BTreeMap::new(),
@@ -106,16 +109,14 @@ impl TrainPlan {
     pub fn tasks(&mut self, now: Millis, hands: &[Hand], links: &Links, status: &mut JobStatus) -> Vec<Task> {
         let trusted: Vec<Hand> =
             hands.iter().filter(|hand| !status.refused.contains(&hand.node)).copied().collect();
-        let mut teams = teams(&self.spec, self.owner, &trusted, links);
-        if teams.is_empty() {
-            teams = crate::group::teams(&self.spec, self.owner, hands, links);
-        }
-        if teams.is_empty() {
+        let trusted = if trusted.is_empty() { hands } else { &trusted };
+        let mut formed =
+            [trusted, hands].into_iter().map(|hands| teams(&self.spec, self.owner, hands, links));
+        let Some(teams) = formed.find(|teams| !teams.is_empty()) else {
             status.note = Some(self.no_memory(hands));
             return Vec::new();
-        }
+        };
         status.note = None;
-        let trusted = if trusted.is_empty() { hands } else { &trusted };
         let mut tasks = if self.is_finished() { Vec::new() } else { self.tasks_for(now, &teams, trusted) };
         let able = trusted.iter().filter(|hand| self.can_judge(hand)).map(|hand| hand.node).collect();
         tasks.extend(self.checks.tasks(&self.spec, able));
@@ -247,7 +248,8 @@ impl TrainPlan {
 
     /// Whether the loss is measured after the outer step of this round.
     fn is_judged(&self, round: u32) -> bool {
-        let times = |rounds: u32| u64::from(rounds) * u64::from(self.spec.inner_steps) / JUDGE_STEPS;
+        let every = self.spec.steps_between_losses();
+        let times = |rounds: u32| u64::from(rounds) * u64::from(self.spec.inner_steps) / every;
         round + 1 >= self.spec.rounds || times(round) < times(round + 1)
     }
 
@@ -442,6 +444,16 @@ impl TrainPlan {
         }
     }
 
+    /// The job is given up, since nobody came to the end of one step of this slice: what it starts from may be of no use,
+    /// as where training diverges in an outer step. What came before it is kept as the result.
+    pub fn fall_back(&self, slot: Slot, status: &mut JobStatus) {
+        if let (Slot::Train { .. }, Some((round, state, samples))) = (slot, self.before) {
+            status.round = round;
+            status.state = Some(state);
+            status.samples = samples;
+        }
+    }
+
     /// All groups measured their parts.
     fn close_judging(&mut self, status: &mut JobStatus) -> Next {
         let TrainStep::Judging { judged, .. } = &self.step else { return Next::Wait };
@@ -512,6 +524,7 @@ impl TrainPlan {
                 status.left_out.push((sequences.start, sequences.end));
             }
         }
+        self.before = self.state.map(|state| (self.round, state, self.samples));
         self.samples = *samples;
         let loss = mean(judged.iter().filter(|(of, ..)| of == state));
         if self.is_judged(self.round) {

@@ -5,7 +5,7 @@
 use ed25519_dalek::SigningKey;
 use skein_proto::genesis::Genesis;
 use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term};
-use skein_proto::job::{JobSpec, Method, ModelSize, ServeSpec, Shard, TrainSize, TrainSpec, Work};
+use skein_proto::job::{JobSpec, Method, ModelSize, Requires, ServeSpec, Shard, TrainSize, TrainSpec, Work};
 use skein_proto::lease::{Acceptance, End, Fence, Lease, Receipt};
 use skein_proto::offer::Offer;
 use skein_proto::placement::Hand;
@@ -78,7 +78,12 @@ pub(crate) fn train() -> TrainSpec {
 }
 
 pub(crate) fn job() -> JobSpec {
-    JobSpec { name: "shakespeare".into(), nonce: 7, work: Work::Train(train()) }
+    JobSpec {
+        name: "shakespeare".into(),
+        nonce: 7,
+        work: Work::Train(train()),
+        requires: Requires::default(),
+    }
 }
 
 /// A small language model of four layers.
@@ -98,7 +103,8 @@ pub(crate) fn serve(stages: Option<u16>) -> ServeSpec {
 }
 
 pub(crate) fn serve_job(stages: u16) -> JobSpec {
-    JobSpec { name: "shakespeare".into(), nonce: 8, work: Work::Serve(serve(Some(stages))) }
+    let (work, requires) = (Work::Serve(serve(Some(stages))), Requires::default());
+    JobSpec { name: "shakespeare".into(), nonce: 8, work, requires }
 }
 
 /// Layers `start..end` of it.
@@ -121,7 +127,7 @@ pub(crate) fn shard() -> Shard {
 
 /// A gigabyte and a middling speed.
 pub(crate) fn hand(node: NodeId) -> Hand {
-    Hand { node, matrix_mflops: 100_000, memory_mbps: 10_000, memory_bytes: 1 << 30 }
+    Hand { node, matrix_mflops: 100_000, memory_mbps: 10_000, memory_bytes: 1 << 30, gpu: false }
 }
 
 /// Granted by agent 1 to agent 2.
@@ -146,6 +152,7 @@ pub(crate) fn receipt() -> Receipt {
         inputs: vec![Digest::of(b"state"), Digest::of(b"data")],
         outputs: vec![Digest::of(b"delta")],
         tokens: 51_200,
+        received_bytes: 1_048_576,
         units: shard().units(),
         loss_micronats: Some(-1),
     }

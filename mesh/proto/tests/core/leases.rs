@@ -38,7 +38,8 @@ fn take(holdings: &mut Holdings, sequence: u64, shard: Shard) -> LeaseId {
 }
 
 fn executed(tokens: u64) -> Executed {
-    Executed { inputs: vec![], outputs: vec![Digest::of(b"delta")], tokens, loss_micronats: Some(4) }
+    let outputs = vec![Digest::of(b"delta")];
+    Executed { inputs: vec![], outputs, tokens, received_bytes: 1_000, loss_micronats: Some(4) }
 }
 
 #[test]
@@ -336,6 +337,7 @@ fn a_resumed_job_goes_on_and_remembers() {
             start_loss_micronats: Some(5),
             held_out_micronats: Some(4),
             tokens: 9,
+            sent_bytes: 10,
             samples: 17,
             left_out: vec![(3, 5)],
             digests_equal: false,
@@ -376,4 +378,30 @@ fn fences_grow_even_when_the_coordinator_starts_anew_in_its_term() {
     after.pass(501);
     let new = after.granted().pop().unwrap();
     assert!(new.unverified().fence > old.unverified().fence);
+}
+
+#[test]
+fn where_nobody_can_take_one_step_the_checkpoint_before_is_kept() {
+    for (begun, kept, round) in [(false, &b"first"[..], 0), (true, b"second", 1)] {
+        let mut desk = Desk::new(&[2]);
+        desk.submit(fixture::job());
+        for output in [&b"first"[..], b"delta", b"second"] {
+            desk.pass(500);
+            let lease = desk.granted().pop().unwrap();
+            assert!(accepted(&desk.finish(&lease, End::Completed, output)));
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            desk.pass(500);
+            let lease = desk.granted().pop().unwrap();
+            assert_eq!(lease.unverified().shard.kind(), "train");
+            if begun {
+                desk.office.progress(Millis(desk.now), fixture::id(2), lease.unverified().id(), pace(1, 4));
+            }
+            desk.finish(&lease, End::Failed, b"");
+        }
+        desk.pass(500);
+        let status = desk.status();
+        assert!(matches!(status.phase, Phase::Failed { .. }));
+        assert_eq!((status.state, status.round), (Some(Digest::of(kept)), round));
+    }
 }

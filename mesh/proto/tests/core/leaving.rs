@@ -21,7 +21,7 @@ fn serving() -> (Node, u64, LeaseId) {
     let mut out = Vec::new();
     node.handle(Millis(START), Input::Offer(fixture::offer()), &mut out);
     let job = node.sign_job(fixture::serve_job(1));
-    node.handle(Millis(START), Input::Submit(job, None), &mut out);
+    node.handle(Millis(START), Input::Submit(Box::new(job), None), &mut out);
     for tick in 1..20 {
         let now = START + tick * BEAT_MS;
         node.handle(Millis(now), Input::Tick, &mut out);
@@ -39,7 +39,13 @@ fn serving() -> (Node, u64, LeaseId) {
 
 fn served() -> Result<Executed, Trouble> {
     let digest = Digest::of(b"rolling");
-    Ok(Executed { inputs: vec![digest], outputs: vec![digest], tokens: 7, loss_micronats: None })
+    Ok(Executed {
+        inputs: vec![digest],
+        outputs: vec![digest],
+        tokens: 7,
+        received_bytes: 0,
+        loss_micronats: None,
+    })
 }
 
 fn receipts(out: &[Output]) -> impl Iterator<Item = &Envelope<Receipt>> {
@@ -98,7 +104,7 @@ fn every_coordinator_is_told_of_links_before_it_is_given_orders() {
     links.sort_unstable();
     node.handle(Millis(START), Input::Links(links.clone()), &mut out);
     let job = node.sign_job(fixture::serve_job(1));
-    node.handle(Millis(START), Input::Submit(job, None), &mut out);
+    node.handle(Millis(START), Input::Submit(Box::new(job), None), &mut out);
     for coordinator in [1, 2] {
         out.clear();
         node.handle(Millis(START + 1), Input::Up(fixture::id(coordinator)), &mut out);
@@ -166,7 +172,7 @@ fn to_finish_ends_stages_and_nothing_else() {
     let mut out = Vec::new();
     node.handle(Millis(START), Input::Offer(fixture::offer()), &mut out);
     let job = node.sign_job(fixture::job());
-    node.handle(Millis(START), Input::Submit(job, None), &mut out);
+    node.handle(Millis(START), Input::Submit(Box::new(job), None), &mut out);
     let mut now = START;
     let lease = loop {
         now += BEAT_MS;
@@ -192,7 +198,7 @@ fn an_owner_may_need_his_machine_any_number_of_times() {
     let mut out = Vec::new();
     node.handle(Millis(START), Input::Offer(fixture::offer()), &mut out);
     let job = node.sign_job(fixture::job());
-    node.handle(Millis(START), Input::Submit(job, None), &mut out);
+    node.handle(Millis(START), Input::Submit(Box::new(job), None), &mut out);
     let mut now = START;
     for _ in 0..3 * ATTEMPTS_MAX {
         out.clear();

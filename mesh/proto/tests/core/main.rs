@@ -27,4 +27,6 @@ mod placement;
 #[cfg(test)]
 mod plan;
 #[cfg(test)]
+mod requires;
+#[cfg(test)]
 mod serving;

@@ -127,6 +127,7 @@ fn cases(agents: std::ops::Range<usize>, layers: std::ops::Range<u16>) -> impl S
             matrix_mflops: multiplies * 2_000,
             memory_mbps: reads * 500,
             memory_bytes: memory * MEGABYTE,
+            gpu: false,
         };
         Case { spec, hands: hands.into_iter().enumerate().map(hand).collect(), links_us }
     })
@@ -191,7 +192,7 @@ proptest! {
 }
 
 fn hand(number: usize, reads_mbps: u64, memory_bytes: u64) -> Hand {
-    Hand { node: node(number), matrix_mflops: u64::MAX, memory_mbps: reads_mbps, memory_bytes }
+    Hand { node: node(number), matrix_mflops: u64::MAX, memory_mbps: reads_mbps, memory_bytes, gpu: true }
 }
 
 /// Everybody is so far from everybody.

@@ -1,7 +1,7 @@
 //! Training plans step by step: rounds, merges, losses, disagreement. Must never need an office.
 
 use skein_proto::ids::{Digest, Millis, NodeId};
-use skein_proto::job::{Part, Shard};
+use skein_proto::job::{Part, Shard, TrainSpec};
 use skein_proto::limits::ATTEMPTS_MAX;
 use skein_proto::links::Links;
 use skein_proto::message::JobStatus;
@@ -312,4 +312,19 @@ fn the_held_out_loss_is_the_mean_of_what_each_measured_of_the_agreed_result() {
         run.plan.completed(merge(number), NodeId([number; 32]), outcome, &mut run.status);
     }
     assert_eq!(run.status.held_out_micronats, Some(1_750_000));
+}
+
+#[test]
+fn the_loss_is_measured_seldom_where_that_is_dear_and_often_enough_to_be_a_curve() {
+    let every = |batch, context, rounds, inner_steps| {
+        let spec = TrainSpec { batch, context, rounds, inner_steps, ..fixture::train() };
+        spec.steps_between_losses()
+    };
+    // 8,192 tokens forward are as much as 5.33 steps of 512; fifty times that are 267.
+    assert_eq!(every(4, 128, 1_000, 100), 267);
+    // A short job has its twenty points, and a shorter one those of every fiftieth step.
+    assert_eq!(every(4, 128, 40, 100), 200);
+    assert_eq!(every(4, 128, 8, 50), 50);
+    // Where a step is long the measurement is nothing.
+    assert_eq!(every(256, 2_048, 1_000, 100), 50);
 }

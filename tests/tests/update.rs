@@ -1,0 +1,226 @@
+//! A running agent becomes a newer version of itself, or stays what it was and says why.
+//!
+//! The releases are this very binary with another version number written into it, signed by a key of the test.
+
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::{fs, thread};
+
+use anyhow::{Context, Result, ensure};
+use ed25519_dalek::SigningKey;
+use serde_json::Value;
+use skein_tests::agents::{PATIENCE, SOON, wait_for};
+use skein_tests::command::{Said, binary};
+use skein_tests::http;
+use skein_update::{Version, sign};
+use tempfile::TempDir;
+
+const OLD: &str = "0.1.0";
+
+/// The binary as it would be in another version: only its number differs.
+fn as_version(version: &str) -> Result<Vec<u8>> {
+    ensure!(version.len() == OLD.len());
+    let mut bytes = fs::read(binary()?)?;
+    let mut at = 0;
+    while let Some(found) = bytes[at..].windows(OLD.len()).position(|window| window == OLD.as_bytes()) {
+        let start = at + found;
+        bytes[start..start + OLD.len()].copy_from_slice(version.as_bytes());
+        at = start + OLD.len();
+    }
+    ensure!(at > 0, "the binary does not name its version");
+    Ok(bytes)
+}
+
+/// An installation, an agent in it, and a server of releases.
+struct Machine {
+    folder: TempDir,
+    url: String,
+    agent: Option<Child>,
+}
+
+impl Machine {
+    fn new() -> Result<Self> {
+        let folder = TempDir::with_prefix("skein-update-test-")?;
+        for name in ["bin", "data", "releases"] {
+            fs::create_dir(folder.path().join(name))?;
+        }
+        fs::copy(binary()?, folder.path().join("bin/skein"))?;
+        let url = format!("http://{}", serve(folder.path().join("releases"))?);
+        let key = hex::encode(key().verifying_key().to_bytes());
+        let config = format!(
+            "listen = \"127.0.0.1:0\"\napi = \"127.0.0.1:0\"\ndevice = \"cpu\"\nthreads = 1\nheadless = true\n\
+             update_url = \"{url}\"\nupdate_keys = [\"{key}\"]\nupdate_channel = \"off\"\n"
+        );
+        fs::write(folder.path().join("data/config.toml"), config)?;
+        let mut machine = Self { folder, url, agent: None };
+        let said = fs::File::create(machine.path("story"))?;
+        machine.agent = Some(machine.command(&["up"]).stderr(said).spawn()?);
+        machine.version_is(OLD)?;
+        Ok(machine)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.path("bin/skein"));
+        command.args(arguments).arg("--data-dir").arg(self.path("data")).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<Said> {
+        Said::of(self.command(arguments).output()?)
+    }
+
+    /// Publishes this program as a release, and returns its archive.
+    fn publish(&self, version: &str, program: &[u8]) -> Result<PathBuf> {
+        let directory = self.path("releases").join(version);
+        let top = format!("skein-{version}-x86_64-unknown-linux-gnu");
+        let inside = self.path("work").join(&top);
+        fs::create_dir_all(&inside)?;
+        fs::create_dir_all(&directory)?;
+        fs::write(inside.join("skein"), program)?;
+        fs::set_permissions(inside.join("skein"), fs::Permissions::from_mode(0o755))?;
+        let archive = directory.join(format!("{top}.tar.gz"));
+        let mut pack = Command::new("tar");
+        ensure!(
+            pack.arg("-czf").arg(&archive).arg("-C").arg(self.path("work")).arg(&top).status()?.success()
+        );
+        sign::sign_release(&directory, &[key()], &Version::parse(version)?, "2026-11-23T00:00:00Z")?;
+        for end in ["", ".sig"] {
+            let manifest = directory.join(format!("manifest.json{end}"));
+            // The channel `off` is only "not by itself"; by hand it is a channel like any other.
+            fs::copy(manifest, self.path("releases").join(format!("off.json{end}")))?;
+        }
+        Ok(archive)
+    }
+
+    fn status(&self) -> Option<Value> {
+        let running: Value = serde_json::from_slice(&fs::read(self.path("data/agent.json")).ok()?).ok()?;
+        let api: SocketAddr = running["api"].as_str()?.parse().ok()?;
+        http::send(api, &http::request("GET", "/api/status", api, &[], &[])).ok()?.json().ok()
+    }
+
+    /// Waits for an agent of this version that is not on trial.
+    fn version_is(&self, version: &str) -> Result<Value> {
+        wait_for("the agent's version", SOON, || {
+            Ok(self.status().filter(|status| status["version"] == version && status["on_trial"] == false))
+        })
+        .with_context(|| fs::read_to_string(self.path("story")).unwrap_or_default())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+/// Serves a directory on loopback for as long as the test runs.
+fn serve(root: PathBuf) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = answer(stream, &root);
+        }
+    });
+    Ok(address)
+}
+
+fn answer(mut stream: TcpStream, root: &Path) -> Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut first = String::new();
+    reader.read_line(&mut first)?;
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        reader.read_line(&mut line)?;
+    }
+    let path = first.split(' ').nth(1).context("no path")?.trim_start_matches('/').to_owned();
+    let (status, body) = match fs::read(root.join(path)) {
+        Ok(body) => ("200 OK", body),
+        Err(_) => ("404 Not Found", Vec::new()),
+    };
+    write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len())?;
+    stream.write_all(&body)?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_becomes_its_next_version_and_never_one_that_does_not_work() -> Result<()> {
+    let machine = Machine::new()?;
+    let pid = machine.status().context("a status")?["pid"].clone();
+    machine.publish("0.1.1", &as_version("0.1.1")?)?;
+    let looked = machine.run(&["update", "--dry-run"])?;
+    ensure!(looked.code == 0 && looked.out.contains("would update 0.1.0 to 0.1.1"), "{looked:?}");
+    let updated = machine.run(&["update"])?;
+    ensure!(updated.code == 0 && updated.out.contains("updated to 0.1.1"), "{updated:?}");
+    let status = machine.version_is("0.1.1")?;
+    ensure!(status["pid"] == pid, "service managers would notice: {status}");
+    let old = Command::new(machine.path("bin/skein.old")).arg("--version").output()?;
+    ensure!(String::from_utf8_lossy(&old.stdout).contains(OLD), "the old version is kept: {old:?}");
+    let again = machine.run(&["update"])?;
+    ensure!(again.code == 0 && again.out.contains("newest"), "{again:?}");
+
+    // One that crashes at its start: the old one is back by itself, and says why.
+    machine.publish("0.1.2", b"#!/bin/sh\necho this driver is too old >&2\nexit 3\n")?;
+    let failed = machine.run(&["update"])?;
+    ensure!(failed.code == 1 && failed.err.contains("this driver is too old"), "{failed:?}");
+    machine.version_is("0.1.1")?;
+    let again = machine.run(&["update"])?;
+    ensure!(again.code == 1 && again.err.contains("0.1.2"), "it is not tried again by itself: {again:?}");
+
+    // One that nobody signed, and one that was changed on the way.
+    let archive = machine.publish("0.1.3", &as_version("0.1.3")?)?;
+    let mut bytes = fs::read(&archive)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&archive, bytes)?;
+    let refused = machine.run(&["update"])?;
+    ensure!(refused.code == 1 && refused.err.contains("hint:"), "{refused:?}");
+    let status = machine.version_is("0.1.1")?;
+    ensure!(status["pid"] == pid, "work went on without a break: {status}");
+    ensure!(!machine.path("bin/skein.new").exists());
+    Ok(())
+}
+
+#[test]
+fn a_power_cut_in_the_midst_of_an_update_leaves_a_version_that_works() -> Result<()> {
+    let mut machine = Machine::new()?;
+    machine.publish("0.1.1", &as_version("0.1.1")?)?;
+    let mut asked = machine.command(&["update"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    // The process that changes the binary has the agent's process id; the trial is its child.
+    wait_for("the trial", PATIENCE, || Ok(machine.path("bin/skein.new").exists().then_some(())))?;
+    let mut agent = machine.agent.take().context("an agent")?;
+    agent.kill()?;
+    agent.wait()?;
+    asked.kill()?;
+    asked.wait()?;
+    let version = Command::new(machine.path("bin/skein")).arg("--version").output()?;
+    ensure!(version.status.success(), "the installed name leads to nothing that works: {version:?}");
+    let said = fs::File::create(machine.path("story"))?;
+    // A trial ends with the process that tries it, and lets go of the data.
+    wait_for("the trial's end", SOON, || {
+        let held = fs::File::open(machine.path("data/lock"))?.try_lock().is_err();
+        Ok((!held).then_some(()))
+    })?;
+    machine.agent = Some(machine.command(&["up"]).stderr(said).spawn()?);
+    wait_for("an agent", SOON, || Ok(machine.status()))?;
+    ensure!(!machine.path("bin/skein.new").exists(), "what was cut off is cleared away");
+    ensure!(machine.url.starts_with("http://127.0.0.1"));
+    Ok(())
+}
