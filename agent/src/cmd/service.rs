@@ -12,7 +12,7 @@ use crate::cli::ServiceVerb;
 pub(crate) fn run(verb: ServiceVerb) -> Result<ExitCode> {
     use super::service_windows;
     match verb {
-        ServiceVerb::Install { data_dir, .. } => service_windows::install(data_dir),
+        ServiceVerb::Install { data_dir, headless, .. } => service_windows::install(data_dir, headless),
         ServiceVerb::Uninstall { .. } => service_windows::uninstall(),
         ServiceVerb::Status { .. } => service_windows::status(),
         ServiceVerb::Run(args) => service_windows::run(args),

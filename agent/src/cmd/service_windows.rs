@@ -47,7 +47,7 @@ static STATE: OnceLock<ServiceStatusHandle> = OnceLock::new();
 ///
 /// # Errors
 /// Without an administrator's rights, or when the service does not start.
-pub(crate) fn install(data_dir: DataDir) -> Result<ExitCode> {
+pub(crate) fn install(data_dir: DataDir, headless: bool) -> Result<ExitCode> {
     let data_dir = match data_dir.data_dir {
         Some(given) => crate::config::data_dir(Some(given))?,
         None => PathBuf::from(
@@ -57,6 +57,11 @@ pub(crate) fn install(data_dir: DataDir) -> Result<ExitCode> {
     };
     let executable = std::env::current_exe().context("cannot find this binary's own path")?;
     let manager = manager(ServiceManagerAccess::CONNECT | ServiceManagerAccess::CREATE_SERVICE)?;
+    let mut arguments: Vec<OsString> = ["service", "run", "--data-dir"].map(OsString::from).into();
+    arguments.push(data_dir.clone().into());
+    if headless {
+        arguments.push("--headless".into());
+    }
     let info = ServiceInfo {
         name: NAME.into(),
         display_name: "Skein agent".into(),
@@ -64,7 +69,7 @@ pub(crate) fn install(data_dir: DataDir) -> Result<ExitCode> {
         start_type: ServiceStartType::AutoStart,
         error_control: ServiceErrorControl::Normal,
         executable_path: executable.clone(),
-        launch_arguments: vec!["service".into(), "run".into(), "--data-dir".into(), data_dir.clone().into()],
+        launch_arguments: arguments,
         dependencies: Vec::new(),
         account_name: Some(ACCOUNT.into()),
         account_password: None,
