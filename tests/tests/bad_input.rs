@@ -4,6 +4,7 @@
 //! Peers that lie have a file of their own, `hostile.rs`. Must never accept a panic as an answer.
 
 use std::fs;
+use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -42,7 +43,7 @@ fn copy(from: &Path, to: PathBuf) -> Result<PathBuf> {
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             copy(&entry.path(), target)?;
-        } else if entry.file_type()?.is_file() {
+        } else {
             fs::copy(entry.path(), target)?;
         }
     }
@@ -236,6 +237,15 @@ impl Mount {
         }
     }
 
+    /// Makes `ballast` so long that no more than so many bytes are left.
+    fn fill(&self, ballast: &Path, left: u64) -> Result<()> {
+        let df = Command::new("df").args(["--output=avail", "-B1"]).arg(&self.0).output()?;
+        let text = String::from_utf8(df.stdout)?;
+        let free: u64 = text.lines().last().context("df said nothing")?.trim().parse()?;
+        let bytes = vec![7; usize::try_from(free.saturating_sub(left))?];
+        Ok(fs::File::options().create(true).append(true).open(ballast)?.write_all(&bytes)?)
+    }
+
     fn read_only(&self) -> Result<()> {
         let done = Command::new("mount").args(["-o", "remount,ro"]).arg(&self.0).status()?;
         ensure!(done.success(), "cannot make {} read-only", self.0.display());
@@ -304,19 +314,17 @@ fn a_disk_that_fills_during_a_checkpoint_costs_no_checkpoint_and_the_job_goes_on
     let Some(disk) = Mount::new(network.folder.path().join("disk"), "24m")? else { return network.finish() };
     let first = &network.agents[0];
     let bootstrap = format!("{}@{}", first.node, first.listen);
-    let small = Agent::start(disk.0.join("agent"), network.genesis(), &["--bootstrap", &bootstrap])?;
+    let small = Agent::start(disk.0.clone(), network.genesis(), &["--bootstrap", &bootstrap])?;
     network.agents.push(small);
     network.met(3)?;
     let (owner, small) = (&network.agents[0], &network.agents[2]);
     let job = agents::train(owner, &TEXT[..40_000], &Training::of(ROUNDS, 20))?;
     owner.job_until(&job, "the second outer step", PATIENCE, |job| job["round"].as_u64() >= Some(2))?;
 
-    // Leaves room for the log and for pseudo-gradients, and for no checkpoint.
+    // Leaves room for the log and for pseudo-gradients, and for no checkpoint, also when an old one is removed.
     let ballast = disk.0.join("ballast");
-    ensure!(fs::write(&ballast, vec![7; 64 << 20]).is_err(), "the disk is not full");
-    let length = fs::metadata(&ballast)?.len();
-    fs::File::options().write(true).open(&ballast)?.set_len(length.saturating_sub(192 << 10))?;
     wait_for("the small agent to say so", PATIENCE, || {
+        disk.fill(&ballast, 192 << 10)?;
         Ok(small.story().contains("No space left").then_some(()))
     })?;
     explains(&small.story(), &["failed: cannot write", "No space left", "free some space"])?;

@@ -472,7 +472,7 @@ fn what_comes_at_the_wrong_time_or_in_the_wrong_shape_changes_nothing() {
         assert_eq!(passes(&mut worker, backward(micro, rows(sequences))).0, 0);
     }
     let message = worker.fails(step(f64::INFINITY));
-    assert!(message.contains("norm is inf at step 0 of round 0"), "{message}");
+    assert!(message.contains("norm is inf at step 0 of outer step 0"), "{message}");
     assert!(worker.fails(step(1.0)).contains("not open"));
     worker.ask(Task::GroupOpen(first.clone()));
     worker.ask(Task::GroupOpen(GroupTask { group: 8, ..first }));
@@ -510,7 +510,7 @@ fn what_leaves_the_numbers_is_said_and_ends_the_group() {
     for (start, end, rows) in [(0, 1, 0), (1, 3, 2), (3, 4, 2)] {
         for (purpose, why) in [
             (judge.clone(), "by the checkpoint of round 0"),
-            (opening(place, &model, 0, 1).purpose, "at step 0 of round 0"),
+            (opening(place, &model, 0, 1).purpose, "at step 0 of outer step 0"),
         ] {
             let task = GroupTask { purpose, ..opening(place, &model, start, end) };
             worker.ask(Task::GroupOpen(task));
