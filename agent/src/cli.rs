@@ -425,6 +425,7 @@ pub(crate) enum LogVerb {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and it is short-lived")]
 pub(crate) enum ServiceVerb {
     /// Register the service and start it, or register it anew
     Install {

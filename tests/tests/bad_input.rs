@@ -43,7 +43,7 @@ fn copy(from: &Path, to: PathBuf) -> Result<PathBuf> {
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             copy(&entry.path(), target)?;
-        } else {
+        } else if entry.file_type()?.is_file() {
             fs::copy(entry.path(), target)?;
         }
     }

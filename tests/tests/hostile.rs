@@ -285,7 +285,6 @@ fn receipt(rogue: &Rogue, lease: Envelope<Lease>) -> Envelope<Receipt> {
         inputs: vec![Digest::of(TEXT)],
         outputs: vec![Digest([7; 32])],
         tokens: 1_000_000_000,
-        received_bytes: 0,
         units,
         loss_micronats: None,
         received_bytes: 0,

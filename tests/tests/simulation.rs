@@ -307,7 +307,7 @@ fn owners_come_and_go(
     let id = job(&mut world, owner)?;
     for turn in 0..24 {
         world.run_for(100 + (seed * 31 + turn * 17) % 9 * 170)?;
-        let host = usize::try_from((seed + turn * 3) % 5).unwrap();
+        let host = usize::try_from((seed + turn * 3) % 5).map_err(|error| error.to_string())?;
         let allowance = match (seed / 5 + turn) % 4 {
             0 => Allowance::Finish,
             1 | 2 => Allowance::Nothing,
