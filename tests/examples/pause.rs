@@ -33,9 +33,9 @@ fn main() -> Result<()> {
         // game that comes back so often.
         wait_for("the sensors to see no game", PATIENCE, || {
             let status = agent.status()?;
-            let sensors = status["policy"]["sensors"].as_array().into_iter().flatten();
+            let mut sensors = status["policy"]["sensors"].as_array().into_iter().flatten();
             let none = |sensor: &Value| sensor["sensor"] == "game" && sensor["value"] == "none";
-            Ok(sensors.cloned().any(|sensor| none(&sensor)).then_some(()))
+            Ok(sensors.any(none).then_some(()))
         })?;
         let process = worker(agent)?;
         agent.order("/api/settings", &json!({ "key": "game", "value": "on" }))?;
