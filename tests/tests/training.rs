@@ -215,10 +215,13 @@ fn training_that_diverges_stops_with_its_step_and_keeps_the_last_good_checkpoint
     let (id, state) = (job["id"].as_str().context("no id")?, job["state"].as_str().context("no state")?);
     let round = job["round"].as_u64().unwrap_or(0);
     ensure!(job["phase"] == "failed" && round >= 1, "{job}");
-    // Where not even the first step went well, the checkpoint before is the last good one.
-    let first = said.err.contains("at step 0 of");
-    let named = format!("of outer step {};", round + u64::from(first));
-    ensure!(said.err.contains(&named), "{named}: {said:?}");
+    // Where nobody could go on from the last checkpoint, the one before it is the last good one.
+    let kept = format!("the last checkpoint, of outer step {round}, is kept");
+    let named = [round, round + 1].map(|round| format!("of outer step {round};"));
+    ensure!(
+        said.err.contains(&kept) && named.iter().any(|named| said.err.contains(named)),
+        "{kept}: {said:?}"
+    );
 
     let result = folder.join("kept");
     let said = at(agent, &["result", &id[..12], "--output", &result.display().to_string()])?;
