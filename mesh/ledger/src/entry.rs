@@ -252,6 +252,7 @@ pub(crate) mod samples {
             job: JobId([3; 32]),
             shard: Shard::Init { spec, judge: true },
             agent: id_of(&agent()),
+            worker: 0,
             fence: Fence { term: Term(5), sequence },
             granted_at: Millis(1_000),
             ttl_ms: 15_000,
@@ -276,6 +277,7 @@ pub(crate) mod samples {
             receipt: receipt.digest(),
             lease: receipt.unverified().lease.unverified().id(),
             agent: id_of(&agent()),
+            worker: 0,
             units: Units(70),
             accepted_at: Millis(2_000),
         }

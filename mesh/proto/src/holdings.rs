@@ -55,6 +55,8 @@ pub struct HeldLease {
     pub id: LeaseId,
     /// Its job.
     pub job: JobId,
+    /// Which worker executes it.
+    pub worker: u8,
     /// What it executes.
     pub shard: Shard,
     /// How far it is.
@@ -106,12 +108,12 @@ pub enum NotTaken {
     #[error("the lease was granted before")]
     Repeated,
     /// Too many.
-    #[error("this agent holds as many leases as it can")]
+    #[error("this worker holds as many leases as it can")]
     Full,
 }
 
 impl Holdings {
-    /// Takes a lease from the coordinator in office.
+    /// Takes a lease from the coordinator in office, for one of so many workers.
     ///
     /// # Errors
     /// [`NotTaken`]; nothing was changed.
@@ -119,6 +121,7 @@ impl Holdings {
         &mut self,
         now: Millis,
         me: NodeId,
+        workers: usize,
         office: Reign,
         lease: Signed<Lease>,
     ) -> Result<LeaseId, NotTaken> {
@@ -129,13 +132,13 @@ impl Holdings {
         if statement.fence.term != office.term || lease.signer() != office.coordinator {
             return Err(NotTaken::Fenced);
         }
-        statement.validate()?;
+        statement.validate(workers)?;
         let id = statement.id();
         let fence = statement.fence;
         if self.last_fence.is_some_and(|(signer, last)| signer == lease.signer() && fence <= last) {
             return Err(NotTaken::Repeated);
         }
-        if self.held.len() >= LEASES_HELD_MAX {
+        if self.held_by(statement.worker).count() >= LEASES_HELD_MAX {
             return Err(NotTaken::Full);
         }
         let expires_at = now.plus(u64::from(statement.ttl_ms));
@@ -151,6 +154,10 @@ impl Holdings {
         };
         self.held.insert(id, held);
         Ok(id)
+    }
+
+    fn held_by(&self, worker: u8) -> impl Iterator<Item = &Held> {
+        self.held.values().filter(move |held| held.lease.statement().worker == worker)
     }
 
     /// The shell reports life in a shard. Returns the coordinator if it should hear of it at once.
@@ -232,12 +239,11 @@ impl Holdings {
         out
     }
 
-    /// Every lease of such a shard that is not being stopped yet, to be stopped now: the agent leaves, or its owner needs
-    /// the machine.
-    pub fn give_up(&mut self, which: impl Fn(&Shard) -> bool) -> Vec<LeaseId> {
+    /// Every such lease that is not being stopped yet, to be stopped now: the agent leaves, or its owner needs the device.
+    pub fn give_up(&mut self, which: impl Fn(&Lease) -> bool) -> Vec<LeaseId> {
         let mut out = Vec::new();
         for (id, held) in &mut self.held {
-            if held.stopping.is_none() && which(&held.lease.statement().shard) {
+            if held.stopping.is_none() && which(held.lease.statement()) {
                 held.stopping = Some(held.end_when_stopped());
                 out.push(*id);
             }
@@ -284,8 +290,12 @@ impl Holdings {
 
     /// Keeps a receipt until it is answered; the log keeps it for ever.
     pub fn await_answer(&mut self, id: LeaseId, receipt: Envelope<Receipt>) {
-        if self.pending.len() >= RECEIPTS_PENDING_MAX {
-            self.pending.pop_front();
+        let worker = |receipt: &Envelope<Receipt>| receipt.unverified().lease.unverified().worker;
+        let like = |(_, other): &(LeaseId, Envelope<Receipt>)| worker(other) == worker(&receipt);
+        if self.pending.iter().filter(|pending| like(pending)).count() >= RECEIPTS_PENDING_MAX
+            && let Some(oldest) = self.pending.iter().position(like)
+        {
+            self.pending.remove(oldest);
         }
         self.pending.push_back((id, receipt));
     }
@@ -312,6 +322,11 @@ impl Holdings {
         self.held.is_empty()
     }
 
+    /// Whether this worker holds any.
+    pub fn any_on(&self, worker: u8) -> bool {
+        self.held_by(worker).next().is_some()
+    }
+
     /// What is held, for `status`.
     pub fn list(&self) -> Vec<HeldLease> {
         self.held
@@ -319,6 +334,7 @@ impl Holdings {
             .map(|(id, held)| HeldLease {
                 id: *id,
                 job: held.lease.statement().job,
+                worker: held.lease.statement().worker,
                 shard: held.lease.statement().shard.clone(),
                 pace: held.pace,
             })

@@ -88,6 +88,40 @@ id32!(
     "network id"
 );
 
+/// One of an agent's workers; each has a device of its own.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    BorshSerialize,
+    BorshDeserialize,
+    Serialize,
+    Deserialize,
+)]
+pub struct WorkerId {
+    /// The agent.
+    pub node: NodeId,
+    /// Its place in the agent's offer.
+    pub index: u8,
+}
+
+impl WorkerId {
+    /// `1a2b3c4d/2`: enough for a person to tell two apart.
+    pub fn short(&self) -> String {
+        format!("{}/{}", self.node.short(), self.index)
+    }
+}
+
+impl fmt::Debug for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WorkerId({})", self.short())
+    }
+}
+
 impl Digest {
     /// The address of `content`.
     pub fn of(content: &[u8]) -> Self {

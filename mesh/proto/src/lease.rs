@@ -6,7 +6,7 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use crate::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units};
+use crate::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units, WorkerId};
 use crate::job::{BadJob, Shard};
 use crate::limits::{LEASE_TTL_MS_MAX, OUTPUTS_MAX, SLICES_MAX};
 use crate::signed::{Envelope, Statement, encode};
@@ -21,7 +21,7 @@ pub struct Fence {
     pub sequence: u64,
 }
 
-/// The grant of one shard to one agent. The signer is the coordinator.
+/// The grant of one shard to one worker of one agent. The signer is the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Lease {
     /// The job.
@@ -30,6 +30,8 @@ pub struct Lease {
     pub shard: Shard,
     /// Who may execute it.
     pub agent: NodeId,
+    /// On which of its workers.
+    pub worker: u8,
     /// The fencing token.
     pub fence: Fence,
     /// When it was granted.
@@ -61,20 +63,36 @@ pub enum BadLease {
         /// By the shard's arithmetic.
         has: Units,
     },
+    /// The agent has no such worker.
+    #[error("the lease is for worker {worker}, and this agent offers {offered}, counted from 0")]
+    Worker {
+        /// In the lease.
+        worker: u8,
+        /// By the agent.
+        offered: usize,
+    },
 }
 
 impl Lease {
-    /// Checks every field that a coordinator may have chosen.
+    /// Checks every field that a coordinator may have chosen, for an agent that offers so many workers.
     ///
     /// # Errors
     /// [`BadLease`]; the lease must not be executed.
-    pub fn validate(&self) -> Result<(), BadLease> {
+    pub fn validate(&self, workers: usize) -> Result<(), BadLease> {
+        if usize::from(self.worker) >= workers {
+            return Err(BadLease::Worker { worker: self.worker, offered: workers });
+        }
         self.shard.validate()?;
         if !(1_000..=LEASE_TTL_MS_MAX).contains(&self.ttl_ms) {
             return Err(BadLease::Ttl(self.ttl_ms));
         }
         let has = self.shard.units();
         if self.units == has { Ok(()) } else { Err(BadLease::Units { named: self.units, has }) }
+    }
+
+    /// Who may execute it.
+    pub fn worker_id(&self) -> WorkerId {
+        WorkerId { node: self.agent, index: self.worker }
     }
 
     /// The id by which everything later refers to this lease.

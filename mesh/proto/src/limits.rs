@@ -2,6 +2,8 @@
 
 /// Longest name in an offer, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
+/// Workers of one agent: the largest mining rigs have about twenty GPUs.
+pub const WORKERS_MAX: usize = 32;
 /// Addresses in an offer.
 pub const ADDRESSES_MAX: usize = 8;
 /// Outer steps of a training job.
@@ -16,16 +18,16 @@ pub const OFFERS_SENT_MAX: usize = 64;
 pub const JOBS_MAX: usize = 256;
 /// Own jobs that an agent has under way at once; fewer, so that others' jobs can be seen beside them.
 pub const ORDERS_MAX: usize = JOBS_MAX / 2;
-/// Leases that one agent holds at once.
+/// Leases that one worker holds at once.
 pub const LEASES_HELD_MAX: usize = 64;
-/// Receipts waiting for the coordinator's answer.
+/// Receipts of one worker waiting for the coordinator's answer.
 pub const RECEIPTS_PENDING_MAX: usize = 256;
 /// Acceptances that a coordinator keeps, to answer a receipt that is sent again.
 pub const ACCEPTANCES_KEPT_MAX: usize = 4_096;
 /// Agents named in a grant as holders of the inputs: every member, the coordinator and the owner.
 pub const HOLDERS_MAX: usize = MEMBERS_MAX + 2;
-/// Slices of one training round, and so pseudo-gradients of one outer step: every member and the
-/// coordinator.
+/// Slices of one training round, and so pseudo-gradients of one outer step: a worker of every member and of
+/// the coordinator. Where agents have several, the rest of them wait.
 pub const SLICES_MAX: usize = MEMBERS_MAX + 1;
 /// Layers of a language model; the deepest known has 126.
 pub const LAYERS_MAX: u16 = 512;
@@ -75,8 +77,8 @@ pub const REASON_BYTES_MAX: usize = 400;
 /// not believed before, so that no stranger ends all elections with the greatest of all numbers.
 pub const TERM_JUMP_MAX: u64 = 1 << 20;
 
-/// Agents of which placement tries every order.
-pub const EXACT_AGENTS_MAX: usize = 8;
+/// Workers of which placement tries every order.
+pub const EXACT_WORKERS_MAX: usize = 8;
 /// What a layer costs on any device besides reading and multiplying: starting its kernels.
 pub const LAYER_OVERHEAD_NS: u64 = 20_000;
 /// The way to an agent, one way, of whose link neither end told.

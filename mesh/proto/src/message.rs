@@ -7,7 +7,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::election::Reign;
-use crate::ids::{Digest, JobId, LeaseId, NodeId};
+use crate::ids::{Digest, JobId, LeaseId, NodeId, WorkerId};
 use crate::job::{JobSpec, Requires, Work};
 use crate::lease::{Acceptance, Lease, Pace, Receipt};
 use crate::limits::{REASON_BYTES_MAX, REFUSED_MAX};
@@ -150,12 +150,22 @@ impl Phase {
 pub struct StageAt {
     /// Who serves it.
     pub node: NodeId,
+    /// On which of its workers.
+    #[serde(default)]
+    pub worker: u8,
     /// Under which lease.
     pub lease: LeaseId,
     /// First layer.
     pub start: u16,
     /// One past the last layer.
     pub end: u16,
+}
+
+impl StageAt {
+    /// Who serves it.
+    pub fn worker_id(&self) -> WorkerId {
+        WorkerId { node: self.node, index: self.worker }
+    }
 }
 
 /// How a job stands.
@@ -180,6 +190,9 @@ pub struct JobStatus {
     pub steps: u32,
     /// Agents at work on it.
     pub agents: u16,
+    /// Workers of these that are at work on it.
+    #[serde(default)]
+    pub workers: u16,
     /// Mean of the latest training losses, in millionths of a nat per token.
     pub loss_micronats: Option<i64>,
     /// Held-out loss before training.
@@ -228,6 +241,7 @@ impl JobStatus {
             step: 0,
             steps: 0,
             agents: 0,
+            workers: 0,
             loss_micronats: None,
             start_loss_micronats: None,
             held_out_micronats: None,

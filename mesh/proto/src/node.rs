@@ -18,7 +18,7 @@ use crate::election::{Election, Reign};
 use crate::genesis::Genesis;
 use crate::holdings::{Executed, HeldLease, Holdings, NotTaken, Trouble};
 use crate::ids::{JobId, LeaseId, Millis, NetworkId, NodeId};
-use crate::job::{JobSpec, Shard};
+use crate::job::JobSpec;
 use crate::lease::{Acceptance, End, Lease, Receipt};
 use crate::limits;
 use crate::links::Soundings;
@@ -39,7 +39,8 @@ pub struct Node {
     started_at: Option<Millis>,
     bootstrapped: bool,
     leaving: bool,
-    allowance: Allowance,
+    /// By worker; what is not said is the default.
+    allowances: BTreeMap<u8, Allowance>,
     offer: Option<Signed<Offer>>,
     members: Members,
     election: Election,
@@ -65,7 +66,7 @@ impl Node {
             started_at: None,
             bootstrapped: alone,
             leaving: false,
-            allowance: Allowance::default(),
+            allowances: BTreeMap::new(),
             offer: None,
             members: Members::default(),
             election: Election::new(id, network),
@@ -110,6 +111,11 @@ impl Node {
         !self.holdings.is_empty()
     }
 
+    /// Whether this worker has any lease in hand.
+    pub fn works_on(&self, worker: u8) -> bool {
+        self.holdings.any_on(worker)
+    }
+
     /// Whether nothing holds this agent any more: no lease in hand, no receipt that its
     /// coordinator has yet to answer.
     pub fn may_leave(&self) -> bool {
@@ -133,7 +139,7 @@ impl Node {
         self.started_at.get_or_insert(now);
         match input {
             Input::Offer(offer) => self.offer_to_all(now, offer, out),
-            Input::Allow(allowance) => self.allow(now, allowance, out),
+            Input::Allow { worker, allowance } => self.allow(now, worker, allowance, out),
             Input::Up(node) => self.up(now, node, out),
             Input::Down(node) => self.down(now, node, out),
             Input::Frame { from, bytes } => match parse(&bytes) {
@@ -182,7 +188,11 @@ impl Node {
     }
 
     fn offer_to_all(&mut self, now: Millis, mut offer: Offer, out: &mut Vec<Output>) {
-        offer.open = self.allowance == Allowance::Work && !self.leaving;
+        // More would make the whole offer void to others.
+        offer.workers.truncate(limits::WORKERS_MAX);
+        for (index, worker) in (0..).zip(&mut offer.workers) {
+            worker.open = self.allowance(index) == Allowance::Work && !self.leaving;
+        }
         // Later than the one before, or nobody would take it for new.
         let last = self.offer.as_ref().map_or(Millis(0), |offer| offer.statement().issued_at.plus(1));
         offer.issued_at = now.max(last);
@@ -194,19 +204,25 @@ impl Node {
         }
     }
 
+    fn allowance(&self, worker: u8) -> Allowance {
+        self.allowances.get(&worker).copied().unwrap_or_default()
+    }
+
     /// The offer goes first, so that the coordinator grants what is given up to others.
-    fn allow(&mut self, now: Millis, allowance: Allowance, out: &mut Vec<Output>) {
-        if allowance == self.allowance {
+    fn allow(&mut self, now: Millis, worker: u8, allowance: Allowance, out: &mut Vec<Output>) {
+        if allowance == self.allowance(worker) {
             return;
         }
-        self.allowance = allowance;
+        self.allowances.insert(worker, allowance);
         if let Some(offer) = &self.offer {
             self.offer_to_all(now, offer.statement().clone(), out);
         }
         let stopped = match allowance {
             Allowance::Work => Vec::new(),
-            Allowance::Finish => self.holdings.give_up(Shard::is_standing),
-            Allowance::Nothing => self.holdings.give_up(|_| true),
+            Allowance::Finish => {
+                self.holdings.give_up(|lease| lease.worker == worker && lease.shard.is_standing())
+            }
+            Allowance::Nothing => self.holdings.give_up(|lease| lease.worker == worker),
         };
         out.extend(stopped.into_iter().map(Output::Stop));
         self.run_office(now, out);
@@ -433,18 +449,21 @@ impl Node {
         let office = self.election.reign().filter(|reign| reign.coordinator == from);
         let id = lease.unverified().id();
         let taken = match (office, lease.open(&self.network)) {
-            (Some(_), Ok(_)) if self.leaving || self.allowance != Allowance::Work => {
+            (Some(_), Ok(lease))
+                if self.leaving || self.allowance(lease.statement().worker) != Allowance::Work =>
+            {
                 let reason =
-                    if self.leaving { "this agent is leaving" } else { "its owner needs the machine" };
+                    if self.leaving { "this agent is leaving" } else { "its owner needs the device" };
                 let reason = reason.to_owned();
                 self.send(from, Message::Failed { lease: id, reason: reason.clone(), missing: None }, out);
                 Err(reason)
             }
             (Some(reign), Ok(lease)) if lease.signer() == from => {
-                let (job, shard) = (lease.statement().job, lease.statement().shard.clone());
+                let Lease { job, shard, worker, .. } = lease.statement().clone();
+                let workers = self.offer.as_ref().map_or(0, |offer| offer.statement().workers.len());
                 self.holdings
-                    .take(now, self.id, reign, lease)
-                    .map(|lease| Execution { lease, job, shard, holders })
+                    .take(now, self.id, workers, reign, lease)
+                    .map(|lease| Execution { lease, worker, job, shard, holders })
                     .map_err(|error| {
                         if let NotTaken::Nonsense(error) = &error {
                             let reason = bounded_reason(&error.to_string());
@@ -584,7 +603,7 @@ impl Node {
         let Some(office) = self.office.as_mut().filter(|_| !self.leaving) else { return };
         let offers = || self.offer.iter().chain(self.members.offers());
         let members: Vec<NodeId> = offers().map(Signed::signer).collect();
-        let hands: Vec<Hand> = offers().filter(|offer| offer.statement().open).map(Hand::of).collect();
+        let hands: Vec<Hand> = offers().flat_map(Hand::all_of).collect();
         let mut letters = Vec::new();
         office.tick(now, &members, &hands, &mut letters);
         self.post(letters, out);

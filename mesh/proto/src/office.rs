@@ -4,17 +4,20 @@
 //! granted, or done; a grant that expires or whose agent vanishes makes the shard pending again. Must
 //! never execute anything itself: its own agent is one member among the others.
 
+mod room;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ed25519_dalek::SigningKey;
 
+use self::room::Room;
+use crate::group::Member;
 use crate::holdings::Trouble;
-use crate::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term, Units};
+use crate::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term, Units, WorkerId};
 use crate::job::{JobSpec, Requires, Shard, Work};
 use crate::lease::{Acceptance, End, Fence, Lease, Pace, Receipt};
 use crate::limits::{
-    ACCEPTANCES_KEPT_MAX, ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, LEASES_HELD_MAX, LINKS_WAIT_MS, REFUSED_MAX,
-    STATUS_MS,
+    ACCEPTANCES_KEPT_MAX, ATTEMPTS_MAX, JOBS_MAX, LEASE_TTL_MS, LINKS_WAIT_MS, REFUSED_MAX, STATUS_MS,
 };
 use crate::links::Links;
 use crate::message::{JobStatus, Message, Phase, Resume, StageAt, bounded_reason};
@@ -186,7 +189,7 @@ impl Office {
             {
                 // It loaded: what failed before is over, or a long service would end by its fifth failure.
                 grant.task.attempts = 0;
-                let stage = StageAt { node: from, lease: id, start: *start, end: *end };
+                let stage = StageAt { node: from, worker: lease.worker, lease: id, start: *start, end: *end };
                 if plan.ready(grant.task.slot, stage, &mut job.status) {
                     job.told_at = Millis(0);
                 }
@@ -277,7 +280,7 @@ impl Office {
         if grant.released || job.status.phase.is_final() {
             return;
         }
-        let agent = grant.lease.statement().agent;
+        let worker = grant.lease.statement().worker_id();
         job.status.sent_bytes = job.status.sent_bytes.saturating_add(receipt.received_bytes);
         let next = match (&mut job.plan, result) {
             (Plan::Train(plan), Some(result)) => {
@@ -289,7 +292,7 @@ impl Office {
                     took_ms: now.since(grant.lease.statement().granted_at),
                     draw,
                 };
-                plan.completed(grant.task.slot, agent, outcome, &mut job.status)
+                plan.completed(grant.task.slot, worker, outcome, &mut job.status)
             }
             // A stage ended although nobody released it.
             (Plan::Serve(plan), _) => plan.lost(grant.task.slot, &mut job.status),
@@ -314,17 +317,17 @@ impl Office {
                 plan.lost(task.slot, &mut job.status)
             }
         };
-        let agent = grant.lease.statement().agent;
+        let worker = grant.lease.statement().worker_id();
         if reason.is_some() {
             task.attempts += 1;
-            task.avoid.insert(agent);
+            task.avoid.insert(worker);
             let hopeless = task.attempts >= ATTEMPTS_MAX && grant.pace.done == 0;
             if let (Plan::Train(plan), Next::Retry, true) = (&job.plan, &next, hopeless) {
                 plan.fall_back(task.slot, &mut job.status);
             }
         }
         task.pinned = None;
-        let last = reason.map(|reason| format!("last on agent {}: {reason}", agent.short()));
+        let last = reason.map(|reason| format!("last on worker {}: {reason}", worker.short()));
         self.follow(grant.job, task, next, last, letters);
     }
 
@@ -358,6 +361,11 @@ impl Office {
             Next::Retry => {
                 if let Some(job) = self.jobs.get_mut(&id) {
                     job.pending.push_front(task);
+                }
+            }
+            Next::On(worker) => {
+                if let Some(job) = self.jobs.get_mut(&id) {
+                    job.pending.push_front(Task { pinned: Some(worker), ..task });
                 }
             }
             Next::Done => self.end(id, Phase::Done, letters),
@@ -439,17 +447,17 @@ impl Office {
         let mut room = Room::new(hands);
         for grant in self.grants.values() {
             let lease = grant.lease.statement();
-            room.take(lease.agent, &lease.shard);
+            room.take(lease.worker_id(), &lease.shard);
         }
         let in_step = self.grants.values().filter(|grant| !grant.task.slot.is_aside());
         let busy: BTreeSet<JobId> = in_step.map(|grant| grant.job).collect();
         let began_at = *self.began_at.get_or_insert(now);
         // Who was in office before had a table of links; this one is about to be told.
-        let links_known =
-            now.since(began_at) >= LINKS_WAIT_MS || hands.iter().all(|hand| self.links.knows(hand.node));
-        let mut grouped: BTreeMap<NodeId, JobId> = BTreeMap::new();
+        let links_known = now.since(began_at) >= LINKS_WAIT_MS
+            || hands.iter().all(|hand| self.links.knows(hand.worker.node));
+        let mut grouped: BTreeMap<WorkerId, JobId> = BTreeMap::new();
         for grant in self.grants.values().filter(|grant| grant.task.shard.group().is_some()) {
-            grouped.insert(grant.lease.statement().agent, grant.job);
+            grouped.insert(grant.lease.statement().worker_id(), grant.job);
         }
         let (mut grants, mut unseated, mut broken) = (Vec::new(), Vec::new(), Vec::new());
         for (id, job) in &mut self.jobs {
@@ -465,46 +473,47 @@ impl Office {
                 job.pending = match &mut job.plan {
                     Plan::Train(plan) => plan.tasks(now, &able, &self.links, &mut job.status).into(),
                     Plan::Serve(plan) if links_known => {
-                        plan.tasks(&room.free(&able), &self.links, &mut job.status).into()
+                        plan.tasks(&room.free(job.requires), &self.links, &mut job.status).into()
                     }
                     Plan::Serve(_) => continue,
                 };
                 job.changed |= job.status.note != noted;
             }
             while let Some(task) = job.pending.pop_front() {
-                let members = || task.shard.group().into_iter().flat_map(|group| &group.members);
-                if members().any(|member| able.iter().all(|hand| hand.node != member.node)) {
+                let members = || {
+                    let group = task.shard.group().into_iter();
+                    group.flat_map(|group| &group.members).map(Member::worker_id)
+                };
+                if members().any(|member| !room.has(member, job.requires)) {
                     job.pending.retain(|other| !other.slot.is_beside(task.slot));
                     broken.push((*id, task));
                     continue;
                 }
-                let agent = match &mut job.plan {
+                let worker = match &mut job.plan {
                     // Two groups that share members could wait for each other for ever.
-                    Plan::Train(_) if members().any(|m| grouped.get(&m.node).is_some_and(|of| of != id)) => {
-                        None
-                    }
+                    Plan::Train(_) if members().any(|m| grouped.get(&m).is_some_and(|of| of != id)) => None,
                     Plan::Train(_) if task.shard.group().is_some() => {
-                        task.pinned.filter(|node| room.is_free(*node))
+                        task.pinned.filter(|worker| room.is_free(*worker))
                     }
-                    Plan::Train(_) => room.least_loaded(&task, &able),
-                    Plan::Serve(plan) => plan.seat(&task, &room.free(&able), &self.links),
+                    Plan::Train(_) => room.least_loaded(&task, job.requires),
+                    Plan::Serve(plan) => plan.seat(&task, &room.free(job.requires), &self.links),
                 };
-                let Some(agent) = agent else {
+                let Some(worker) = worker else {
                     // All hands are full: it waits for a lease to end, or a stage for memory.
                     unseated.push(*id);
                     job.pending.push_front(task);
                     break;
                 };
-                room.take(agent, &task.shard);
-                grouped.extend(task.shard.group().map(|_| (agent, *id)));
-                grants.push((*id, task, agent));
+                room.take(worker, &task.shard);
+                grouped.extend(task.shard.group().map(|_| (worker, *id)));
+                grants.push((*id, task, worker));
             }
         }
-        for (job, task, agent) in grants {
-            self.grant(now, job, task, agent, members, letters);
+        for (job, task, worker) in grants {
+            self.grant(now, job, task, worker, members, letters);
         }
         for job in unseated {
-            self.place_anew(job, hands, room.clone(), letters);
+            self.place_anew(job, room.clone(), letters);
         }
         for (id, task) in broken {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
@@ -516,16 +525,15 @@ impl Office {
     }
 
     /// A stage finds no room beside the others: gives them up, if all would then fit in another way.
-    fn place_anew(&mut self, id: JobId, hands: &[Hand], mut room: Room, letters: &mut Vec<Letter>) {
+    fn place_anew(&mut self, id: JobId, mut room: Room, letters: &mut Vec<Letter>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let able = job.able(hands);
         let Plan::Serve(plan) = &mut job.plan else { return };
         for grant in self.grants.values().filter(|grant| grant.job == id) {
             let lease = grant.lease.statement();
-            room.give_back(lease.agent, &lease.shard);
+            room.give_back(lease.worker_id(), &lease.shard);
         }
         let noted = job.status.note.clone();
-        if plan.would_fit_anew(&room.free(&able), &self.links, &mut job.status) {
+        if plan.would_fit_anew(&room.free(job.requires), &self.links, &mut job.status) {
             job.pending.clear();
             self.release(id, |_| true, letters);
         } else {
@@ -538,7 +546,7 @@ impl Office {
         now: Millis,
         id: JobId,
         task: Task,
-        agent: NodeId,
+        worker: WorkerId,
         holders: &[NodeId],
         letters: &mut Vec<Letter>,
     ) {
@@ -551,7 +559,8 @@ impl Office {
         let lease = Lease {
             job: id,
             shard: task.shard.clone(),
-            agent,
+            agent: worker.node,
+            worker: worker.index,
             fence: Fence { term: self.term, sequence: self.sequence },
             granted_at: now,
             ttl_ms: LEASE_TTL_MS,
@@ -561,8 +570,8 @@ impl Office {
         // The owner holds the data, whoever else may: it is named first.
         let owner = job.status.owner;
         let others = holders.iter().copied().filter(|&node| node != owner);
-        let holders = std::iter::once(owner).chain(others).filter(|&node| node != agent).collect();
-        letters.push((agent, Message::Grant { lease: lease.envelope().clone(), holders }));
+        let holders = std::iter::once(owner).chain(others).filter(|&node| node != worker.node).collect();
+        letters.push((worker.node, Message::Grant { lease: lease.envelope().clone(), holders }));
         let grant = Grant {
             job: id,
             task,
@@ -590,73 +599,13 @@ impl Job {
     }
 }
 
-/// What the hands can still take.
-#[derive(Clone, Debug)]
-struct Room {
-    hands: Vec<Hand>,
-    leases: BTreeMap<NodeId, usize>,
-}
-
-impl Room {
-    fn new(hands: &[Hand]) -> Self {
-        Self { hands: hands.to_vec(), leases: hands.iter().map(|hand| (hand.node, 0)).collect() }
-    }
-
-    fn take(&mut self, agent: NodeId, shard: &Shard) {
-        if let Some(count) = self.leases.get_mut(&agent) {
-            *count += 1;
-        }
-        let bytes = memory_bytes(shard);
-        for hand in self.hands.iter_mut().filter(|hand| hand.node == agent) {
-            hand.memory_bytes = hand.memory_bytes.saturating_sub(bytes);
-        }
-    }
-
-    fn give_back(&mut self, agent: NodeId, shard: &Shard) {
-        let bytes = memory_bytes(shard);
-        for hand in self.hands.iter_mut().filter(|hand| hand.node == agent) {
-            hand.memory_bytes = hand.memory_bytes.saturating_add(bytes);
-        }
-    }
-
-    /// Those of `able` that can take another lease, with the memory that is left.
-    fn free(&self, able: &[Hand]) -> Vec<Hand> {
-        let free = |hand: &&Hand| self.is_free(hand.node) && able.iter().any(|one| one.node == hand.node);
-        self.hands.iter().filter(free).copied().collect()
-    }
-
-    fn is_free(&self, node: NodeId) -> bool {
-        self.leases.get(&node).is_some_and(|count| *count < LEASES_HELD_MAX)
-    }
-
-    /// The least loaded of `able` that may take the task; one that failed it before only if there is no other.
-    fn least_loaded(&self, task: &Task, able: &[Hand]) -> Option<NodeId> {
-        let pinned = task.pinned.filter(|pinned| self.is_free(*pinned));
-        pinned.or_else(|| {
-            let free = able.iter().map(|hand| hand.node).filter(|node| self.is_free(*node));
-            free.min_by_key(|node| (task.avoid.contains(node), self.leases.get(node), *node))
-        })
-    }
-}
-
-/// Memory that an agent must keep for `shard`, besides the passing need of what ends by itself.
-fn memory_bytes(shard: &Shard) -> u64 {
-    match shard {
-        Shard::Stage { spec, start, end, .. } => spec.memory_bytes(*start, *end),
-        Shard::Init { .. }
-        | Shard::Train { .. }
-        | Shard::Show { .. }
-        | Shard::Check { .. }
-        | Shard::Judge { .. }
-        | Shard::Merge { .. } => 0,
-    }
-}
-
 fn summarise(status: &mut JobStatus, id: JobId, grants: &BTreeMap<LeaseId, Grant>) {
     let live = || grants.values().filter(|grant| grant.job == id && !grant.released);
     // Of a job that ended it tells who was at it last.
     if !status.phase.is_final() {
-        let agents: BTreeSet<NodeId> = live().map(|grant| grant.lease.statement().agent).collect();
+        let workers: BTreeSet<WorkerId> = live().map(|grant| grant.lease.statement().worker_id()).collect();
+        let agents: BTreeSet<NodeId> = workers.iter().map(|worker| worker.node).collect();
+        status.workers = u16::try_from(workers.len()).unwrap_or(u16::MAX);
         status.agents = u16::try_from(agents.len()).unwrap_or(u16::MAX);
     }
     let training = || live().filter(|grant| matches!(grant.task.slot, Slot::Train { .. }));

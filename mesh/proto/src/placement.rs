@@ -1,28 +1,28 @@
-//! Where the stages of a pipeline go: which agents, in which order, with how many layers each.
+//! Where the stages of a pipeline go: which agents' workers, in which order, with how many layers each.
 //!
 //! What counts is the time of one token once around the ring (the owner, every stage in turn, the owner),
 //! and the time at the slowest stage, for which the token behind it must wait: their sum is made as small as
 //! it can be, within everybody's memory. A token's time at a stage is linear in its layers, so for given
-//! agents the best split is found by filling the fastest first, and for given ends the best order is the
-//! shortest path. Exact for up to [`EXACT_AGENTS_MAX`] agents; among more, the likeliest are looked at
+//! workers the best split is found by filling the fastest first, and for given ends the best order is the
+//! shortest path. Exact for up to [`EXACT_WORKERS_MAX`] workers; among more, the likeliest are looked at
 //! first. Integers only, so that every coordinator decides alike. Must never know leases or time.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, WorkerId};
 use crate::job::{ModelSize, Requires, ServeSpec};
-use crate::limits::{EXACT_AGENTS_MAX, LAYER_OVERHEAD_NS, STAGES_MAX};
+use crate::limits::{EXACT_WORKERS_MAX, LAYER_OVERHEAD_NS, STAGES_MAX};
 use crate::links::Links;
 use crate::message::bounded_reason;
 use crate::offer::Offer;
 use crate::signed::Signed;
 
-/// An agent as a plan sees it.
+/// A worker as a plan sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hand {
     /// Who.
-    pub node: NodeId,
+    pub worker: WorkerId,
     /// How fast it multiplies, in MFLOP/s.
     pub matrix_mflops: u64,
     /// How fast it reads its memory, in MB/s.
@@ -37,7 +37,7 @@ pub struct Hand {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seat {
     /// Who holds it.
-    pub node: NodeId,
+    pub worker: WorkerId,
     /// First layer.
     pub start: u16,
     /// One past the last layer.
@@ -50,16 +50,17 @@ pub struct Seat {
 pub struct NoRoom(String);
 
 impl Hand {
-    /// What `offer` says.
-    pub fn of(offer: &Signed<Offer>) -> Self {
-        let statement = offer.statement();
-        Self {
-            node: offer.signer(),
-            matrix_mflops: statement.matrix_mflops,
-            memory_mbps: statement.memory_mbps,
-            memory_bytes: statement.memory_bytes,
-            gpu: statement.has_gpu(),
-        }
+    /// The workers in `offer` that take work.
+    pub fn all_of(offer: &Signed<Offer>) -> impl Iterator<Item = Self> + '_ {
+        let node = offer.signer();
+        let open = (0..).zip(&offer.statement().workers).filter(|(_, worker)| worker.open);
+        open.map(move |(index, worker)| Self {
+            worker: WorkerId { node, index },
+            matrix_mflops: worker.matrix_mflops,
+            memory_mbps: worker.memory_mbps,
+            memory_bytes: worker.memory_bytes,
+            gpu: worker.has_gpu(),
+        })
     }
 
     /// Whether it offers, with all its memory, what a job requires.
@@ -89,6 +90,17 @@ impl Hand {
     }
 }
 
+/// `3 agents`, or `5 workers on 3 agents` where some of them have several.
+pub(crate) fn crowd(hands: &[Hand]) -> String {
+    let agents = hands.iter().map(|hand| hand.worker.node).collect::<BTreeSet<_>>().len();
+    let noun = if agents == 1 { "agent" } else { "agents" };
+    if agents == hands.len() {
+        format!("{agents} {noun}")
+    } else {
+        format!("{} workers on {agents} {noun}", hands.len())
+    }
+}
+
 /// Why none of these may work on a job, with the numbers.
 pub(crate) fn unfulfilled(requires: Requires, hands: &[Hand]) -> String {
     let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
@@ -108,14 +120,14 @@ pub(crate) fn unfulfilled(requires: Requires, hands: &[Hand]) -> String {
         }
     };
     bounded_reason(&format!(
-        "the job requires {wanted}, which nobody offers: of {} agents the largest offers {} MB{on_gpu}\nhint: require less in [requires], or start an agent that has it",
-        hands.len(),
+        "the job requires {wanted}, which nobody offers: of {} the largest offers {} MB{on_gpu}\nhint: require less in [requires], or start an agent that has it",
+        crowd(hands),
         megabytes(most)
     ))
 }
 
-/// Seats for all layers, in order: exactly as many as the job demands, where there are so many agents;
-/// otherwise as few as possible. No agent gets two.
+/// Seats for all layers, in order: exactly as many as the job demands, where there are so many workers;
+/// otherwise as few as possible. No worker gets two.
 ///
 /// # Errors
 /// [`NoRoom`] says how much memory is missing.
@@ -139,45 +151,47 @@ pub fn place(spec: &ServeSpec, owner: NodeId, hands: &[Hand], links: &Links) -> 
     Err(no_room(spec, hands))
 }
 
-/// The agent for a seat that lost its own, while the other `seats` stay as they are: again the least time of
-/// a token, on agents that have the memory. Agents in `avoid` come last, whatever their time.
+/// The worker for a seat that lost its own, while the other `seats` stay as they are: again the least time of
+/// a token, on workers that have the memory. Those in `avoid` come last, whatever their time.
 pub fn substitute(
     spec: &ServeSpec,
     owner: NodeId,
     seats: &[Seat],
     index: usize,
     hands: &[Hand],
-    avoid: &BTreeSet<NodeId>,
+    avoid: &BTreeSet<WorkerId>,
     links: &Links,
-) -> Option<NodeId> {
+) -> Option<WorkerId> {
     let lost = seats.get(index)?;
-    let neighbour = |place: Option<usize>| place.and_then(|at| seats.get(at)).map_or(owner, |seat| seat.node);
+    let neighbour =
+        |place: Option<usize>| place.and_then(|at| seats.get(at)).map_or(owner, |seat| seat.worker.node);
     let (before, after) = (neighbour(index.checked_sub(1)), neighbour(Some(index + 1)));
     let cost = |hand: &Hand| {
         let time = |seat: &Seat| hand.stage_ns(&spec.size, seat.start, seat.end);
-        let others = seats.iter().enumerate().filter(|(at, seat)| *at != index && seat.node == hand.node);
+        let others = seats.iter().enumerate().filter(|(at, seat)| *at != index && seat.worker == hand.worker);
         // What it holds already competes for the same device.
         let busy = others.map(|(_, seat)| time(seat)).fold(time(lost), u64::saturating_add);
-        let ways = links.between_ns(before, hand.node).saturating_add(links.between_ns(hand.node, after));
+        let node = hand.worker.node;
+        let ways = links.between_ns(before, node).saturating_add(links.between_ns(node, after));
         time(lost).saturating_add(ways).saturating_add(busy)
     };
     let fits = |hand: &&Hand| spec.memory_bytes(lost.start, lost.end) <= hand.memory_bytes;
     let best =
-        hands.iter().filter(fits).min_by_key(|hand| (avoid.contains(&hand.node), cost(hand), hand.node));
-    best.map(|hand| hand.node)
+        hands.iter().filter(fits).min_by_key(|hand| (avoid.contains(&hand.worker), cost(hand), hand.worker));
+    best.map(|hand| hand.worker)
 }
 
-/// An agent that can hold at least one layer.
+/// A worker that can hold at least one layer.
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
-    node: NodeId,
+    worker: WorkerId,
     layer_ns: u64,
     head_ns: u64,
     /// Layers for which it has memory: in the middle, as first, as last, and as both.
     layers_max: [u16; 4],
 }
 
-/// Agents in the order of the pipeline, and the layers of each.
+/// Workers in the order of the pipeline, and the layers of each.
 type Chain = Vec<(Candidate, u16)>;
 
 impl Candidate {
@@ -185,8 +199,12 @@ impl Candidate {
         let layers_max = [(false, false), (true, false), (false, true), (true, true)]
             .map(|(first, last)| spec.layers_within(hand.memory_bytes, first, last));
         let size = &spec.size;
-        let candidate =
-            Self { node: hand.node, layer_ns: hand.layer_ns(size), head_ns: hand.head_ns(size), layers_max };
+        let candidate = Self {
+            worker: hand.worker,
+            layer_ns: hand.layer_ns(size),
+            head_ns: hand.head_ns(size),
+            layers_max,
+        };
         (layers_max[0] > 0).then_some(candidate)
     }
 
@@ -217,14 +235,14 @@ fn likeliest(all: &[Candidate], count: usize, layers: u16, owner: NodeId, links:
     order.sort_by_key(|candidate| {
         let most = if count == 1 { candidate.layers_max[3] } else { candidate.layers_max[0] };
         let time = candidate.layer_ns.saturating_mul(share as u64).saturating_add(candidate.head_ns);
-        let time = time.saturating_add(links.between_ns(owner, candidate.node));
-        (usize::from(most) < share, time, candidate.node)
+        let time = time.saturating_add(links.between_ns(owner, candidate.worker.node));
+        (usize::from(most) < share, time, candidate.worker)
     });
-    order.truncate(EXACT_AGENTS_MAX);
+    order.truncate(EXACT_WORKERS_MAX);
     order
 }
 
-/// The best chain of `count` of these few agents, by looking at all that could be better than the best so
+/// The best chain of `count` of these few workers, by looking at all that could be better than the best so
 /// far.
 fn best(few: &[Candidate], count: usize, layers: u16, owner: NodeId, links: &Links) -> Option<Chain> {
     if few.len() < count {
@@ -255,22 +273,22 @@ fn best(few: &[Candidate], count: usize, layers: u16, owner: NodeId, links: &Lin
         }
     }
     let (_, first, last, members, layers) = best?;
-    let split: Vec<(NodeId, u16)> =
-        arranged(few, first, last, members).iter().map(|candidate| candidate.node).zip(layers).collect();
+    let split: Vec<(WorkerId, u16)> =
+        arranged(few, first, last, members).iter().map(|candidate| candidate.worker).zip(layers).collect();
     let order = paths.order(first, last, members);
-    let layers_of = |node| split.iter().find(|(of, _)| *of == node).map_or(0, |(_, layers)| *layers);
-    Some(order.into_iter().map(|at| (few[at], layers_of(few[at].node))).collect())
+    let layers_of = |worker| split.iter().find(|(of, _)| *of == worker).map_or(0, |(_, layers)| *layers);
+    Some(order.into_iter().map(|at| (few[at], layers_of(few[at].worker))).collect())
 }
 
-/// A chain of the `count` agents with most memory, each next to its nearest.
+/// A chain of the `count` workers with most memory, each next to its nearest.
 fn largest(all: &[Candidate], count: usize, layers: u16, owner: NodeId, links: &Links) -> Option<Chain> {
     let mut left = all.to_vec();
-    left.sort_by_key(|candidate| (Reverse(candidate.layers_max[0]), candidate.layer_ns, candidate.node));
+    left.sort_by_key(|candidate| (Reverse(candidate.layers_max[0]), candidate.layer_ns, candidate.worker));
     left.truncate(count);
     let mut chain: Vec<Candidate> = Vec::new();
     while !left.is_empty() {
-        let from = chain.last().map_or(owner, |candidate| candidate.node);
-        let nearest = (0..left.len()).min_by_key(|&at| links.between_ns(from, left[at].node))?;
+        let from = chain.last().map_or(owner, |candidate| candidate.worker.node);
+        let nearest = (0..left.len()).min_by_key(|&at| links.between_ns(from, left[at].worker.node))?;
         chain.push(left.remove(nearest));
     }
     let (_, layers) = split(&chain, layers)?;
@@ -348,45 +366,45 @@ fn arranged(few: &[Candidate], first: usize, last: usize, members: u32) -> Vec<C
 fn seats(chain: &[(Candidate, u16)]) -> Vec<Seat> {
     let mut start = 0;
     let seat = |(candidate, layers): &(Candidate, u16)| {
-        let seat = Seat { node: candidate.node, start, end: start + layers };
+        let seat = Seat { worker: candidate.worker, start, end: start + layers };
         start = seat.end;
         seat
     };
     chain.iter().map(seat).collect()
 }
 
-/// Shortest ways from the owner through a set of agents and back, for every set and every two ends (Held and
+/// Shortest ways from the owner through a set of workers and back, for every set and every two ends (Held and
 /// Karp).
 struct Paths {
-    agents: usize,
-    /// Way between two agents.
+    workers: usize,
+    /// Way between two workers.
     between_ns: Vec<Vec<u64>>,
     /// Way between the owner and each.
     home_ns: Vec<u64>,
-    /// By first agent, set, and last agent.
+    /// By first worker, set, and last worker.
     to_ns: Vec<u64>,
 }
 
 impl Paths {
     fn new(few: &[Candidate], owner: NodeId, links: &Links) -> Self {
-        let agents = few.len();
-        let from = |one: NodeId| few.iter().map(|other| links.between_ns(one, other.node)).collect();
+        let workers = few.len();
+        let from = |one: NodeId| few.iter().map(|other| links.between_ns(one, other.worker.node)).collect();
         let mut paths = Self {
-            agents,
-            between_ns: few.iter().map(|one| from(one.node)).collect(),
+            workers,
+            between_ns: few.iter().map(|one| from(one.worker.node)).collect(),
             home_ns: from(owner),
-            to_ns: vec![u64::MAX; (agents * agents) << agents],
+            to_ns: vec![u64::MAX; (workers * workers) << workers],
         };
-        for first in 0..agents {
+        for first in 0..workers {
             let start = paths.place(first, 1 << first, first);
             paths.to_ns[start] = paths.home_ns[first];
-            for members in 1..1u32 << agents {
-                for last in (0..agents).filter(|last| members & (1 << last) != 0) {
+            for members in 1..1u32 << workers {
+                for last in (0..workers).filter(|last| members & (1 << last) != 0) {
                     let so_far = paths.to_ns[paths.place(first, members, last)];
                     if so_far == u64::MAX {
                         continue;
                     }
-                    for next in (0..agents).filter(|next| members & (1 << next) == 0) {
+                    for next in (0..workers).filter(|next| members & (1 << next) == 0) {
                         let to = paths.place(first, members | 1 << next, next);
                         let way = so_far.saturating_add(paths.between_ns[last][next]);
                         paths.to_ns[to] = paths.to_ns[to].min(way);
@@ -398,13 +416,13 @@ impl Paths {
     }
 
     fn place(&self, first: usize, members: u32, last: usize) -> usize {
-        ((first << self.agents) + members as usize) * self.agents + last
+        ((first << self.workers) + members as usize) * self.workers + last
     }
 
-    /// Every set of `count` agents with every choice of ends.
+    /// Every set of `count` workers with every choice of ends.
     fn ends(&self, count: usize) -> Vec<(usize, usize, u32)> {
-        let sets = (1..1u32 << self.agents).filter(|members| members.count_ones() as usize == count);
-        let inside = |members: u32| (0..self.agents).filter(move |at| members & (1 << at) != 0);
+        let sets = (1..1u32 << self.workers).filter(|members| members.count_ones() as usize == count);
+        let inside = |members: u32| (0..self.workers).filter(move |at| members & (1 << at) != 0);
         let pairs = sets.flat_map(|members| {
             inside(members).flat_map(move |first| inside(members).map(move |last| (first, last, members)))
         });
@@ -416,7 +434,7 @@ impl Paths {
         self.to_ns[self.place(first, members, last)].saturating_add(self.home_ns[last])
     }
 
-    /// The agents in the order of that ring.
+    /// The workers in the order of that ring.
     fn order(&self, first: usize, last: usize, members: u32) -> Vec<usize> {
         let (mut order, mut at, mut left) = (vec![last], last, members);
         while at != first {
@@ -428,7 +446,7 @@ impl Paths {
                     && to != u64::MAX
                     && to.saturating_add(self.between_ns[*before][at]) == way
             };
-            let Some(before) = (0..self.agents).find(leads) else { break };
+            let Some(before) = (0..self.workers).find(leads) else { break };
             order.push(before);
             at = before;
         }
@@ -442,11 +460,11 @@ fn no_room(spec: &ServeSpec, hands: &[Hand]) -> NoRoom {
     let needed = spec.memory_bytes(0, spec.size.layers);
     let offered = hands.iter().fold(0, |sum: u64, hand| sum.saturating_add(hand.memory_bytes));
     let demand = format!(
-        "the model with {} sessions of {} tokens takes {} MB of memory; {} agents have {} MB free",
+        "the model with {} sessions of {} tokens takes {} MB of memory; {} have {} MB free",
         spec.sessions,
         spec.context,
         megabytes(needed),
-        hands.len(),
+        crowd(hands),
         megabytes(offered)
     );
     let missing = needed.saturating_sub(offered);

@@ -76,6 +76,7 @@ impl Story {
             job: JobId([8; 32]),
             shard,
             agent: node(worker),
+            worker: 0,
             fence: Fence { term: Term(1), sequence },
             granted_at: genesis().epoch_start(epoch),
             ttl_ms: 15_000,

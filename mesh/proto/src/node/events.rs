@@ -12,7 +12,8 @@ use crate::signed::{Envelope, Signed};
 /// Everything that can happen to the core.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// The agent measured itself, or its owner changed what he allows.
+    /// The agent measured its workers: all of them, those that were offered before at their places. Which are open is
+    /// for [`Input::Allow`] to say.
     Offer(Offer),
     /// An authenticated connection opened.
     Up(NodeId),
@@ -33,8 +34,13 @@ pub enum Input {
     Progress(LeaseId, Pace),
     /// A shard's execution ended.
     Finished(LeaseId, Result<Executed, Trouble>),
-    /// The owner, or what he does with his machine, allows more or less than before.
-    Allow(Allowance),
+    /// The owner, or what he does with his machine, allows a worker more or less than before.
+    Allow {
+        /// Which; it may be offered later.
+        worker: u8,
+        /// What.
+        allowance: Allowance,
+    },
     /// The agent is about to end: its leases are to be stopped.
     Leave,
     /// The log holds these own receipts and no acceptance of them: their answers may have been lost in a crash.
@@ -45,7 +51,7 @@ pub enum Input {
     Tick,
 }
 
-/// What the owner allows.
+/// What the owner allows a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Allowance {
     /// Any work.
@@ -95,6 +101,8 @@ pub enum Record {
 pub struct Execution {
     /// Under which lease.
     pub lease: LeaseId,
+    /// On which worker.
+    pub worker: u8,
     /// Of which job.
     pub job: JobId,
     /// What.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Slot, Task};
-use crate::ids::{Digest, NodeId};
+use crate::ids::{Digest, NodeId, WorkerId};
 use crate::job::{Shard, TrainSpec};
 use crate::limits::{CHECK_DISTANCE_MAX, CHECKS_TRUSTED, REFUSED_MAX, UNSHOWN_MAX};
 use crate::message::JobStatus;
@@ -15,7 +15,7 @@ use crate::message::JobStatus;
 /// A slice as its agent made it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Made {
-    pub(super) maker: NodeId,
+    pub(super) maker: WorkerId,
     /// From this checkpoint of this round.
     pub(super) state: Digest,
     pub(super) round: u32,
@@ -44,10 +44,10 @@ pub(super) struct Checks {
     /// How often in a row each was found honest.
     honest: BTreeMap<NodeId, u32>,
     unshown: BTreeMap<NodeId, u8>,
-    /// Who can hold the model, and so check.
-    able: Vec<NodeId>,
+    /// Who can hold the model, and so check: of each agent one worker, since all its workers are one witness.
+    able: Vec<WorkerId>,
     /// Who checks beside its slice, and so is slower in this round.
-    disturbed: BTreeSet<NodeId>,
+    disturbed: BTreeSet<WorkerId>,
 }
 
 impl Checks {
@@ -56,8 +56,8 @@ impl Checks {
         self.disturbed.clear();
     }
 
-    pub(super) fn disturbs(&self, node: NodeId) -> bool {
-        self.disturbed.contains(&node)
+    pub(super) fn disturbs(&self, worker: WorkerId) -> bool {
+        self.disturbed.contains(&worker)
     }
 
     pub(super) fn are_done(&self) -> bool {
@@ -66,7 +66,7 @@ impl Checks {
 
     /// Decides whether a slice is to be checked. `draw` is a number that its agent could not foresee.
     pub(super) fn consider(&mut self, made: Made, chance_millionths: u32, draw: u64) {
-        let honest = self.honest.get(&made.maker).copied().unwrap_or(0).max(CHECKS_TRUSTED);
+        let honest = self.honest.get(&made.maker.node).copied().unwrap_or(0).max(CHECKS_TRUSTED);
         let chance = u64::from(chance_millionths) * u64::from(CHECKS_TRUSTED) / u64::from(honest);
         if draw % 1_000_000 < chance {
             self.drawn = self.drawn.wrapping_add(1);
@@ -74,8 +74,9 @@ impl Checks {
         }
     }
 
-    /// What is to be shown. `able` can hold the model; without two of them there is nobody to check anybody.
-    pub(super) fn tasks(&mut self, spec: &TrainSpec, able: Vec<NodeId>) -> Vec<Task> {
+    /// What is to be shown. `able` can hold the model, one worker of an agent; without two of them there is nobody
+    /// to check anybody.
+    pub(super) fn tasks(&mut self, spec: &TrainSpec, able: Vec<WorkerId>) -> Vec<Task> {
         self.able = able;
         if self.able.len() < 2 {
             self.open.retain(|_, open| open.asked);
@@ -108,12 +109,8 @@ impl Checks {
     fn another(&mut self, number: u16, spec: &TrainSpec) -> Option<Task> {
         let open = self.open.get(&number)?;
         let Made { maker, state, round, first, steps, began, delta } = open.made;
-        let others: Vec<NodeId> = self
-            .able
-            .iter()
-            .filter(|node| **node != maker && !open.against.contains(node))
-            .copied()
-            .collect();
+        let other = |worker: &&WorkerId| worker.node != maker.node && !open.against.contains(&worker.node);
+        let others: Vec<WorkerId> = self.able.iter().filter(other).copied().collect();
         // By turns, so that no agent has all the trouble.
         let Some(checker) = others.get(usize::from(number) % others.len().max(1)).copied() else {
             self.open.remove(&number);
@@ -122,7 +119,7 @@ impl Checks {
         self.disturbed.insert(checker);
         let shard = Shard::Check { state, spec: spec.clone(), round, first, steps, began, delta };
         let mut task = Task::pinned(Slot::Check(number), shard, checker);
-        task.avoid.insert(maker);
+        task.avoid_nodes.insert(maker.node);
         Some(task)
     }
 
@@ -137,14 +134,14 @@ impl Checks {
     ) -> Option<Task> {
         let open = self.open.get_mut(&number)?;
         let maker = open.made.maker;
-        match distance.filter(|_| checker != maker) {
+        match distance.filter(|_| checker != maker.node) {
             None => {
                 self.open.remove(&number);
                 None
             }
             Some(distance) if distance <= CHECK_DISTANCE_MAX => {
                 self.open.remove(&number);
-                let honest = self.honest.entry(maker).or_default();
+                let honest = self.honest.entry(maker.node).or_default();
                 *honest = honest.saturating_add(1);
                 status.confirmed = status.confirmed.saturating_add(1);
                 None
@@ -179,7 +176,7 @@ impl Checks {
 
     fn not_shown(&mut self, number: u16, status: &mut JobStatus) {
         let Some(open) = self.open.get(&number) else { return };
-        let times = self.unshown.entry(open.made.maker).or_default();
+        let times = self.unshown.entry(open.made.maker.node).or_default();
         *times = times.saturating_add(1);
         if *times >= UNSHOWN_MAX {
             self.reject(number, status);
@@ -188,7 +185,7 @@ impl Checks {
 
     fn reject(&mut self, number: u16, status: &mut JobStatus) {
         let Some(open) = self.open.remove(&number) else { return };
-        let maker = open.made.maker;
+        let maker = open.made.maker.node;
         self.honest.remove(&maker);
         status.rejected = status.rejected.saturating_add(1);
         if status.refused.len() < REFUSED_MAX && !status.refused.contains(&maker) {

@@ -6,13 +6,15 @@ mod checks;
 mod serve;
 mod train;
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use serve::ServePlan;
 pub use train::TrainPlan;
 
-use crate::ids::{Digest, NodeId};
+use crate::ids::{Digest, NodeId, WorkerId};
 use crate::job::Shard;
+use crate::placement::Hand;
 
 /// The place of a shard in its job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,24 +39,26 @@ pub enum Slot {
     Show(u16),
     /// The same slice once more.
     Check(u16),
-    /// The outer step, on one given agent.
+    /// The outer step, on one given agent, whatever the number of its workers.
     Merge(NodeId),
     /// One stage of a pipeline.
     Stage(u16),
 }
 
-/// A shard that wants an agent.
+/// A shard that wants a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// Its place.
     pub slot: Slot,
     /// The shard.
     pub shard: Shard,
-    /// The only agent that may take it.
-    pub pinned: Option<NodeId>,
-    /// Agents on which it failed already.
-    pub avoid: BTreeSet<NodeId>,
-    /// How often an agent failed it; an agent that vanished did not fail.
+    /// Who is to take it; failing that another worker of the same agent, failing that anybody.
+    pub pinned: Option<WorkerId>,
+    /// Workers on which it failed already.
+    pub avoid: BTreeSet<WorkerId>,
+    /// Agents of whom no worker is to have it.
+    pub avoid_nodes: BTreeSet<NodeId>,
+    /// How often a worker failed it; one that vanished did not fail.
     pub attempts: u8,
 }
 
@@ -76,11 +80,16 @@ impl Slot {
 
 impl Task {
     fn new(slot: Slot, shard: Shard) -> Self {
-        Self { slot, shard, pinned: None, avoid: BTreeSet::new(), attempts: 0 }
+        Self { slot, shard, pinned: None, avoid: BTreeSet::new(), avoid_nodes: BTreeSet::new(), attempts: 0 }
     }
 
-    fn pinned(slot: Slot, shard: Shard, node: NodeId) -> Self {
-        Self { pinned: Some(node), ..Self::new(slot, shard) }
+    fn pinned(slot: Slot, shard: Shard, worker: WorkerId) -> Self {
+        Self { pinned: Some(worker), ..Self::new(slot, shard) }
+    }
+
+    /// Whether this worker gets it only if there is no other.
+    pub fn avoids(&self, worker: WorkerId) -> bool {
+        self.avoid.contains(&worker) || self.avoid_nodes.contains(&worker.node)
     }
 }
 
@@ -111,6 +120,8 @@ pub enum Next {
     Plan,
     /// The shard is to be granted again.
     Retry,
+    /// The shard is to be granted again, to another worker of its agent.
+    On(WorkerId),
     /// One more task, beside the others.
     Also(Box<Task>),
     /// The shard is of no use without the others of its group, nor they without it: all are given up.
@@ -119,6 +130,19 @@ pub enum Next {
     Done,
     /// The job cannot go on.
     Fail(String),
+}
+
+/// Of every agent the workers, the one with the most memory first: what an agent does once, whatever the number of its
+/// workers, that one does.
+fn ablest(hands: &[Hand]) -> BTreeMap<NodeId, Vec<Hand>> {
+    let mut all: BTreeMap<NodeId, Vec<Hand>> = BTreeMap::new();
+    for hand in hands {
+        all.entry(hand.worker.node).or_default().push(*hand);
+    }
+    for workers in all.values_mut() {
+        workers.sort_by_key(|hand| (Reverse(hand.memory_bytes), hand.worker));
+    }
+    all
 }
 
 /// The plan of one job.

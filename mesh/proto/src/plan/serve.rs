@@ -1,9 +1,9 @@
-//! Serving: a pipeline of stages, each kept on an agent until it is released.
+//! Serving: a pipeline of stages, each kept on a worker until it is released.
 
 use std::collections::BTreeSet;
 
 use super::{Next, Slot, Task};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, WorkerId};
 use crate::job::{ServeSpec, Shard};
 use crate::links::Links;
 use crate::message::{JobStatus, Phase, StageAt, bounded_reason, cover};
@@ -56,20 +56,20 @@ impl ServePlan {
         }
         let task = |(index, seat): (u16, &Seat)| {
             let shard = Shard::Stage { spec: self.spec.clone(), start: seat.start, end: seat.end, index, of };
-            Task::pinned(Slot::Stage(index), shard, seat.node)
+            Task::pinned(Slot::Stage(index), shard, seat.worker)
         };
         (0..of).zip(&self.seats).map(task).collect()
     }
 
-    /// The agent that is to take a stage: the one for whom it was planned, or the best of those that are left.
-    pub fn seat(&mut self, task: &Task, hands: &[Hand], links: &Links) -> Option<NodeId> {
+    /// The worker that is to take a stage: the one for whom it was planned, or the best of those that are left.
+    pub fn seat(&mut self, task: &Task, hands: &[Hand], links: &Links) -> Option<WorkerId> {
         let Slot::Stage(index) = task.slot else { return None };
         let index = usize::from(index);
-        let planned = task.pinned.filter(|pinned| hands.iter().any(|hand| hand.node == *pinned));
-        let node = planned
+        let planned = task.pinned.filter(|pinned| hands.iter().any(|hand| hand.worker == *pinned));
+        let worker = planned
             .or_else(|| substitute(&self.spec, self.owner, &self.seats, index, hands, &task.avoid, links))?;
-        self.seats.get_mut(index)?.node = node;
-        Some(node)
+        self.seats.get_mut(index)?.worker = worker;
+        Some(worker)
     }
 
     /// A stage found no seat. Whether all would find one if the others were given up: `hands` are without
@@ -114,7 +114,7 @@ impl ServePlan {
         let mut hands = hands.to_vec();
         let mut seats: Vec<Seat> = before
             .iter()
-            .map(|stage| Seat { node: stage.node, start: stage.start, end: stage.end })
+            .map(|stage| Seat { worker: stage.worker_id(), start: stage.start, end: stage.end })
             .collect();
         let mut lost = Vec::new();
         for (index, seat) in seats.iter().enumerate() {
@@ -126,17 +126,17 @@ impl ServePlan {
             return None;
         }
         for index in lost {
-            seats[index].node =
+            seats[index].worker =
                 substitute(&self.spec, self.owner, &seats, index, &hands, &BTreeSet::new(), links)?;
             self.takes(&seats[index], &mut hands);
         }
         Some(seats)
     }
 
-    /// Whether the agent of `seat` is here and has the memory, which is then taken from it.
+    /// Whether the worker of `seat` is here and has the memory, which is then taken from it.
     fn takes(&self, seat: &Seat, hands: &mut [Hand]) -> bool {
         let bytes = self.spec.memory_bytes(seat.start, seat.end);
-        let hand = hands.iter_mut().find(|hand| hand.node == seat.node && hand.memory_bytes >= bytes);
+        let hand = hands.iter_mut().find(|hand| hand.worker == seat.worker && hand.memory_bytes >= bytes);
         hand.map(|hand| hand.memory_bytes -= bytes).is_some()
     }
 

@@ -1,6 +1,6 @@
 //! Training by DiLoCo: the first weights, then rounds of slices and outer steps.
 //!
-//! A slice is trained by one agent, or by a group that holds the model together. Where no agent alone can hold it, groups
+//! A slice is trained by one worker, or by a group that holds the model together. Where no worker alone can hold it, groups
 //! also measure the loss after every outer step.
 
 use std::collections::BTreeMap;
@@ -8,14 +8,14 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::checks::{Checks, Made};
-use super::{Next, Outcome, Slot, Task};
+use super::{Next, Outcome, Slot, Task, ablest};
 use crate::group::{Team, may_be_split, teams};
-use crate::ids::{Digest, Millis, NodeId};
+use crate::ids::{Digest, Millis, NodeId, WorkerId};
 use crate::job::{Part, Shard, TrainSpec};
 use crate::limits::{ATTEMPTS_MAX, PACE_NOISE, REFUSED_MAX};
 use crate::links::Links;
 use crate::message::{JobStatus, Trained, bounded_reason};
-use crate::placement::Hand;
+use crate::placement::{Hand, crowd};
 
 /// Init, then rounds of train and merge.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct TrainPlan {
     /// Who made which pseudo-gradient of this round, from which sequences.
     makers: BTreeMap<Digest, (NodeId, Range<u64>)>,
     /// Microseconds of an inner step, fetching included, averaged over each team's last slices, by its leader.
-    pace: BTreeMap<NodeId, u64>,
+    pace: BTreeMap<WorkerId, u64>,
     /// Which pseudo-gradient was refused, by whom.
     accused: BTreeMap<Digest, BTreeSet<NodeId>>,
     checks: Checks,
@@ -52,7 +52,8 @@ enum TrainStep {
         deltas: BTreeMap<(u16, u16), Digest>,
     },
     Merging {
-        out: BTreeSet<NodeId>,
+        /// Agents that are not done, and which of their workers could do it if the one at it fails.
+        out: BTreeMap<NodeId, Vec<WorkerId>>,
         results: BTreeMap<NodeId, Digest>,
         failure: Option<String>,
         /// Pseudo-gradients that somebody could not get, and who.
@@ -103,12 +104,12 @@ impl TrainPlan {
         }
     }
 
-    /// The tasks of the next step, over the agents at hand (at least one); none, and a note, if neither one of them nor
+    /// The tasks of the next step, over the workers at hand (at least one); none, and a note, if neither one of them nor
     /// a group has the memory. Whoever gave a pseudo-gradient that most of the others refused gets none, unless nobody
     /// else is there.
     pub fn tasks(&mut self, now: Millis, hands: &[Hand], links: &Links, status: &mut JobStatus) -> Vec<Task> {
         let trusted: Vec<Hand> =
-            hands.iter().filter(|hand| !status.refused.contains(&hand.node)).copied().collect();
+            hands.iter().filter(|hand| !status.refused.contains(&hand.worker.node)).copied().collect();
         let trusted = if trusted.is_empty() { hands } else { &trusted };
         let mut formed =
             [trusted, hands].into_iter().map(|hands| teams(&self.spec, self.owner, hands, links));
@@ -118,10 +119,11 @@ impl TrainPlan {
         };
         status.note = None;
         let mut tasks = if self.is_finished() { Vec::new() } else { self.tasks_for(now, &teams, trusted) };
-        let able = trusted.iter().filter(|hand| self.can_judge(hand)).map(|hand| hand.node).collect();
+        let able = ablest(trusted).into_values().filter_map(|workers| workers.first().copied());
+        let able = able.filter(|hand| self.can_judge(hand)).map(|hand| hand.worker).collect();
         tasks.extend(self.checks.tasks(&self.spec, able));
         for task in &mut tasks {
-            task.avoid.extend(&status.refused);
+            task.avoid_nodes.extend(&status.refused);
         }
         tasks
     }
@@ -136,10 +138,10 @@ impl TrainPlan {
         let group = if !may_be_split(spec) && spec.tied() {
             ", and a model whose head is its embedding cannot be split among them".to_owned()
         } else {
-            format!(", and all {} together have too little with {} MB", hands.len(), megabytes(all))
+            format!(", and {} together have too little with {} MB", crowd(hands), megabytes(all))
         };
         bounded_reason(&format!(
-            "training needs {} MB on one agent: {} MB for weights, gradients and moments, {} MB for one sequence of {} tokens; the largest offer has {} MB{group}\nhint: a shorter context, an adapter (method = \"lora\") or a smaller model needs less",
+            "training needs {} MB on one device: {} MB for weights, gradients and moments, {} MB for one sequence of {} tokens; the largest offer has {} MB{group}\nhint: a shorter context, an adapter (method = \"lora\") or a smaller model needs less",
             megabytes(spec.memory_bytes()),
             megabytes(weights),
             megabytes(spec.memory_bytes().saturating_sub(weights)),
@@ -196,7 +198,7 @@ impl TrainPlan {
             return Vec::new();
         };
         let shard = Shard::Init { spec: self.spec.clone(), judge: able.is_some() };
-        vec![Task::pinned(Slot::Init, shard, hand.node)]
+        vec![Task::pinned(Slot::Init, shard, hand.worker)]
     }
 
     /// Gives each team a slice; together they are the next sequences of the job's order, none left out.
@@ -226,11 +228,11 @@ impl TrainPlan {
             let alone = members.len() == 1;
             slice.stages = u16::try_from(members.len()).unwrap_or(u16::MAX);
             let Slice { first, steps, .. } = *slice;
-            for (stage, (node, group)) in (0..).zip(members) {
+            for (stage, (worker, group)) in (0..).zip(members) {
                 let (spec, round, index) = (self.spec.clone(), self.round, *index);
                 let group = (!alone).then_some(group);
                 let shard = Shard::Train { state, spec, round, index, of, first, steps, group };
-                tasks.push(Task::pinned(Slot::Train { slice: index, stage }, shard, node));
+                tasks.push(Task::pinned(Slot::Train { slice: index, stage }, shard, worker));
             }
         }
         tasks
@@ -259,8 +261,15 @@ impl TrainPlan {
 
     fn merge_tasks(&mut self, state: Digest, deltas: Vec<Vec<Digest>>, hands: &[Hand]) -> Vec<Task> {
         let TrainStep::Training { samples, .. } = self.step else { return Vec::new() };
+        let agents = ablest(hands);
+        // Who takes it over must be able to judge too, and the ablest of them comes first.
+        let others = |workers: &[Hand]| {
+            let judges = workers.first().is_some_and(|first| self.can_judge(first));
+            let alike = workers.iter().skip(1).rev().filter(|hand| self.can_judge(hand) == judges);
+            alike.map(|hand| hand.worker).collect()
+        };
         self.step = TrainStep::Merging {
-            out: hands.iter().map(|hand| hand.node).collect(),
+            out: agents.iter().map(|(node, workers)| (*node, others(workers))).collect(),
             results: BTreeMap::new(),
             failure: None,
             withheld: BTreeMap::new(),
@@ -268,10 +277,12 @@ impl TrainPlan {
             judged: Vec::new(),
         };
         let due = self.is_judged(self.round);
-        let judges = hands.iter().filter(|hand| due && self.can_judge(hand));
-        let judges: Vec<NodeId> = judges.map(|hand| hand.node).collect();
-        let part = |node| {
-            let index = judges.iter().position(|judge| *judge == node)?;
+        let mergers: Vec<Hand> =
+            agents.into_values().filter_map(|workers| workers.first().copied()).collect();
+        let judges = mergers.iter().filter(|hand| due && self.can_judge(hand));
+        let judges: Vec<WorkerId> = judges.map(|hand| hand.worker).collect();
+        let part = |worker| {
+            let index = judges.iter().position(|judge| *judge == worker)?;
             Some(Part { index: u16::try_from(index).ok()?, of: u16::try_from(judges.len()).ok()? })
         };
         let task = |hand: &Hand| {
@@ -280,11 +291,11 @@ impl TrainPlan {
                 deltas: deltas.clone(),
                 spec: self.spec.clone(),
                 round: self.round,
-                part: part(hand.node),
+                part: part(hand.worker),
             };
-            Task::pinned(Slot::Merge(hand.node), shard, hand.node)
+            Task::pinned(Slot::Merge(hand.worker.node), shard, hand.worker)
         };
-        hands.iter().map(task).collect()
+        mergers.iter().map(task).collect()
     }
 
     /// The loss of `state`, each team measuring a part of it.
@@ -292,10 +303,10 @@ impl TrainPlan {
         let of = u16::try_from(teams.len()).unwrap_or(u16::MAX);
         let mut tasks = Vec::new();
         for (index, team) in (0..of).zip(teams) {
-            for (stage, (node, group)) in (0..).zip(team.members(number(now, index))) {
+            for (stage, (worker, group)) in (0..).zip(team.members(number(now, index))) {
                 let (spec, part) = (self.spec.clone(), Part { index, of });
                 let shard = Shard::Judge { state, spec, round: self.round, part, group };
-                tasks.push(Task::pinned(Slot::Judge { group: index, stage }, shard, node));
+                tasks.push(Task::pinned(Slot::Judge { group: index, stage }, shard, worker));
             }
         }
         let place = |task: &Task| {
@@ -306,11 +317,11 @@ impl TrainPlan {
         tasks
     }
 
-    /// A shard was finished by `agent`.
+    /// A shard was finished by `worker`.
     pub fn completed(
         &mut self,
         slot: Slot,
-        agent: NodeId,
+        worker: WorkerId,
         outcome: Outcome<'_>,
         status: &mut JobStatus,
     ) -> Next {
@@ -331,17 +342,17 @@ impl TrainPlan {
                 };
                 deltas.insert((slice, stage), output);
                 let sequences = u64::from(steps).saturating_mul(u64::from(self.spec.batch));
-                self.makers.insert(output, (agent, first..first.saturating_add(sequences)));
+                self.makers.insert(output, (worker.node, first..first.saturating_add(sequences)));
                 if let (1, Some(state), Some(began)) = (stages, self.state, more.first().copied()) {
                     let round = self.round;
-                    let made = Made { maker: agent, state, round, first, steps, began, delta: output };
+                    let made = Made { maker: worker, state, round, first, steps, began, delta: output };
                     self.checks.consider(made, self.spec.check_millionths, draw);
                 }
-                if stage == 0 && !self.checks.disturbs(agent) {
+                if stage == 0 && !self.checks.disturbs(worker) {
                     // Other work on the machine makes single slices slow or quick.
                     let pace = took_ms.saturating_mul(1_000) / u64::from(steps.max(1));
-                    let before = self.pace.get(&agent).copied().unwrap_or(pace);
-                    self.pace.insert(agent, before.saturating_mul(3).saturating_add(pace) / 4);
+                    let before = self.pace.get(&worker).copied().unwrap_or(pace);
+                    self.pace.insert(worker, before.saturating_mul(3).saturating_add(pace) / 4);
                 }
                 if stage + 1 == stages {
                     status.tokens = status.tokens.saturating_add(tokens);
@@ -352,9 +363,9 @@ impl TrainPlan {
             }
             (TrainStep::Merging { out, results, judged, .. }, Slot::Merge(node)) => {
                 out.remove(&node);
-                results.insert(agent, output);
+                results.insert(worker.node, output);
                 for delta in more.iter().filter(|delta| self.makers.contains_key(delta)) {
-                    self.accused.entry(*delta).or_default().insert(agent);
+                    self.accused.entry(*delta).or_default().insert(worker.node);
                 }
                 if let Some(loss) = measure {
                     judged.push((output, loss, tokens));
@@ -373,7 +384,7 @@ impl TrainPlan {
                 self.after_check(task)
             }
             (_, Slot::Check(number)) => {
-                let task = self.checks.checked(number, agent, measure, &self.spec, status);
+                let task = self.checks.checked(number, worker.node, measure, &self.spec, status);
                 self.after_check(task)
             }
             _ => Next::Wait,
@@ -391,12 +402,17 @@ impl TrainPlan {
     /// An agent is gone, and whatever it made with it: nobody is to blame for that.
     pub fn vanished(&mut self, node: NodeId) {
         self.makers.retain(|_, (maker, _)| *maker != node);
+        if let TrainStep::Merging { out, .. } = &mut self.step {
+            out.entry(node).and_modify(Vec::clear);
+        }
     }
 
     /// Who had this shard says that nobody gave it one of its inputs.
     pub fn missed(&mut self, slot: Slot, input: Digest, status: &mut JobStatus) {
         match (&mut self.step, slot) {
-            (TrainStep::Merging { withheld, .. }, Slot::Merge(node)) => {
+            (TrainStep::Merging { withheld, out, .. }, Slot::Merge(node)) => {
+                // Its other workers would have it from the same store.
+                out.entry(node).and_modify(Vec::clear);
                 withheld.entry(input).or_default().insert(node);
             }
             (_, Slot::Check(number)) => self.checks.missed(number, input, status),
@@ -408,6 +424,9 @@ impl TrainPlan {
     pub fn lost(&mut self, slot: Slot, reason: Option<&str>, status: &mut JobStatus) -> Next {
         match (&mut self.step, slot) {
             (TrainStep::Merging { out, failure, .. }, Slot::Merge(node)) => {
+                if let Some(next) = out.get_mut(&node).and_then(Vec::pop) {
+                    return Next::On(next);
+                }
                 out.remove(&node);
                 if let Some(reason) = reason {
                     *failure = Some(reason.to_owned());
