@@ -277,7 +277,6 @@ pub(crate) mod samples {
             receipt: receipt.digest(),
             lease: receipt.unverified().lease.unverified().id(),
             agent: id_of(&agent()),
-            worker: 0,
             units: Units(70),
             accepted_at: Millis(2_000),
         }

@@ -220,11 +220,11 @@ mod tests {
         );
         assert_eq!(
             hex::encode(log.root()),
-            "e6d69b10f3ad68b52b881c187460458b3861f426a4f2988e55d806a10bf4ffa3"
+            "259c5c4c47b601bb935fdf5d8bbe2c7ea1b37f74aa12a9b0b56c59aa7c4b5b9f"
         );
         // The file, recomputed by Python's zlib and hashlib from tests/golden/entries.hex, as its SHA-256.
         let file = sha2::Sha256::digest(&file);
-        assert_eq!(hex::encode(file), "5551bd121734403d6d3943d420ea975726e83eb0ef85b48054b8094d49aabb5e");
+        assert_eq!(hex::encode(file), "23721ace8bb7cfbd28fd0121d70fa07abe63ddf9271250683b8f03a4b7f7274d");
     }
 
     #[test]

@@ -499,6 +499,10 @@ impl Office {
                     Plan::Serve(plan) => plan.seat(&task, &room.free(job.requires), &self.links),
                 };
                 let Some(worker) = worker else {
+                    if task.slot.is_bound() {
+                        broken.push((*id, task));
+                        continue;
+                    }
                     // All hands are full: it waits for a lease to end, or a stage for memory.
                     unseated.push(*id);
                     job.pending.push_front(task);
@@ -518,7 +522,11 @@ impl Office {
         for (id, task) in broken {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
             if let Plan::Train(plan) = &mut job.plan {
-                let next = plan.lost(task.slot, None, &mut job.status);
+                let mut next = plan.lost(task.slot, None, &mut job.status);
+                // The agent is not here, or full, with all its workers.
+                while let Next::On(_) = next {
+                    next = plan.lost(task.slot, None, &mut job.status);
+                }
                 self.follow(id, task, next, None, letters);
             }
         }

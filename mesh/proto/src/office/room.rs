@@ -79,8 +79,10 @@ impl Room {
     pub(super) fn least_loaded(&self, task: &Task, requires: Requires) -> Option<WorkerId> {
         let pinned = task.pinned.filter(|pinned| self.is_free(*pinned));
         pinned.or_else(|| {
-            let free = self.able(requires).filter(|space| space.is_free());
             let apart = |worker: WorkerId| task.pinned.is_some_and(|pinned| pinned.node != worker.node);
+            let bound = task.slot.is_bound();
+            let may = |space: &&Space| space.is_free() && !(bound && apart(space.hand.worker));
+            let free = self.able(requires).filter(may);
             let order = |space: &&Space| {
                 let worker = space.hand.worker;
                 (task.avoids(worker), apart(worker), space.leases, worker)

@@ -52,7 +52,7 @@ pub struct Task {
     pub slot: Slot,
     /// The shard.
     pub shard: Shard,
-    /// Who is to take it; failing that another worker of the same agent, failing that anybody.
+    /// Who is to take it; failing that another worker of the same agent, failing that anybody, unless it is bound.
     pub pinned: Option<WorkerId>,
     /// Workers on which it failed already.
     pub avoid: BTreeSet<WorkerId>,
@@ -66,6 +66,11 @@ impl Slot {
     /// Whether the job goes on meanwhile.
     pub fn is_aside(self) -> bool {
         matches!(self, Self::Show(_) | Self::Check(_))
+    }
+
+    /// Whether only the agent for which it is meant can do it: what another would do in its place is of no use.
+    pub fn is_bound(self) -> bool {
+        matches!(self, Self::Merge(_) | Self::Show(_))
     }
 
     /// Whether both belong to the same group, which is whole or of no use.

@@ -90,7 +90,10 @@ fn a_slice_is_trained_again_by_another_from_what_its_agent_began_with() {
     };
     let of = |last| Digest::of(&[1, 1, last]);
     assert_eq!((state, began, delta), (Digest::of(b"state 0"), of(1), of(0)));
-    assert!(check.pinned.is_some_and(|checker| checker != maker) && check.avoid.contains(&maker));
+    assert!(
+        check.pinned.is_some_and(|checker| checker.node != maker.node)
+            && check.avoid_nodes.contains(&maker.node)
+    );
     assert_eq!(run.tells(&check, CHECK_DISTANCE_MAX), Next::Wait);
     assert_eq!((run.status.confirmed, run.status.rejected, run.status.refused.len()), (1, 0, 0));
 }
@@ -109,7 +112,10 @@ fn two_must_find_another_result_where_there_is_a_third() {
     let first = run.shows(&shows[1]);
     let Next::Also(second) = run.tells(&first, 500_000) else { panic!("no second opinion") };
     run.tells(&second, 500_000);
-    assert_eq!((run.status.rejected, run.status.refused.as_slice()), (1, &[shows[1].pinned.unwrap()][..]));
+    assert_eq!(
+        (run.status.rejected, run.status.refused.as_slice()),
+        (1, &[shows[1].pinned.unwrap().node][..])
+    );
 }
 
 #[test]
@@ -128,7 +134,10 @@ fn who_shows_another_beginning_or_none_at_all_is_found_out() {
     let mut run = Run::new(3, 1_000_000, 5);
     let (_, shows) = run.round();
     run.completes(&shows[0], b"something else", &[], None);
-    assert_eq!((run.status.rejected, run.status.refused.as_slice()), (1, &[shows[0].pinned.unwrap()][..]));
+    assert_eq!(
+        (run.status.rejected, run.status.refused.as_slice()),
+        (1, &[shows[0].pinned.unwrap().node][..])
+    );
 
     let mut run = Run::new(3, 1_000_000, 5);
     let (merges, shows) = run.round();
@@ -143,7 +152,7 @@ fn who_shows_another_beginning_or_none_at_all_is_found_out() {
     let (_, shows) = run.round();
     run.plan.lost(shows[0].slot, Some("started anew"), &mut run.status);
     run.plan.lost(shows[1].slot, None, &mut run.status);
-    assert_eq!(run.status.refused, [shows[0].pinned.unwrap()]);
+    assert_eq!(run.status.refused, [shows[0].pinned.unwrap().node]);
 }
 
 #[test]

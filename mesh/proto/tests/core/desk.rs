@@ -40,7 +40,7 @@ impl Desk {
 
     pub(crate) fn pass(&mut self, ms: u64) {
         self.now += ms;
-        let members: Vec<NodeId> = self.hands.iter().map(|hand| hand.node).collect();
+        let members: Vec<NodeId> = self.hands.iter().map(|hand| hand.worker.node).collect();
         self.office.tick(Millis(self.now), &members, &self.hands, &mut self.letters);
     }
 

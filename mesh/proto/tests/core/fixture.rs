@@ -4,10 +4,10 @@
 
 use ed25519_dalek::SigningKey;
 use skein_proto::genesis::Genesis;
-use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term};
+use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NetworkId, NodeId, Term, WorkerId};
 use skein_proto::job::{JobSpec, Method, ModelSize, Requires, ServeSpec, Shard, TrainSize, TrainSpec, Work};
 use skein_proto::lease::{Acceptance, End, Fence, Lease, Receipt};
-use skein_proto::offer::Offer;
+use skein_proto::offer::{Offer, WorkerOffer};
 use skein_proto::placement::Hand;
 use skein_proto::signed::Signed;
 
@@ -46,6 +46,14 @@ pub(crate) fn network() -> NetworkId {
 
 pub(crate) fn offer() -> Offer {
     Offer {
+        workers: vec![worker_offer()],
+        addresses: vec!["192.0.2.7:4433".into(), "[2001:db8::7]:4433".into()],
+        issued_at: Millis(1_700_000_001_000),
+    }
+}
+
+pub(crate) fn worker_offer() -> WorkerOffer {
+    WorkerOffer {
         device: "AMD Radeon RX 580".into(),
         backend: "vulkan".into(),
         matrix_mflops: 5_200_000,
@@ -53,8 +61,6 @@ pub(crate) fn offer() -> Offer {
         transfer_mbps: 12_000,
         memory_bytes: 8 << 30,
         open: true,
-        addresses: vec!["192.0.2.7:4433".into(), "[2001:db8::7]:4433".into()],
-        issued_at: Millis(1_700_000_001_000),
     }
 }
 
@@ -125,9 +131,20 @@ pub(crate) fn shard() -> Shard {
     }
 }
 
-/// A gigabyte and a middling speed.
+/// The first worker of an agent.
+pub(crate) fn first(node: NodeId) -> WorkerId {
+    WorkerId { node, index: 0 }
+}
+
+/// It, with a gigabyte and a middling speed.
 pub(crate) fn hand(node: NodeId) -> Hand {
-    Hand { node, matrix_mflops: 100_000, memory_mbps: 10_000, memory_bytes: 1 << 30, gpu: false }
+    Hand {
+        worker: first(node),
+        matrix_mflops: 100_000,
+        memory_mbps: 10_000,
+        memory_bytes: 1 << 30,
+        gpu: false,
+    }
 }
 
 /// Granted by agent 1 to agent 2.
@@ -136,6 +153,7 @@ pub(crate) fn lease() -> Lease {
         job: JobId(Signed::new(job(), &network(), &key(3)).digest().0),
         shard: shard(),
         agent: id(2),
+        worker: 0,
         fence: Fence { term: Term(5), sequence: 1_700_000_002_000 },
         granted_at: Millis(1_700_000_002_000),
         ttl_ms: 15_000,

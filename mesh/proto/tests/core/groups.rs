@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use skein_proto::group::Group;
-use skein_proto::ids::{Digest, Millis, NodeId};
+use skein_proto::ids::{Digest, Millis, NodeId, WorkerId};
 use skein_proto::job::{Method, Part, Shard, TrainSpec};
 use skein_proto::limits::ATTEMPTS_MAX;
 use skein_proto::links::Links;
@@ -93,14 +93,14 @@ fn who_cannot_hold_the_model_trains_it_with_others_beside_those_who_can() {
     let hands = hands(&[some, much, some, some, some, some]);
     let mut run = Run::new(spec.clone());
     let init = run.tasks(&hands);
-    assert_eq!(init[0].pinned, Some(hands[1].node), "who can judge begins");
+    assert_eq!(init[0].pinned, Some(hands[1].worker), "who can judge begins");
     run.completes(&init[0], b"state 0", Some(1));
     let tasks = run.tasks(&hands);
     let slots: Vec<Slot> = tasks.iter().map(|task| task.slot).collect();
     let slot = |slice, stage| Slot::Train { slice, stage };
     assert_eq!(slots, [slot(0, 0), slot(1, 0), slot(1, 1), slot(2, 0), slot(2, 1)]);
-    let nodes: BTreeSet<NodeId> = tasks.iter().filter_map(|task| task.pinned).collect();
-    assert_eq!((nodes.len(), tasks[0].pinned), (5, Some(hands[1].node)), "one is left over");
+    let workers: BTreeSet<WorkerId> = tasks.iter().filter_map(|task| task.pinned).collect();
+    assert_eq!((workers.len(), tasks[0].pinned), (5, Some(hands[1].worker)), "one is left over");
     assert_eq!(tasks[0].shard.group(), None);
     for pair in tasks[1..].chunks(2) {
         let [first, last] = pair else { panic!("two each") };
@@ -108,7 +108,7 @@ fn who_cannot_hold_the_model_trains_it_with_others_beside_those_who_can() {
         assert_eq!((groups[0].number, &groups[0].members), (groups[1].number, &groups[1].members));
         for (task, group) in pair.iter().zip(groups) {
             task.shard.validate().unwrap();
-            assert_eq!(task.pinned, Some(group.members[usize::from(group.stage)].node));
+            assert_eq!(task.pinned, Some(group.members[usize::from(group.stage)].worker_id()));
             let needed = spec.stage_bytes(&group.layers(), group.in_flight());
             assert!(needed <= some, "{needed} of {some}");
         }
@@ -168,7 +168,7 @@ fn a_group_that_loses_a_member_is_given_up_and_another_takes_its_slice() {
     assert_eq!(run.completes(&tasks[2], b"second, first half", Some(7)), Next::Wait);
     assert_eq!(run.completes(&tasks[3], b"second, other half", Some(7)), Next::Wait, "one slice is open");
     // Two of three are left: they take the slice that is open, from the start.
-    let left: Vec<Hand> = all.iter().filter(|hand| Some(hand.node) != tasks[1].pinned).copied().collect();
+    let left: Vec<Hand> = all.iter().filter(|hand| Some(hand.worker) != tasks[1].pinned).copied().collect();
     let again = run.tasks(&left);
     assert_eq!(again.len(), 2);
     assert!(groups(&again).iter().all(|group| group.number != before), "no old message reaches it");

@@ -102,7 +102,7 @@ fn messages() -> Vec<Message> {
     let job = Signed::new(fixture::job(), &network, &fixture::key(1));
     let lease_id = fixture::lease().id();
     let serving = Signed::new(fixture::serve_job(2), &network, &fixture::key(1));
-    let stage = StageAt { node: fixture::id(2), lease: lease_id, start: 0, end: 2 };
+    let stage = StageAt { node: fixture::id(2), worker: 0, lease: lease_id, start: 0, end: 2 };
     vec![
         Message::Offers(vec![Signed::new(fixture::offer(), &network, &fixture::key(1)).into_envelope()]),
         Message::Beat { reign: Some(reign) },
@@ -237,7 +237,7 @@ fn nonsense_shards_are_declined_and_the_coordinator_is_told() {
         round: 0,
         part: Some(Part { index, of }),
     };
-    let member = |number, start, end| Member { node: fixture::id(number), start, end };
+    let member = |number, start, end| Member { node: fixture::id(number), worker: 0, start, end };
     let grouped = |members: &[Member], stage, sequences| {
         let group = Group { number: 1, members: members.to_vec(), stage, sequences };
         Shard::Judge { state, spec: good(), round: 0, part: Part { index: 0, of: 1 }, group }
@@ -385,7 +385,7 @@ fn job_statuses_are_bounded_and_only_the_coordinators_count() {
         let spec = skein_proto::job::JobSpec { nonce: number, ..fixture::serve_job(4) };
         JobStatus::new(&Signed::new(spec, &network, &fixture::key(3)))
     };
-    let stage = |start, end| StageAt { node: fixture::id(1), lease: LeaseId([0; 32]), start, end };
+    let stage = |start, end| StageAt { node: fixture::id(1), worker: 0, lease: LeaseId([0; 32]), start, end };
     let mut node = node_under(1);
     hear(&mut node, 2, &Message::Job(status(0)));
     assert!(node.jobs().is_empty());

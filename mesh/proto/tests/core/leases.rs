@@ -34,7 +34,7 @@ fn stage() -> Shard {
 }
 
 fn take(holdings: &mut Holdings, sequence: u64, shard: Shard) -> LeaseId {
-    holdings.take(Millis(0), fixture::id(2), reign(5, 1), lease(sequence, shard)).unwrap()
+    holdings.take(Millis(0), fixture::id(2), 1, reign(5, 1), lease(sequence, shard)).unwrap()
 }
 
 fn executed(tokens: u64) -> Executed {
@@ -84,7 +84,8 @@ fn a_stage_is_paid_by_token_when_released_and_not_when_it_expired() {
 #[test]
 fn leases_of_others_and_of_other_terms_are_not_taken() {
     let mut holdings = Holdings::default();
-    let mut take = |me, office| holdings.take(Millis(0), fixture::id(me), office, lease(1, fixture::shard()));
+    let mut take =
+        |me, office| holdings.take(Millis(0), fixture::id(me), 1, office, lease(1, fixture::shard()));
     assert_eq!(take(3, reign(5, 1)), Err(NotTaken::NotMine));
     assert_eq!(take(2, reign(6, 1)), Err(NotTaken::Fenced));
     assert_eq!(take(2, reign(4, 1)), Err(NotTaken::Fenced));
@@ -147,7 +148,7 @@ fn a_vanished_agents_shard_is_granted_again_and_its_late_receipt_refused() {
     desk.pass(0);
     let first = desk.granted().pop().unwrap();
     desk.office.vanished(agent(&first), &mut desk.letters);
-    desk.hands.retain(|hand| hand.node != agent(&first));
+    desk.hands.retain(|hand| hand.worker.node != agent(&first));
     desk.pass(500);
     let second = desk.granted().pop().unwrap();
     assert_ne!(agent(&first), agent(&second));

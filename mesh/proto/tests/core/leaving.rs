@@ -127,7 +127,9 @@ fn every_coordinator_is_told_of_links_before_it_is_given_orders() {
 /// What the last offer that was sent to a peer says of the doors.
 fn told_open(out: &[Output]) -> Option<bool> {
     out.iter().rev().find_map(|output| match output {
-        Output::Send(_, Message::Offers(offers)) => offers.last().map(|offer| offer.unverified().open),
+        Output::Send(_, Message::Offers(offers)) => {
+            offers.last().map(|offer| offer.unverified().workers[0].open)
+        }
         _ => None,
     })
 }
@@ -142,7 +144,7 @@ fn an_owner_who_needs_his_machine_gets_it_and_the_work_comes_back_when_he_is_don
     let mut out = Vec::new();
     node.handle(Millis(now), Input::Up(fixture::id(7)), &mut out);
     out.clear();
-    node.handle(Millis(now), Input::Allow(Allowance::Nothing), &mut out);
+    node.handle(Millis(now), Input::Allow { worker: 0, allowance: Allowance::Nothing }, &mut out);
     assert!(stops(&out, lease));
     assert_eq!(told_open(&out), Some(false), "the others are told before anything else");
     assert!(matches!(out[0], Output::Send(_, Message::Offers(_))));
@@ -156,7 +158,7 @@ fn an_owner_who_needs_his_machine_gets_it_and_the_work_comes_back_when_he_is_don
     node.handle(Millis(now + 5 * BEAT_MS), Input::Up(fixture::id(7)), &mut out);
     assert_eq!(told_open(&out), Some(false));
     out.clear();
-    node.handle(Millis(now + 5 * BEAT_MS), Input::Allow(Allowance::Work), &mut out);
+    node.handle(Millis(now + 5 * BEAT_MS), Input::Allow { worker: 0, allowance: Allowance::Work }, &mut out);
     assert_eq!(told_open(&out), Some(true));
     assert!(out.iter().any(|output| matches!(output, Output::Execute(_))), "at once: {out:?}");
 }
@@ -165,7 +167,7 @@ fn an_owner_who_needs_his_machine_gets_it_and_the_work_comes_back_when_he_is_don
 fn to_finish_ends_stages_and_nothing_else() {
     let (mut node, now, lease) = serving();
     let mut out = Vec::new();
-    node.handle(Millis(now), Input::Allow(Allowance::Finish), &mut out);
+    node.handle(Millis(now), Input::Allow { worker: 0, allowance: Allowance::Finish }, &mut out);
     assert!(stops(&out, lease), "a stage would never end by itself");
 
     let mut node = Node::new(fixture::key(1), &fixture::genesis(), true);
@@ -186,9 +188,9 @@ fn to_finish_ends_stages_and_nothing_else() {
         assert!(now < START + 20 * BEAT_MS, "the lone agent never got a shard");
     };
     out.clear();
-    node.handle(Millis(now), Input::Allow(Allowance::Finish), &mut out);
+    node.handle(Millis(now), Input::Allow { worker: 0, allowance: Allowance::Finish }, &mut out);
     assert!(!stops(&out, lease), "what will end by itself goes on");
-    node.handle(Millis(now), Input::Allow(Allowance::Nothing), &mut out);
+    node.handle(Millis(now), Input::Allow { worker: 0, allowance: Allowance::Nothing }, &mut out);
     assert!(stops(&out, lease));
 }
 
@@ -202,7 +204,7 @@ fn an_owner_may_need_his_machine_any_number_of_times() {
     let mut now = START;
     for _ in 0..3 * ATTEMPTS_MAX {
         out.clear();
-        node.handle(Millis(now), Input::Allow(Allowance::Work), &mut out);
+        node.handle(Millis(now), Input::Allow { worker: 0, allowance: Allowance::Work }, &mut out);
         let lease = loop {
             now += BEAT_MS;
             node.handle(Millis(now), Input::Tick, &mut out);
@@ -214,7 +216,7 @@ fn an_owner_may_need_his_machine_any_number_of_times() {
             }
             assert!(now < START + 1_000 * BEAT_MS, "no shard any more: {:?}", node.jobs());
         };
-        node.handle(Millis(now), Input::Allow(Allowance::Nothing), &mut out);
+        node.handle(Millis(now), Input::Allow { worker: 0, allowance: Allowance::Nothing }, &mut out);
         node.handle(Millis(now), Input::Finished(lease, Err("stopped".into())), &mut out);
     }
     let failed = node.jobs().values().any(|job| job.phase.is_final());

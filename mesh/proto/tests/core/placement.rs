@@ -5,9 +5,9 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use skein_proto::ids::NodeId;
+use skein_proto::ids::{NodeId, WorkerId};
 use skein_proto::job::{ModelSize, ServeSpec};
-use skein_proto::limits::{EXACT_AGENTS_MAX, LAYER_OVERHEAD_NS};
+use skein_proto::limits::{EXACT_WORKERS_MAX, LAYER_OVERHEAD_NS};
 use skein_proto::links::Links;
 use skein_proto::placement::{Hand, Seat, place, substitute};
 
@@ -19,7 +19,7 @@ fn node(number: usize) -> NodeId {
     NodeId([u8::try_from(number).unwrap(); 32])
 }
 
-/// Some agents, a model and the links between all of them.
+/// Some workers, a model and the links between all of them.
 #[derive(Clone, Debug)]
 struct Case {
     spec: ServeSpec,
@@ -42,7 +42,7 @@ impl Case {
     /// A token's time in one stage.
     fn stage_ns(&self, seat: &Seat) -> u64 {
         let size = &self.spec.size;
-        let hand = self.hands.iter().find(|hand| hand.node == seat.node).unwrap();
+        let hand = self.hands.iter().find(|hand| hand.worker == seat.worker).unwrap();
         let part = |bytes: u64, weights: u64| {
             (bytes * 1_000 / hand.memory_mbps).max(weights * 2_000 / hand.matrix_mflops)
         };
@@ -55,18 +55,18 @@ impl Case {
     fn cost(&self, seats: &[Seat]) -> u64 {
         let links = self.links();
         let stages: Vec<u64> = seats.iter().map(|seat| self.stage_ns(seat)).collect();
-        let agents = seats.iter().map(|seat| seat.node);
+        let agents = seats.iter().map(|seat| seat.worker.node);
         let ring: Vec<NodeId> = [OWNER].into_iter().chain(agents).chain([OWNER]).collect();
         let ways: u64 = ring.windows(2).map(|pair| links.between_ns(pair[0], pair[1])).sum();
         stages.iter().sum::<u64>() + stages.iter().max().unwrap() + ways
     }
 
     fn fits(&self, seat: &Seat) -> bool {
-        let hand = self.hands.iter().find(|hand| hand.node == seat.node).unwrap();
+        let hand = self.hands.iter().find(|hand| hand.worker == seat.worker).unwrap();
         self.spec.memory_bytes(seat.start, seat.end) <= hand.memory_bytes
     }
 
-    /// The least cost over every order of `count` agents and every split, if any fits.
+    /// The least cost over every order of `count` workers and every split, if any fits.
     fn least(&self, count: usize) -> Option<u64> {
         let mut least = None;
         let mut seats = Vec::new();
@@ -86,11 +86,11 @@ impl Case {
             return;
         }
         for hand in &self.hands {
-            if seats.iter().any(|seat| seat.node == hand.node) {
+            if seats.iter().any(|seat| seat.worker == hand.worker) {
                 continue;
             }
             for end in start + 1..=layers {
-                let seat = Seat { node: hand.node, start, end };
+                let seat = Seat { worker: hand.worker, start, end };
                 if self.fits(&seat) {
                     seats.push(seat);
                     self.each(left - 1, end, seats, found);
@@ -101,36 +101,39 @@ impl Case {
     }
 }
 
-fn cases(agents: std::ops::Range<usize>, layers: std::ops::Range<u16>) -> impl Strategy<Value = Case> {
+/// So many workers, one, two or three to an agent.
+fn cases(workers: std::ops::Range<usize>, layers: std::ops::Range<u16>) -> impl Strategy<Value = Case> {
     let hand = (1u64..40, 1u64..40, 0u64..60);
     let size = (layers, 1u64..8, 1u64..8, 1u64..6, any::<bool>());
-    let hands = prop::collection::vec(hand, agents);
+    let hands = prop::collection::vec(hand, workers);
     let links_us = prop::collection::vec(0u32..80_000, 40);
-    (size, hands, links_us, prop::option::of(1u16..5)).prop_map(|(size, hands, links_us, stages)| {
-        let (layers, layer, head, embedding, tied) = size;
-        const MEGABYTE: u64 = 1_000_000;
-        let size = ModelSize {
-            layers,
-            layer_weights: layer * 2 * MEGABYTE,
-            head_weights: head * 2 * MEGABYTE,
-            layer_bytes: layer * MEGABYTE,
-            embedding_bytes: embedding * MEGABYTE,
-            head_bytes: head * MEGABYTE,
-            tied,
-            cache_bytes_per_token: 500,
-            ..fixture::serve(None).size
-        };
-        let stages = stages.map(|stages| stages.min(layers));
-        let spec = ServeSpec { size, context: 1_000, sessions: 2, stages, ..fixture::serve(None) };
-        let hand = |(at, (reads, multiplies, memory)): (usize, (u64, u64, u64))| Hand {
-            node: node(at),
-            matrix_mflops: multiplies * 2_000,
-            memory_mbps: reads * 500,
-            memory_bytes: memory * MEGABYTE,
-            gpu: false,
-        };
-        Case { spec, hands: hands.into_iter().enumerate().map(hand).collect(), links_us }
-    })
+    (size, hands, links_us, prop::option::of(1u16..5), 1usize..4).prop_map(
+        |(size, hands, links_us, stages, rig)| {
+            let (layers, layer, head, embedding, tied) = size;
+            const MEGABYTE: u64 = 1_000_000;
+            let size = ModelSize {
+                layers,
+                layer_weights: layer * 2 * MEGABYTE,
+                head_weights: head * 2 * MEGABYTE,
+                layer_bytes: layer * MEGABYTE,
+                embedding_bytes: embedding * MEGABYTE,
+                head_bytes: head * MEGABYTE,
+                tied,
+                cache_bytes_per_token: 500,
+                ..fixture::serve(None).size
+            };
+            let stages = stages.map(|stages| stages.min(layers));
+            let spec = ServeSpec { size, context: 1_000, sessions: 2, stages, ..fixture::serve(None) };
+            let hand = |(at, (reads, multiplies, memory)): (usize, (u64, u64, u64))| Hand {
+                worker: WorkerId { node: node(at / rig), index: u8::try_from(at % rig).unwrap() },
+                matrix_mflops: multiplies * 2_000,
+                memory_mbps: reads * 500,
+                memory_bytes: memory * MEGABYTE,
+                gpu: false,
+            };
+            Case { spec, hands: hands.into_iter().enumerate().map(hand).collect(), links_us }
+        },
+    )
 }
 
 /// What holds for every placement.
@@ -143,8 +146,8 @@ fn check(case: &Case, seats: &[Seat]) {
         reached = seat.end;
     }
     assert_eq!(reached, case.spec.size.layers);
-    let agents: BTreeSet<NodeId> = seats.iter().map(|seat| seat.node).collect();
-    assert_eq!(agents.len(), seats.len(), "nobody has two");
+    let workers: BTreeSet<WorkerId> = seats.iter().map(|seat| seat.worker).collect();
+    assert_eq!(workers.len(), seats.len(), "nobody has two");
 }
 
 proptest! {
@@ -175,24 +178,30 @@ proptest! {
     fn no_substitute_is_better(case in cases(3..6, 3..7), avoided in 0usize..6) {
         let case = Case { spec: ServeSpec { stages: Some(3), ..case.spec.clone() }, ..case };
         let Ok(seats) = place(&case.spec, OWNER, &case.hands, &case.links()) else { return Ok(()) };
-        let (links, avoid) = (case.links(), BTreeSet::from([node(avoided)]));
-        let hands: Vec<Hand> = case.hands.iter().filter(|hand| hand.node != seats[1].node).copied().collect();
+        let avoid = case.hands.get(avoided).map(|hand| hand.worker).into_iter().collect();
+        let links = case.links();
+        let hands: Vec<Hand> = case.hands.iter().filter(|hand| hand.worker != seats[1].worker).copied().collect();
         let key = |hand: &Hand| {
-            let mine = Seat { node: hand.node, ..seats[1] };
-            let other = [seats[0], seats[2]].into_iter().find(|seat| seat.node == hand.node);
-            let ways = links.between_ns(seats[0].node, hand.node) + links.between_ns(hand.node, seats[2].node);
+            let mine = Seat { worker: hand.worker, ..seats[1] };
+            let other = [seats[0], seats[2]].into_iter().find(|seat| seat.worker == hand.worker);
+            let at = hand.worker.node;
+            let ways = links.between_ns(seats[0].worker.node, at) + links.between_ns(at, seats[2].worker.node);
             // Its own time, and that of all that its device has to do.
             let cost = 2 * case.stage_ns(&mine) + other.map_or(0, |seat| case.stage_ns(&seat)) + ways;
-            (avoid.contains(&hand.node), cost, hand.node)
+            (BTreeSet::contains(&avoid, &hand.worker), cost, hand.worker)
         };
-        let fits = |hand: &&Hand| case.fits(&Seat { node: hand.node, ..seats[1] });
-        let best = hands.iter().filter(fits).map(key).min().map(|(_, _, node)| node);
+        let fits = |hand: &&Hand| case.fits(&Seat { worker: hand.worker, ..seats[1] });
+        let best = hands.iter().filter(fits).map(key).min().map(|(_, _, worker)| worker);
         prop_assert_eq!(substitute(&case.spec, OWNER, &seats, 1, &hands, &avoid, &links), best);
     }
 }
 
+fn first(number: usize) -> WorkerId {
+    fixture::first(node(number))
+}
+
 fn hand(number: usize, reads_mbps: u64, memory_bytes: u64) -> Hand {
-    Hand { node: node(number), matrix_mflops: u64::MAX, memory_mbps: reads_mbps, memory_bytes, gpu: true }
+    Hand { worker: first(number), matrix_mflops: u64::MAX, memory_mbps: reads_mbps, memory_bytes, gpu: true }
 }
 
 /// Everybody is so far from everybody.
@@ -212,11 +221,11 @@ fn the_fastest_that_holds_it_all_works_alone() {
     let hands =
         [hand(0, 900, needed), hand(1, 50_000, needed - 1), hand(2, 1_000, needed), hand(3, 800, u64::MAX)];
     let seats = place(&spec, OWNER, &hands, &links(100)).unwrap();
-    assert_eq!(seats, [Seat { node: node(2), start: 0, end: 4 }]);
+    assert_eq!(seats, [Seat { worker: first(2), start: 0, end: 4 }]);
     // A way that costs more than the speed gains.
     let mut far = links(100);
     far.told(OWNER, vec![(node(2), 400_000)]);
-    assert_eq!(place(&spec, OWNER, &hands, &far).unwrap()[0].node, node(0));
+    assert_eq!(place(&spec, OWNER, &hands, &far).unwrap()[0].worker, first(0));
 }
 
 #[test]
@@ -242,7 +251,7 @@ fn a_fleet_of_small_agents_holds_what_a_few_could_not() {
     let three = spec.memory_bytes(0, 3);
     let hands: Vec<Hand> = (0..25).map(|number| hand(number, 1_000, three)).collect();
     let seats = place(&spec, OWNER, &hands, &links(100)).unwrap();
-    assert!(seats.len() > EXACT_AGENTS_MAX, "{}", seats.len());
+    assert!(seats.len() > EXACT_WORKERS_MAX, "{}", seats.len());
     assert!(place(&spec, OWNER, &hands[..12], &links(100)).is_err());
 }
 
@@ -253,7 +262,7 @@ fn among_many_the_fastest_that_have_the_memory_are_found() {
     let mut hands: Vec<Hand> = (0..20).map(|number| hand(number, 50_000, needed - 1)).collect();
     hands.extend([hand(20, 1_000, u64::MAX), hand(21, 2_000, needed)]);
     let seats = place(&fixture::serve(None), OWNER, &hands, &links(100)).unwrap();
-    assert_eq!(seats, [Seat { node: node(21), start: 0, end: 4 }]);
+    assert_eq!(seats, [Seat { worker: first(21), start: 0, end: 4 }]);
 }
 
 #[test]
@@ -282,15 +291,15 @@ fn fewer_agents_than_stages_demanded_serve_with_as_few_as_possible() {
 #[test]
 fn a_lost_stage_goes_to_a_free_neighbour_rather_than_doubling_a_busy_one() {
     let spec = fixture::serve(Some(2));
-    let seats = [Seat { node: node(0), start: 0, end: 2 }, Seat { node: node(1), start: 2, end: 4 }];
+    let seats = [Seat { worker: first(0), start: 0, end: 2 }, Seat { worker: first(1), start: 2, end: 4 }];
     let hands = [hand(0, 1_000, 1 << 40), hand(2, 1_000, 1 << 40)];
     let none = BTreeSet::new();
     let near = links(100);
-    assert_eq!(substitute(&spec, OWNER, &seats, 1, &hands, &none, &near), Some(node(2)));
+    assert_eq!(substitute(&spec, OWNER, &seats, 1, &hands, &none, &near), Some(first(2)));
     // A far one is worse than one that does both.
-    assert_eq!(substitute(&spec, OWNER, &seats, 1, &hands, &none, &Links::default()), Some(node(0)));
-    let avoid = BTreeSet::from([node(0)]);
-    assert_eq!(substitute(&spec, OWNER, &seats, 1, &hands, &avoid, &Links::default()), Some(node(2)));
+    assert_eq!(substitute(&spec, OWNER, &seats, 1, &hands, &none, &Links::default()), Some(first(0)));
+    let avoid = BTreeSet::from([first(0)]);
+    assert_eq!(substitute(&spec, OWNER, &seats, 1, &hands, &avoid, &Links::default()), Some(first(2)));
     let small = [hand(0, 1_000, 10), hand(2, 1_000, 10)];
     assert_eq!(substitute(&spec, OWNER, &seats, 1, &small, &none, &near), None);
 }

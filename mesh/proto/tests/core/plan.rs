@@ -37,7 +37,7 @@ impl Run {
     }
 
     fn completed(&mut self, slot: Slot, agent: u8, output: &[u8]) -> Next {
-        let agent = NodeId([agent; 32]);
+        let agent = fixture::first(NodeId([agent; 32]));
         let outcome = Outcome {
             output: Digest::of(output),
             more: &[],
@@ -59,7 +59,7 @@ impl Run {
             took_ms: 1,
             draw: 0,
         };
-        self.plan.completed(merge(agent), NodeId([agent; 32]), outcome, &mut self.status)
+        self.plan.completed(merge(agent), fixture::first(NodeId([agent; 32])), outcome, &mut self.status)
     }
 
     fn lost(&mut self, slot: Slot, reason: Option<&str>) -> Next {
@@ -95,8 +95,8 @@ fn whose_work_most_refuse_gets_no_more_of_it() {
     assert_eq!(run.status.refused, [NodeId([2; 32])]);
     let tasks = run.tasks();
     assert_eq!(tasks.len(), 2, "the work is cut for those who are left");
-    assert!(tasks.iter().all(|task| task.avoid.contains(&NodeId([2; 32]))));
-    run.hands.retain(|hand| hand.node == NodeId([2; 32]));
+    assert!(tasks.iter().all(|task| task.avoid_nodes.contains(&NodeId([2; 32]))));
+    run.hands.retain(|hand| hand.worker.node == NodeId([2; 32]));
     assert_eq!(run.tasks().len(), 1, "better than nobody");
 }
 
@@ -105,7 +105,7 @@ fn whose_work_nobody_can_fetch_gets_no_more_and_the_round_is_repeated() {
     let mut run = Run::new(3);
     for _ in 0..2 * ATTEMPTS_MAX {
         for task in run.tasks() {
-            let maker = task.pinned.unwrap().0[0];
+            let maker = task.pinned.unwrap().node.0[0];
             run.completed(task.slot, maker, format!("delta {maker}").as_bytes());
         }
         let merges = run.tasks();
@@ -115,7 +115,7 @@ fn whose_work_nobody_can_fetch_gets_no_more_and_the_round_is_repeated() {
                 run.plan.missed(task.slot, *delta, &mut run.status);
                 run.lost(task.slot, Some("nobody has it"));
             } else {
-                run.completed(task.slot, task.pinned.unwrap().0[0], b"state 1");
+                run.completed(task.slot, task.pinned.unwrap().node.0[0], b"state 1");
             }
         }
         if run.status.round == 1 {
@@ -254,11 +254,11 @@ fn every_sequence_is_given_out_once_and_slower_agents_take_fewer() {
     let mut run = Run::new(3);
     let tasks = run.tasks();
     assert_eq!(slices(&tasks), [(0, 50), (400, 50), (800, 50)], "eight sequences a step");
-    assert!(tasks.iter().zip(&run.hands).all(|(task, hand)| task.pinned == Some(hand.node)));
+    assert!(tasks.iter().zip(&run.hands).all(|(task, hand)| task.pinned == Some(hand.worker)));
     for (place, (task, took_ms)) in tasks.iter().zip([1_000, 1_100, 2_000]).enumerate() {
         let output = Digest::of(format!("delta {place}").as_bytes());
         let outcome = Outcome { output, more: &[], measure: Some(7), tokens: 1, took_ms, draw: 0 };
-        run.plan.completed(task.slot, run.hands[place].node, outcome, &mut run.status);
+        run.plan.completed(task.slot, run.hands[place].worker, outcome, &mut run.status);
     }
     run.tasks();
     for number in 1..=3 {
@@ -309,7 +309,7 @@ fn the_held_out_loss_is_the_mean_of_what_each_measured_of_the_agreed_result() {
     {
         let output = Digest::of(output);
         let outcome = Outcome { output, more: &[], measure: Some(loss), tokens, took_ms: 1, draw: 0 };
-        run.plan.completed(merge(number), NodeId([number; 32]), outcome, &mut run.status);
+        run.plan.completed(merge(number), fixture::first(NodeId([number; 32])), outcome, &mut run.status);
     }
     assert_eq!(run.status.held_out_micronats, Some(1_750_000));
 }

@@ -17,10 +17,10 @@ const GIGABYTE: u64 = 1_000_000_000;
 fn desk(hands: &[u8]) -> Desk {
     let mut desk = Desk::new(hands);
     for hand in &mut desk.hands {
-        if hand.node != fixture::id(2) {
+        if hand.worker.node != fixture::id(2) {
             hand.memory_bytes = 8 * GIGABYTE;
         }
-        hand.gpu = hand.node == fixture::id(5);
+        hand.gpu = hand.worker.node == fixture::id(5);
     }
     desk
 }

@@ -37,7 +37,7 @@ fn a_pipeline_is_running_when_every_stage_is_ready_and_waits_when_one_is_lost() 
     );
     let dead = agent(&leases[1]);
     desk.office.vanished(dead, &mut desk.letters);
-    desk.hands.retain(|hand| hand.node != dead);
+    desk.hands.retain(|hand| hand.worker.node != dead);
     desk.pass(500);
     assert_eq!(desk.status().phase, Phase::Waiting);
     let again = desk.granted().pop().unwrap();
@@ -91,7 +91,7 @@ fn hand(number: u8, memory_bytes: u64) -> Hand {
 
 /// Agents leave, with whatever they hold.
 fn vanish(desk: &mut Desk, node: NodeId) {
-    desk.hands.retain(|hand| hand.node != node);
+    desk.hands.retain(|hand| hand.worker.node != node);
     desk.office.vanished(node, &mut desk.letters);
 }
 
@@ -227,6 +227,7 @@ fn a_fresh_coordinator_waits_a_moment_for_links() {
 fn before(stages: &[(u8, u16, u16)]) -> Option<Resume> {
     let stage = |&(number, start, end): &(u8, u16, u16)| StageAt {
         node: fixture::id(number),
+        worker: 0,
         lease: LeaseId([number; 32]),
         start,
         end,
