@@ -1,4 +1,4 @@
-//! One simulated machine: its core, its worker, what stays on its disk; and the wires between machines.
+//! One simulated machine: its core, its workers, what stays on its disk; and the wires between machines.
 //!
 //! Must never hold what the world decides.
 
@@ -8,7 +8,7 @@ use ed25519_dalek::SigningKey;
 use skein_proto::ids::{Digest, LeaseId, Millis, NodeId};
 use skein_proto::job::{ModelSize, TrainSize};
 use skein_proto::node::{Execution, Node, Record};
-use skein_proto::offer::Offer;
+use skein_proto::offer::{Offer, WorkerOffer};
 
 use crate::model::Terms;
 use crate::prng::Prng;
@@ -25,10 +25,18 @@ pub(crate) struct Host {
     pub(crate) ahead_ms: u64,
     /// Its open connections by peer.
     pub(crate) wires: BTreeMap<usize, u64>,
+    pub(crate) workers: Vec<Worker>,
     pub(crate) work: BTreeMap<LeaseId, Labour>,
-    pub(crate) queue: VecDeque<LeaseId>,
     pub(crate) log: Vec<Record>,
     pub(crate) blobs: BTreeSet<Digest>,
+}
+
+/// One of its workers.
+pub(crate) struct Worker {
+    pub(crate) memory_bytes: u64,
+    /// Whether it fails whatever it is given.
+    pub(crate) broken: bool,
+    pub(crate) queue: VecDeque<LeaseId>,
 }
 
 /// A shard under execution.
@@ -62,25 +70,34 @@ impl Host {
             terms: Terms::default(),
             ahead_ms: prng.between(0, 20_000),
             wires: BTreeMap::new(),
+            workers: vec![Worker::new(1 << 30)],
             work: BTreeMap::new(),
-            queue: VecDeque::new(),
             log: Vec::new(),
             blobs: BTreeSet::new(),
         }
     }
 
     pub(crate) fn offer(&self, now: u64) -> Offer {
-        Offer {
+        let worker = |worker: &Worker| WorkerOffer {
             device: "simulated".into(),
             backend: "cpu".into(),
             matrix_mflops: u64::from(self.id.0[0]) + 1,
             memory_mbps: 1,
             transfer_mbps: 1,
-            memory_bytes: 1 << 30,
+            memory_bytes: worker.memory_bytes,
             open: true,
+        };
+        Offer {
+            workers: self.workers.iter().map(worker).collect(),
             addresses: vec!["192.0.2.1:1".into()],
             issued_at: Millis(now + self.ahead_ms),
         }
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(memory_bytes: u64) -> Self {
+        Self { memory_bytes, broken: false, queue: VecDeque::new() }
     }
 }
 

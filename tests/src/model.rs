@@ -2,7 +2,7 @@
 //!
 //! It sees only what agents put out. Must never share code with the core that it judges, beyond the types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skein_proto::election::Reign;
 use skein_proto::group::Group;
@@ -10,7 +10,7 @@ use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term};
 use skein_proto::job::{Shard, TrainSpec};
 use skein_proto::lease::{Acceptance, End, Lease};
 use skein_proto::message::Message;
-use skein_proto::node::{Output, Record};
+use skein_proto::node::{Execution, Output, Record};
 use skein_proto::signed::{Envelope, encode};
 
 /// The broken promise, for people.
@@ -28,6 +28,27 @@ struct Paid {
 /// One coordinator's place for exactly one live result.
 type Place = (NodeId, JobId, String);
 
+/// What one worker of one host did.
+#[derive(Clone, Debug, Default)]
+pub struct Deeds {
+    /// Executions begun, by what was executed.
+    pub begun: BTreeMap<String, u32>,
+    /// Slices trained to their end.
+    pub slices: u32,
+    /// Leases completed.
+    pub completed: u32,
+    /// Executions that its core stopped.
+    pub stopped: u32,
+}
+
+/// An execution under way: for which place of which coordinator's term, and on which worker.
+#[derive(Debug)]
+struct Running {
+    place: (Option<Reign>, JobId, String),
+    host: usize,
+    worker: u8,
+}
+
 /// All that was seen so far.
 #[derive(Debug, Default)]
 pub struct Model {
@@ -36,20 +57,55 @@ pub struct Model {
     receipted: BTreeMap<LeaseId, usize>,
     paid: BTreeMap<Place, Vec<Paid>>,
     made: BTreeMap<Digest, Shard>,
+    makers: BTreeMap<Digest, BTreeSet<usize>>,
+    running: BTreeMap<LeaseId, Running>,
+    deeds: BTreeMap<(usize, u8), Deeds>,
+    views_differ: bool,
 }
 
 impl Model {
-    /// Host `host` put out `output` while its log held `log` (with this output, if it is an append).
+    /// From now on a coordinator and a holder may believe different things of one lease, as in a split network.
+    pub fn views_differ(&mut self) {
+        self.views_differ = true;
+    }
+
+    /// Host `host` was ended, and whatever it executed.
+    pub fn ended(&mut self, host: usize) {
+        self.running.retain(|_, running| running.host != host);
+    }
+
+    /// What a worker did so far.
+    pub fn deeds(&self, host: usize, worker: u8) -> Deeds {
+        self.deeds.get(&(host, worker)).cloned().unwrap_or_default()
+    }
+
+    /// Host `host`, which obeys `reign`, put out `output` while its log held `log` (with this output, if it is an append).
     ///
     /// # Errors
     /// The promise that the output breaks.
-    pub fn saw(&mut self, host: usize, id: NodeId, output: &Output, log: &[Record]) -> Result<(), Broken> {
+    pub fn saw(
+        &mut self,
+        host: usize,
+        id: NodeId,
+        reign: Option<Reign>,
+        output: &Output,
+        log: &[Record],
+    ) -> Result<(), Broken> {
         match output {
             Output::Send(_, message) => self.sent(id, message, log),
             Output::Append(Record::Receipt(receipt)) => {
                 let statement = receipt.unverified();
                 let lease = statement.lease.unverified();
                 self.leases.insert(lease.id(), lease.clone());
+                self.running.remove(&lease.id());
+                if statement.end == End::Completed {
+                    let deeds = self.deeds.entry((host, lease.worker)).or_default();
+                    deeds.completed += 1;
+                    if let (Shard::Train { .. }, Some(delta)) = (&lease.shard, statement.outputs.first()) {
+                        deeds.slices += 1;
+                        self.makers.entry(*delta).or_default().insert(host);
+                    }
+                }
                 let count = self.receipted.entry(lease.id()).or_default();
                 *count += 1;
                 check(*count == 1, || format!("host {host} wrote {count} receipts for one lease"))?;
@@ -73,14 +129,57 @@ impl Model {
                 check(self.executed.insert(execution.lease, host).is_none(), || {
                     format!("host {host} executes lease {} a second time", execution.lease.short())
                 })?;
-                check(execution.shard.validate().is_ok(), || format!("host {host} executes nonsense"))
+                check(execution.shard.validate().is_ok(), || format!("host {host} executes nonsense"))?;
+                self.begins(host, id, reign, execution)
+            }
+            Output::Stop(lease) => {
+                if let Some(running) = self.running.get(lease) {
+                    self.deeds.entry((host, running.worker)).or_default().stopped += 1;
+                }
+                Ok(())
             }
             Output::Disconnect(..)
             | Output::Dial(..)
-            | Output::Stop(_)
             | Output::JobChanged(_)
             | Output::CoordinatorChanged(_)
             | Output::Note(_) => Ok(()),
+        }
+    }
+
+    /// A worker begins with a shard: nobody else is at it, its group means this worker, and nobody is his own witness.
+    fn begins(
+        &mut self,
+        host: usize,
+        id: NodeId,
+        reign: Option<Reign>,
+        execution: &Execution,
+    ) -> Result<(), Broken> {
+        let Execution { lease, worker, job, shard, .. } = execution;
+        let what = slot(shard, id);
+        let place = (reign, *job, what.clone());
+        let twice = self.running.values().find(|running| running.place == place);
+        check(self.views_differ || twice.is_none(), || {
+            format!("host {host} begins with {what} while {twice:?} is at it")
+        })?;
+        self.running.insert(*lease, Running { place, host, worker: *worker });
+        *self.deeds.entry((host, *worker)).or_default().begun.entry(what.clone()).or_default() += 1;
+        if let Some(group) = shard.group() {
+            let member = group.members.get(usize::from(group.stage));
+            check(member.is_some_and(|member| (member.node, member.worker) == (id, *worker)), || {
+                format!("host {host} executes {what} on worker {worker}, which its group does not mean")
+            })?;
+        }
+        let only_maker = |delta| self.makers.get(delta).is_some_and(|makers| makers.iter().eq([&host]));
+        match shard {
+            Shard::Check { delta, .. } => {
+                check(!only_maker(delta), || format!("host {host} is to check what it made itself: {what}"))
+            }
+            Shard::Show { .. }
+            | Shard::Init { .. }
+            | Shard::Train { .. }
+            | Shard::Judge { .. }
+            | Shard::Merge { .. }
+            | Shard::Stage { .. } => Ok(()),
         }
     }
 
@@ -120,7 +219,8 @@ impl Model {
         let Some(lease) = self.leases.get(&statement.lease) else {
             return Err("an acceptance names a lease that nobody granted".to_owned());
         };
-        let place = (acceptance.signer(), lease.job, slot(lease));
+        let what = slot(&lease.shard, lease.agent);
+        let place = (acceptance.signer(), lease.job, what.clone());
         let paid = self.paid.entry(place).or_default();
         let (from, to) = (lease.granted_at, statement.accepted_at);
         for other in paid.iter() {
@@ -130,7 +230,7 @@ impl Model {
                 });
             }
             check(other.to <= from || to <= other.from, || {
-                format!("two leases for {} were in force at once and both were accepted", slot(lease))
+                format!("two leases for {} were in force at once and both were accepted", what)
             })?;
         }
         paid.push(Paid { lease: statement.lease, receipt: statement.receipt, from, to });
@@ -240,8 +340,8 @@ impl Terms {
     }
 }
 
-fn slot(lease: &Lease) -> String {
-    match &lease.shard {
+fn slot(shard: &Shard, agent: NodeId) -> String {
+    match shard {
         Shard::Init { .. } => "init".to_owned(),
         Shard::Train { round, index, of, state, group, .. } => {
             let part = group.as_ref().map_or_else(String::new, |group| {
@@ -251,7 +351,7 @@ fn slot(lease: &Lease) -> String {
         }
         Shard::Show { round, began, .. } => format!("what {} began with in round {round}", began.short()),
         Shard::Check { round, delta, .. } => {
-            format!("{} of round {round} again, by {}", delta.short(), lease.agent.short())
+            format!("{} of round {round} again, by {}", delta.short(), agent.short())
         }
         Shard::Judge { round, state, part, group, .. } => {
             let (index, stage) = (part.index, group.stage);
@@ -262,7 +362,7 @@ fn slot(lease: &Lease) -> String {
             )
         }
         Shard::Merge { round, state, .. } => {
-            format!("outer step {round} of {} on {}", state.short(), lease.agent.short())
+            format!("outer step {round} of {} on {}", state.short(), agent.short())
         }
         Shard::Stage { index, .. } => format!("stage {index}"),
     }

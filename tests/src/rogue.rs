@@ -12,7 +12,7 @@ use skein_mesh::{BlobStore, Event, Mesh, MeshConfig, StreamKind, serve_blob};
 use skein_proto::election::Reign;
 use skein_proto::ids::{Millis, NetworkId, NodeId};
 use skein_proto::message::Message;
-use skein_proto::offer::Offer;
+use skein_proto::offer::{Offer, WorkerOffer};
 use skein_proto::signed::{Signed, decode, encode};
 use smol::channel::Receiver;
 
@@ -116,7 +116,7 @@ impl Rogue {
 
     /// Offers to work, as an honest newcomer would, to everybody it is connected to.
     pub fn offer(&self, now: Millis) {
-        let offer = Offer {
+        let worker = WorkerOffer {
             device: "rogue".into(),
             backend: "cpu".into(),
             matrix_mflops: 100_000,
@@ -124,6 +124,9 @@ impl Rogue {
             transfer_mbps: 1_000,
             memory_bytes: 1 << 30,
             open: true,
+        };
+        let offer = Offer {
+            workers: vec![worker],
             addresses: vec![self.mesh.local_address().to_string()],
             issued_at: now,
         };

@@ -5,6 +5,7 @@
 //! never read the real clock or draw from anything but its seed.
 
 mod orders;
+mod rigs;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ use skein_proto::message::{JobStatus, Phase};
 use skein_proto::node::{Execution, Input, Node, Output};
 use skein_proto::signed::encode;
 
+use self::rigs::few_enough;
 use crate::machine::{Host, Labour, Wire};
 use crate::model::{Broken, Model, Terms};
 use crate::prng::Prng;
@@ -95,6 +97,9 @@ impl World {
             jobs: BTreeMap::new(),
             told,
         };
+        if faults.flaps_per_mille > 0 {
+            world.model.views_differ();
+        }
         for host in 0..count {
             world.start(host);
         }
@@ -116,6 +121,9 @@ impl World {
     pub fn start(&mut self, host: usize) {
         let delay = self.prng.between(0, 1_000);
         let place = &mut self.hosts[host];
+        if place.life > 0 {
+            self.model.views_differ();
+        }
         place.life += 1;
         place.node = Some(Node::new(place.key.clone(), &self.genesis, false));
         place.terms = Terms::default();
@@ -150,15 +158,19 @@ impl World {
     }
 
     fn end(&mut self, host: usize) -> Vec<u64> {
+        self.model.ended(host);
         let place = &mut self.hosts[host];
         place.node = None;
         place.work.clear();
-        place.queue.clear();
+        for worker in &mut place.workers {
+            worker.queue.clear();
+        }
         std::mem::take(&mut place.wires).into_values().collect()
     }
 
     /// Splits the network: the hosts in `minority` reach only each other.
     pub fn split(&mut self, minority: &[usize]) {
+        self.model.views_differ();
         for &host in minority {
             self.groups[host] = 1;
         }
@@ -467,7 +479,7 @@ impl World {
         let place = &mut self.hosts[host];
         let Some(node) = &mut place.node else { return Ok(()) };
         node.handle(Millis(self.now + place.ahead_ms), input, &mut outputs);
-        let told = place.terms.saw(node.reign());
+        let told = place.terms.saw(node.reign()).and_then(|()| few_enough(node));
         self.explain(host, told)?;
         for output in outputs {
             self.perform(host, output)?;
@@ -480,7 +492,8 @@ impl World {
         if let Output::Append(record) = &output {
             place.log.push(record.clone());
         }
-        let seen = self.model.saw(host, place.id, &output, &place.log);
+        let reign = place.node.as_ref().and_then(Node::reign);
+        let seen = self.model.saw(host, place.id, reign, &output, &place.log);
         self.explain(host, seen)?;
         match output {
             Output::Send(to, message) => self.send(host, to, encode(&message)),
@@ -529,13 +542,15 @@ impl World {
 
     fn execute(&mut self, host: usize, execution: Execution) {
         let (lease, standing) = (execution.lease, execution.shard.is_standing());
+        let worker = usize::from(execution.worker);
         let of = if standing { 1 } else { u32::try_from(self.prng.between(1, 4)).unwrap_or(1) };
         self.hosts[host].work.insert(lease, Labour { execution, done: 0, of, fetches: 0 });
         if standing {
             self.schedule(host, lease);
         } else {
-            self.hosts[host].queue.push_back(lease);
-            if self.hosts[host].queue.len() == 1 {
+            let queue = &mut self.hosts[host].workers[worker].queue;
+            queue.push_back(lease);
+            if queue.len() == 1 {
                 self.schedule(host, lease);
             }
         }
@@ -549,7 +564,9 @@ impl World {
     /// One step of a worker.
     fn step(&mut self, host: usize, lease: LeaseId) -> Result<(), Broken> {
         let fails = self.prng.chance(self.faults.failures_per_mille);
-        let Some(labour) = self.hosts[host].work.get_mut(&lease) else { return Ok(()) };
+        let place = &mut self.hosts[host];
+        let Some(labour) = place.work.get_mut(&lease) else { return Ok(()) };
+        let fails = fails || place.workers[usize::from(labour.execution.worker)].broken;
         let shard = labour.execution.shard.clone();
         if labour.done == 0 {
             labour.fetches += 1;
@@ -609,11 +626,13 @@ impl World {
         lease: LeaseId,
         result: Result<Executed, Trouble>,
     ) -> Result<(), Broken> {
-        self.hosts[host].work.remove(&lease);
-        let first = self.hosts[host].queue.front() == Some(&lease);
-        self.hosts[host].queue.retain(|queued| *queued != lease);
-        if first && let Some(next) = self.hosts[host].queue.front().copied() {
-            self.schedule(host, next);
+        if let Some(labour) = self.hosts[host].work.remove(&lease) {
+            let queue = &mut self.hosts[host].workers[usize::from(labour.execution.worker)].queue;
+            let first = queue.front() == Some(&lease);
+            queue.retain(|queued| *queued != lease);
+            if first && let Some(next) = queue.front().copied() {
+                self.schedule(host, next);
+            }
         }
         self.input(host, Input::Finished(lease, result))?;
         let recorded = self.model.finished(lease);

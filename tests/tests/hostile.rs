@@ -266,6 +266,7 @@ fn invented(rogue: &Rogue, agent: skein_proto::ids::NodeId, term: u64) -> Envelo
     let lease = Lease {
         job: JobId([1; 32]),
         agent,
+        worker: 0,
         fence: Fence { term: Term(term), sequence: 1 << 50 },
         granted_at: Millis(1_000),
         ttl_ms: 15_000,

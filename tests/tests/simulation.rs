@@ -3,6 +3,9 @@
 //! A failing run prints one command that replays it; `SKEIN_SEEDS=1000` tries more seeds. Must never depend
 //! on real time.
 
+#[path = "simulation/rigs.rs"]
+mod rigs;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};

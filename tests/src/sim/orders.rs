@@ -11,15 +11,26 @@ use crate::model::Broken;
 impl World {
     /// `owner` submits a training job of `rounds` outer steps.
     pub fn train(&mut self, owner: usize, rounds: u32) -> Result<JobId, Broken> {
-        self.train_sized(owner, rounds, TRAINED)
+        self.train_sized(owner, rounds, TRAINED, 200_000)
     }
 
     /// Likewise, of a model that takes the memory of two hosts.
     pub fn train_large(&mut self, owner: usize, rounds: u32) -> Result<JobId, Broken> {
-        self.train_sized(owner, rounds, LARGE)
+        self.train_sized(owner, rounds, LARGE, 200_000)
     }
 
-    fn train_sized(&mut self, owner: usize, rounds: u32, size: TrainSize) -> Result<JobId, Broken> {
+    /// As the first, with every slice checked.
+    pub fn train_checked(&mut self, owner: usize, rounds: u32) -> Result<JobId, Broken> {
+        self.train_sized(owner, rounds, TRAINED, 1_000_000)
+    }
+
+    fn train_sized(
+        &mut self,
+        owner: usize,
+        rounds: u32,
+        size: TrainSize,
+        check_millionths: u32,
+    ) -> Result<JobId, Broken> {
         let data = Digest::of(&self.prng.bits().to_le_bytes());
         let model = Digest::of(&self.prng.bits().to_le_bytes());
         self.hosts[owner].blobs.extend([data, model]);
@@ -36,7 +47,7 @@ impl World {
             outer_rate_millionths: 700_000,
             outer_momentum_millionths: 900_000,
             delta_bits: 4,
-            check_millionths: 200_000,
+            check_millionths,
             seed: self.prng.bits(),
         };
         self.submit(owner, Work::Train(spec))
@@ -52,11 +63,16 @@ impl World {
 
     /// The owner of `host` needs it, wants it to finish, or lets it work; nothing happens while it is off.
     pub fn allow(&mut self, host: usize, allowance: Allowance) -> Result<(), Broken> {
+        (0..self.workers(host)).try_for_each(|worker| self.allow_worker(host, worker, allowance))
+    }
+
+    /// Likewise, one of its workers.
+    pub fn allow_worker(&mut self, host: usize, worker: u8, allowance: Allowance) -> Result<(), Broken> {
         if self.hosts[host].node.is_none() {
             return Ok(());
         }
-        self.tell(host, &format!("is allowed: {allowance:?}"));
-        self.input(host, Input::Allow(allowance))
+        self.tell(host, &format!("allows worker {worker}: {allowance:?}"));
+        self.input(host, Input::Allow { worker, allowance })
     }
 
     fn submit(&mut self, owner: usize, work: Work) -> Result<JobId, Broken> {
