@@ -208,6 +208,7 @@ impl Model {
             | Message::Renew(_)
             | Message::Release(_)
             | Message::Failed { .. }
+            | Message::Declined(_)
             | Message::Refused { .. }
             | Message::Links(_) => Ok(()),
         }

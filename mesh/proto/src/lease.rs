@@ -6,6 +6,7 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+use crate::group::Member;
 use crate::ids::{Digest, JobId, LeaseId, Millis, NodeId, Term, Units, WorkerId};
 use crate::job::{BadJob, Shard};
 use crate::limits::{LEASE_TTL_MS_MAX, OUTPUTS_MAX, SLICES_MAX};
@@ -71,6 +72,9 @@ pub enum BadLease {
         /// By the agent.
         offered: usize,
     },
+    /// The group of the shard means another worker, or another agent.
+    #[error("the lease is for another than its group means")]
+    Member,
 }
 
 impl Lease {
@@ -83,6 +87,10 @@ impl Lease {
             return Err(BadLease::Worker { worker: self.worker, offered: workers });
         }
         self.shard.validate()?;
+        let member = self.shard.group().map(|group| group.members.get(usize::from(group.stage)));
+        if member.is_some_and(|member| member.map(Member::worker_id) != Some(self.worker_id())) {
+            return Err(BadLease::Member);
+        }
         if !(1_000..=LEASE_TTL_MS_MAX).contains(&self.ttl_ms) {
             return Err(BadLease::Ttl(self.ttl_ms));
         }

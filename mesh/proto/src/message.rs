@@ -79,6 +79,9 @@ pub enum Message {
     /// To the coordinator: round trips to other members in microseconds, the shortest ones. Replaces what was
     /// said before.
     Links(Vec<(NodeId, u32)>),
+    /// To the coordinator: the lease is not taken, because its agent leaves or the owner needs the device, as the offer
+    /// that went before says. Nobody failed; there is no receipt.
+    Declined(LeaseId),
 }
 
 /// From where a new coordinator may resume a job: what its owner knows of it. False claims harm nobody

@@ -167,6 +167,7 @@ impl Node {
             Input::Finished(lease, result) => self.finished(now, lease, result, out),
             Input::Leave => {
                 self.leaving = true;
+                self.offer_again(now, out);
                 let stopped = self.holdings.give_up(|_| true);
                 out.extend(stopped.into_iter().map(Output::Stop));
             }
@@ -204,6 +205,12 @@ impl Node {
         }
     }
 
+    fn offer_again(&mut self, now: Millis, out: &mut Vec<Output>) {
+        if let Some(offer) = &self.offer {
+            self.offer_to_all(now, offer.statement().clone(), out);
+        }
+    }
+
     fn allowance(&self, worker: u8) -> Allowance {
         self.allowances.get(&worker).copied().unwrap_or_default()
     }
@@ -214,9 +221,7 @@ impl Node {
             return;
         }
         self.allowances.insert(worker, allowance);
-        if let Some(offer) = &self.offer {
-            self.offer_to_all(now, offer.statement().clone(), out);
-        }
+        self.offer_again(now, out);
         let stopped = match allowance {
             Allowance::Work => Vec::new(),
             Allowance::Finish => {
@@ -321,6 +326,14 @@ impl Node {
                 if let Some(office) = &mut self.office {
                     let trouble = Trouble { reason: bounded_reason(&reason), missing };
                     office.failed(from, lease, &trouble, &mut letters);
+                }
+                self.post(letters, out);
+                self.run_office(now, out);
+            }
+            Message::Declined(lease) => {
+                let mut letters = Vec::new();
+                if let Some(office) = &mut self.office {
+                    office.declined(from, lease, &mut letters);
                 }
                 self.post(letters, out);
                 self.run_office(now, out);
@@ -454,9 +467,8 @@ impl Node {
             {
                 let reason =
                     if self.leaving { "this agent is leaving" } else { "its owner needs the device" };
-                let reason = reason.to_owned();
-                self.send(from, Message::Failed { lease: id, reason: reason.clone(), missing: None }, out);
-                Err(reason)
+                self.send(from, Message::Declined(id), out);
+                Err(reason.to_owned())
             }
             (Some(reign), Ok(lease)) if lease.signer() == from => {
                 let Lease { job, shard, worker, .. } = lease.statement().clone();

@@ -266,6 +266,16 @@ impl Office {
         }
     }
 
+    /// An agent did not take what it was granted, because its owner needs the device or it leaves.
+    pub fn declined(&mut self, from: NodeId, id: LeaseId, letters: &mut Vec<Letter>) {
+        let theirs = |grant: &Grant| grant.lease.statement().agent == from;
+        if self.grants.get(&id).is_some_and(theirs)
+            && let Some(grant) = self.grants.remove(&id)
+        {
+            self.lost(grant, None, letters);
+        }
+    }
+
     fn completed(
         &mut self,
         now: Millis,
@@ -499,7 +509,7 @@ impl Office {
                     Plan::Serve(plan) => plan.seat(&task, &room.free(job.requires), &self.links),
                 };
                 let Some(worker) = worker else {
-                    if task.slot.is_bound() {
+                    if task.slot.is_dispensable() {
                         broken.push((*id, task));
                         continue;
                     }

@@ -80,8 +80,7 @@ impl Room {
         let pinned = task.pinned.filter(|pinned| self.is_free(*pinned));
         pinned.or_else(|| {
             let apart = |worker: WorkerId| task.pinned.is_some_and(|pinned| pinned.node != worker.node);
-            let bound = task.slot.is_bound();
-            let may = |space: &&Space| space.is_free() && !(bound && apart(space.hand.worker));
+            let may = |space: &&Space| space.is_free() && task.is_for(space.hand.worker);
             let free = self.able(requires).filter(may);
             let order = |space: &&Space| {
                 let worker = space.hand.worker;

@@ -119,7 +119,7 @@ impl Checks {
         self.disturbed.insert(checker);
         let shard = Shard::Check { state, spec: spec.clone(), round, first, steps, began, delta };
         let mut task = Task::pinned(Slot::Check(number), shard, checker);
-        task.avoid_nodes.insert(maker.node);
+        task.avoid_nodes.extend(open.against.iter().copied().chain([maker.node]));
         Some(task)
     }
 

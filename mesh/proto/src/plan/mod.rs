@@ -52,7 +52,7 @@ pub struct Task {
     pub slot: Slot,
     /// The shard.
     pub shard: Shard,
-    /// Who is to take it; failing that another worker of the same agent, failing that anybody, unless it is bound.
+    /// Who is to take it; failing that another worker of the same agent, failing that anybody for whom it is.
     pub pinned: Option<WorkerId>,
     /// Workers on which it failed already.
     pub avoid: BTreeSet<WorkerId>,
@@ -68,9 +68,9 @@ impl Slot {
         matches!(self, Self::Show(_) | Self::Check(_))
     }
 
-    /// Whether only the agent for which it is meant can do it: what another would do in its place is of no use.
-    pub fn is_bound(self) -> bool {
-        matches!(self, Self::Merge(_) | Self::Show(_))
+    /// Whether it is better left undone than waited for, where nobody can take it now who may.
+    pub fn is_dispensable(self) -> bool {
+        matches!(self, Self::Merge(_) | Self::Show(_) | Self::Check(_))
     }
 
     /// Whether both belong to the same group, which is whole or of no use.
@@ -90,6 +90,16 @@ impl Task {
 
     fn pinned(slot: Slot, shard: Shard, worker: WorkerId) -> Self {
         Self { pinned: Some(worker), ..Self::new(slot, shard) }
+    }
+
+    /// Whether this worker may have it at all. What an agent does for itself alone another cannot do in its place, and
+    /// nobody is a witness of his own work.
+    pub fn is_for(&self, worker: WorkerId) -> bool {
+        match self.slot {
+            Slot::Merge(_) | Slot::Show(_) => self.pinned.is_none_or(|pinned| pinned.node == worker.node),
+            Slot::Check(_) => !self.avoid_nodes.contains(&worker.node),
+            Slot::Init | Slot::Train { .. } | Slot::Judge { .. } | Slot::Stage(_) => true,
+        }
     }
 
     /// Whether this worker gets it only if there is no other.

@@ -119,6 +119,7 @@ fn messages() -> Vec<Message> {
         Message::Accepted(acceptance),
         Message::Refused { lease: lease_id, reason: "because".into() },
         Message::Links(vec![(fixture::id(2), 40_000), (fixture::id(3), u32::MAX)]),
+        Message::Declined(lease_id),
         Message::Submit { job: serving.envelope().clone(), resume: Some(Resume::Serve(vec![stage; 2])) },
     ]
 }

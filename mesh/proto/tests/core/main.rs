@@ -30,3 +30,5 @@ mod plan;
 mod requires;
 #[cfg(test)]
 mod serving;
+#[cfg(test)]
+mod workers;
