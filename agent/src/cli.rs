@@ -488,16 +488,17 @@ pub(crate) struct UpArgs {
     /// The network's genesis file [default: the built-in test network]
     #[arg(long, env = "SKEIN_NETWORK", value_name = "GENESIS.toml")]
     pub(crate) network: Option<PathBuf>,
-    /// Most memory that jobs may use, in bytes [default: half of the device's]
+    /// Most memory of each device that jobs may use, in bytes [default: half of it]
     #[arg(long, env = "SKEIN_MEMORY", value_name = "BYTES")]
     pub(crate) memory: Option<u64>,
     /// Most disk that models and data may take before what was used longest ago is removed, in bytes; what the owner
     /// added stays [default: 64 GiB]
     #[arg(long, env = "SKEIN_DISK", value_name = "BYTES")]
     pub(crate) disk: Option<u64>,
-    /// The device to work on: `cpu`, or part of an adapter's name [default: the best that works]
+    /// A device to work on: `cpu`, or part of an adapter's name, which may match several; give it again for more [default:
+    /// every graphics card that works, or the best of what there is]
     #[arg(long, env = "SKEIN_DEVICE", value_name = "NAME|cpu")]
-    pub(crate) device: Option<String>,
+    pub(crate) device: Vec<String>,
     /// Processor threads for work on the CPU; 0 for all [default: 0]
     #[arg(long, env = "SKEIN_THREADS", value_name = "N")]
     pub(crate) threads: Option<usize>,

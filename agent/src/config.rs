@@ -28,10 +28,12 @@ pub(crate) struct Config {
     pub(crate) api: SocketAddr,
     pub(crate) bootstrap: Vec<PeerAddress>,
     pub(crate) genesis: Genesis,
+    /// Of each device.
     pub(crate) memory_bytes: Option<u64>,
     /// Most that blobs may take on disk.
     pub(crate) disk_bytes: u64,
-    pub(crate) device: Option<String>,
+    /// The devices that the owner named; none for all that are worth it.
+    pub(crate) devices: Vec<String>,
     pub(crate) threads: usize,
     /// Where earnings are to go.
     pub(crate) payout: Option<String>,
@@ -62,12 +64,20 @@ struct File {
     network: Option<PathBuf>,
     memory: Option<u64>,
     disk: Option<u64>,
-    device: Option<String>,
+    device: Option<Names>,
     threads: Option<usize>,
     update_url: Option<String>,
     update_channel: Option<String>,
     update_keys: Option<Vec<String>>,
     payout: Option<String>,
+}
+
+/// One name, or a list of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Names {
+    One(String),
+    Several(Vec<String>),
 }
 
 impl Config {
@@ -104,6 +114,12 @@ impl Config {
         } else {
             args.bootstrap
         };
+        let devices = match file.device {
+            _ if !args.device.is_empty() => args.device,
+            None => Vec::new(),
+            Some(Names::One(name)) => vec![name],
+            Some(Names::Several(names)) => names,
+        };
         Ok(Self {
             listen: address(args.listen, file.listen.as_deref(), LISTEN_DEFAULT, "listen")?,
             api: address(args.api, file.api.as_deref(), API_DEFAULT, "api")?,
@@ -112,7 +128,7 @@ impl Config {
             advertise: args.advertise.or(file.advertise),
             memory_bytes: args.memory.or(file.memory),
             disk_bytes: args.disk.or(file.disk).unwrap_or(DISK_BYTES_DEFAULT),
-            device: args.device.or(file.device),
+            devices,
             threads: args.threads.or(file.threads).unwrap_or(0),
             headless: args.headless || file.headless,
             payout: file.payout,

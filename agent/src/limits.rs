@@ -18,7 +18,7 @@ pub(crate) const STAGE_FRAME_BYTES_MAX: usize = 32 << 20;
 pub(crate) const SPANS_PER_ANSWER_MAX: usize = 4;
 /// Stages of one pipeline.
 pub(crate) const STAGES_MAX: usize = 128;
-/// Sessions that pass through one agent at once.
+/// Sessions that pass through one stage at once.
 pub(crate) const SESSIONS_MAX: usize = 64;
 /// The first frame of a stream between members of a group comes within this.
 pub(crate) const GROUP_HELLO_WAIT: Duration = Duration::from_secs(10);

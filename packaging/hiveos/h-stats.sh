@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Tells HiveOS how the agent does. HiveOS's agent sources this; it must set `khs` and `stats` and never end the shell.
-#   hs            MFLOP/s of f32 matrix products that the agent measured and offers, one per GPU, 0 while it does not work;
-#                 with several GPUs shared out by their measured use
+#   hs            MFLOP/s of f32 matrix products that the agent measured and offers, one per worker (a worker has a GPU of
+#                 its own, or the processor), 0 while it does not work
 #   temp, fan     from the agent, else from HiveOS's own $gpu_stats; null where neither knows
 #   bus_numbers   decimal PCI bus numbers, in the order of hs; absent on the processor
-#   ar            leases done since the start, and deaths of the worker, each of which costs a lease
+#   ar            leases done since the start, and deaths of workers, each of which costs a lease
 # What is not known is left out or null, never zero.
 
 # shellcheck disable=SC2034 # HiveOS's agent reads it.
@@ -37,32 +37,33 @@ if [[ -n $skein_status ]]; then
             | if . == null then null else
                 ascii_downcase | explode | map(if . > 96 then . - 87 else . - 48 end) | reduce .[] as $d (0; . * 16 + $d) end;
         def bus_or_null: try bus catch null;
-        ($status.offer.matrix_mflops // 0) as $rate
-        | (if $status.policy.state == "working" or $status.working then $rate else 0 end) as $now
+        ($status.workers // []) as $workers
+        | ($status.offer.workers // []) as $offered
         | (($history.points // []) | last // {} | .gpus // []) as $gpus
-        | ($status.offer.backend == "cpu" or ($gpus | length) == 0) as $processor
-        | ($gpus | map(.busy_percent // 0) | add // 0) as $busy
+        # Without sensors nothing can be told about a GPU but its speed.
+        | ([$workers[] | select(.gpu != null)] | length == 0) as $bare
         | ([($hive.busids // [])[] | tostring | bus_or_null]) as $hive_buses
         # What HiveOS itself measured of the GPU on this bus.
         | def of_hive($what; $at): if $at == null then null else
             ($hive_buses | index($at)) as $i | if $i == null then null else ($hive[$what] // [])[$i] end end;
+        def number_or_null: if . == null then null else tonumber end;
         {
-            hs: (if $processor then [$now] else
-                [$gpus[] | if $busy > 0 then $now * (.busy_percent // 0) / $busy else $now / ($gpus | length) end | round] end),
+            hs: [$workers[] | if .working then $offered[.index].matrix_mflops // 0 else 0 end],
             hs_units: "mhs",
-            temp: (if $processor then [] else
-                [$gpus[] | (.id | bus_or_null) as $at | .temperature_c // (of_hive("temp"; $at) | if . == null then null else tonumber end)] end),
-            fan: (if $processor then [] else
-                [$gpus[] | .id as $id | (.id | bus_or_null) as $at | ([$fans[] | select(.gpu == $id) | .percent] | first) //
-                    (of_hive("fan"; $at) | if . == null then null else tonumber end)] end),
+            temp: (if $bare then [] else
+                [$workers[] | .gpu as $id | ($id // "" | bus_or_null) as $at |
+                    ([$gpus[] | select(.id == $id) | .temperature_c] | first) // (of_hive("temp"; $at) | number_or_null)] end),
+            fan: (if $bare then [] else
+                [$workers[] | .gpu as $id | ($id // "" | bus_or_null) as $at |
+                    ([$fans[] | select(.gpu == $id) | .percent] | first) // (of_hive("fan"; $at) | number_or_null)] end),
             uptime: ($uptime | tonumber? // 0),
             ver: ($status.version // $version),
             algo: "f32-matmul"
         }
-        + (if $processor then {} else {bus_numbers: [$gpus[] | .id | bus_or_null]} end)
+        + (if $bare then {} else {bus_numbers: [$workers[] | .gpu // "" | bus_or_null]} end)
         + (if $status.leases_taken == null then {} else
             # What died with its worker was not done.
-            ($status.worker.deaths // 0) as $died
+            ([$workers[].deaths] | add // 0) as $died
             | {ar: [([$status.leases_taken - ($status.leases // [] | length) - $died, 0] | max), $died]} end)
     ') || stats=null
     [[ -n $stats ]] || stats=null

@@ -94,7 +94,11 @@ def status():
         "coordinator": "02" * 32, "term": 3, "visible": True, "working": not World.pause and not World.game, "reasons": [], "policy": policy(), "on_trial": False,
         "earned_today": "12.34000000",
         "offer": {"device": "NVIDIA GeForce RTX 4090", "backend": "vulkan", "matrix_mflops": 41_200_000, "memory_mbps": 930_000, "transfer_mbps": 22_000,
-                  "memory_bytes": 12_884_901_888, "open": True, "addresses": [], "issued_at": now()},
+                  "memory_bytes": 12_884_901_888, "open": True, "addresses": [], "issued_at": now(),
+                  "workers": [{"matrix_mflops": 41_200_000, "memory_bytes": 12_884_901_888}, {"matrix_mflops": 12_700_000, "memory_bytes": 6_442_450_944}]},
+        "workers": [{"index": place, "device": device, "backend": "wgpu", "gpu": GPUS[place], "pid": None if place else 4712, "deaths": 0, "working": not place,
+                     "state": "waiting" if place else "working", "headline": "Waiting for work" if place else "Working", "reasons": []}
+                    for place, device in enumerate(["NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 3060"])],
         "device_reason": "the best that works", "leases": [{"lease": "1" * 64, "job": "a" * 64, "shard": "round 12, part 3", "done": 11, "of": 32}], "leases_taken": 9,
         "log": {"path": "log", "entries": 1_204},
         "ledger": {"epoch": 41, "height": 880, "state": "9" * 64, "balance": "211.90250000", "balance_base_units": 0, "accepted_units": 0, "settlements": []},

@@ -2,6 +2,7 @@
 //!
 //! Names follow its conventions: base units, `_total` for counters. What no sensor knows has no sample.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use axum::extract::State;
@@ -12,7 +13,7 @@ use skein_policy::readings::{Gpu, Readings};
 use super::{Door, Problem};
 use crate::daemon::Call;
 use crate::daemon::history::gpus;
-use crate::daemon::status::Status;
+use crate::daemon::status::{Status, WorkerStatus};
 
 pub(super) async fn metrics(State(door): State<Door>) -> Result<Response, Problem> {
     let (status, readings) = door.ask(Call::Gauges).await?;
@@ -68,17 +69,38 @@ fn text(status: &Status, readings: Option<&Readings>) -> String {
         "The agent's state: 1 for the present one.",
         states.map(|name| (vec![("state", name.to_owned())], yes(state == name))),
     );
-    let reasons = status.policy.reasons.iter().map(|reason| {
-        let word = |value: serde_json::Result<serde_json::Value>| {
-            value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
-        };
-        let labels = vec![
-            ("rule", word(serde_json::to_value(reason.rule))),
-            ("blocks", word(serde_json::to_value(reason.blocks))),
-        ];
-        (labels, 1.0)
-    });
-    page.metric("skein_policy_blocked", "Rules of the owner that hold work back now.", reasons);
+    // Several devices may be held back by one rule.
+    let rules: BTreeSet<Vec<(&str, String)>> = status
+        .policy
+        .reasons
+        .iter()
+        .map(|reason| {
+            let word = |value: serde_json::Result<serde_json::Value>| {
+                value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+            };
+            vec![
+                ("rule", word(serde_json::to_value(reason.rule))),
+                ("blocks", word(serde_json::to_value(reason.blocks))),
+            ]
+        })
+        .collect();
+    let rules = rules.into_iter().map(|labels| (labels, 1.0));
+    page.metric("skein_policy_blocked", "Rules of the owner that hold work back now.", rules);
+    let labels = |worker: &WorkerStatus| {
+        let gpu = worker.gpu.clone().unwrap_or_default();
+        vec![("worker", worker.index.to_string()), ("device", worker.device.clone()), ("gpu", gpu)]
+    };
+    let workers = &status.workers;
+    page.metric(
+        "skein_worker_working",
+        "Whether the worker holds a lease.",
+        workers.iter().map(|worker| (labels(worker), yes(worker.working))),
+    );
+    page.metric(
+        "skein_worker_deaths_total",
+        "Deaths of the worker's process since the start.",
+        workers.iter().map(|worker| (labels(worker), worker.deaths as f64)),
+    );
     let known = readings.map_or(&[][..], |readings| gpus(&readings.gpus));
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(&Gpu) -> Option<f64>| {
         let samples = known.iter().filter_map(|gpu| {
@@ -108,11 +130,6 @@ fn text(status: &Status, readings: Option<&Readings>) -> String {
     page.one("skein_peers", "Connected agents.", status.peers.len() as f64);
     page.one("skein_leases", "Leases in hand.", status.leases.len() as f64);
     page.one("skein_leases_taken_total", "Leases taken since the start.", status.leases_taken as f64);
-    page.one(
-        "skein_worker_deaths_total",
-        "Deaths of the worker since the start.",
-        status.worker.deaths as f64,
-    );
     page.one("skein_log_entries", "Entries of the signed log.", status.log.entries as f64);
     page.one(
         "skein_epoch_units",

@@ -44,18 +44,27 @@ fn describe(status: &Status) -> String {
         None => "none".to_owned(),
     };
     line("coordinator", coordinator);
-    if let Some(offer) = &status.offer {
-        let speed = format!(
-            "{} ({}): {} GFLOP/s, memory {} GB/s, up to {} for jobs",
-            offer.device,
-            offer.backend,
-            offer.matrix_mflops / 1_000,
-            offer.memory_mbps / 1_000,
-            bytes_text(offer.memory_bytes)
-        );
-        line("device", speed);
+    for (worker, told) in status.workers.iter().enumerate() {
+        let label = if status.workers.len() == 1 { "device".to_owned() } else { format!("worker {worker}") };
+        let offered = status.offer.as_ref().and_then(|offer| offer.workers.get(worker));
+        if let Some(offer) = offered.filter(|_| told.backend.is_some()) {
+            let speed = format!(
+                "{} ({}): {} GFLOP/s, memory {} GB/s, up to {} for jobs",
+                offer.device,
+                offer.backend,
+                offer.matrix_mflops / 1_000,
+                offer.memory_mbps / 1_000,
+                bytes_text(offer.memory_bytes)
+            );
+            line(&label, speed);
+        } else if status.workers.len() > 1 {
+            line(&label, told.device.clone());
+        }
+        if status.workers.len() > 1 {
+            line("", told.headline.clone());
+        }
     }
-    if !status.device_reason.is_empty() {
+    if !status.device_reason.is_empty() && status.workers.len() == 1 {
         line("", status.device_reason.clone());
     }
     line("listening", format!("{} (agents), http://{} (you)", status.listen, status.api));

@@ -65,7 +65,21 @@ struct Shared {
     /// What jobs may use of the device's memory.
     memory_bytes: u64,
     running: Mutex<BTreeMap<LeaseId, Running>>,
-    kept: Mutex<BTreeMap<JobId, VecDeque<(u32, Digest)>>>,
+    kept: Kept,
+}
+
+/// Of each job, what members may still need and in which round it was made; all workers of an agent share it.
+pub(crate) type Kept = Arc<Mutex<BTreeMap<JobId, VecDeque<(u32, Digest)>>>>;
+
+/// What all workers of an agent share.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) mesh: Mesh,
+    pub(crate) store: BlobStore,
+    pub(crate) scratch: PathBuf,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) groups: Groups,
+    pub(crate) kept: Kept,
 }
 
 struct Running {
@@ -76,34 +90,28 @@ struct Running {
 impl Executor {
     pub(crate) fn new(
         worker: Worker,
-        pipeline: Pipeline,
-        mesh: Mesh,
-        store: BlobStore,
-        scratch: PathBuf,
+        common: Common,
         on_gpu: bool,
         memory_bytes: u64,
     ) -> (Self, channel::Receiver<Report>) {
         let (reports, heard) = channel::unbounded();
+        let Common { mesh, store, scratch, pipeline, groups, kept } = common;
+        let (turn, running) = (smol::lock::Mutex::new(()), Mutex::default());
         let shared = Shared {
-            groups: Groups::new(mesh.clone(), worker.clone()),
             worker,
             pipeline,
+            groups,
             mesh,
             store,
             scratch,
             reports,
-            turn: smol::lock::Mutex::new(()),
+            turn,
             on_gpu,
             memory_bytes,
-            running: Mutex::default(),
-            kept: Mutex::default(),
+            running,
+            kept,
         };
         (Self { shared: Arc::new(shared) }, heard)
-    }
-
-    /// The groups in which this agent is expected.
-    pub(crate) fn groups(&self) -> Groups {
-        self.shared.groups.clone()
     }
 
     /// Starts an execution; its end is reported exactly once.
@@ -139,8 +147,9 @@ impl Executor {
         }
         let at_work = AtomicBool::new(false);
         // Before its turn, so that the other members of a group find it.
-        let place =
-            execution.shard.group().map(|group| self.shared.groups.take(execution.job, group.clone()));
+        let take =
+            |group: &Group| self.shared.groups.take(self.shared.worker.clone(), execution.job, group.clone());
+        let place = execution.shard.group().map(take);
         let work = async {
             let _turn = self.shared.turn.lock().await;
             let received = AtomicU64::new(0);
@@ -278,7 +287,7 @@ impl Executor {
         };
         let (width, _held) = smol::future::or(opening, stop).await?;
         let generation = self.shared.worker.generation();
-        let tally = self.shared.pipeline.stage_opened(lease, width);
+        let tally = self.shared.pipeline.stage_opened(lease, self.shared.worker.clone(), width);
         let ready = Pace { done: 1, of: 1, loss_micronats: None };
         let _ = self.shared.reports.send(Report::Progress(lease, ready)).await;
         let worker_died = async {

@@ -45,25 +45,27 @@ enum Frame {
     Step { squares: f64 },
 }
 
-/// The groups in which this agent is expected.
+/// The groups in which this agent's workers are expected.
 #[derive(Clone)]
 pub(crate) struct Groups {
+    me: NodeId,
     mesh: Mesh,
-    worker: Worker,
     expected: Arc<Mutex<BTreeMap<Hello, Expected>>>,
 }
 
 struct Expected {
     from: NodeId,
-    arrived: channel::Sender<BulkStream>,
+    members: usize,
+    arrived: channel::Sender<Link>,
 }
 
 /// A place in a group, held from the grant on so that the member before finds it.
 pub(crate) struct Place {
     groups: Groups,
+    worker: Worker,
     hello: Hello,
     group: Group,
-    arrives: channel::Receiver<BulkStream>,
+    arrives: channel::Receiver<Link>,
 }
 
 impl Drop for Place {
@@ -73,18 +75,26 @@ impl Drop for Place {
 }
 
 impl Groups {
-    pub(crate) fn new(mesh: Mesh, worker: Worker) -> Self {
-        Self { mesh, worker, expected: Arc::default() }
+    pub(crate) fn new(me: NodeId, mesh: Mesh) -> Self {
+        Self { me, mesh, expected: Arc::default() }
     }
 
-    /// Takes a place.
-    pub(crate) fn take(&self, job: JobId, group: Group) -> Place {
+    /// Takes a place for `worker`.
+    pub(crate) fn take(&self, worker: Worker, job: JobId, group: Group) -> Place {
         let hello = Hello { job, group: group.number, stage: group.stage };
         let (arrived, arrives) = channel::bounded(1);
+        let members = group.members.len();
         if let Some(before) = group.stage.checked_sub(1).and_then(|at| group.members.get(usize::from(at))) {
-            lock(&self.expected).insert(hello, Expected { from: before.node, arrived });
+            lock(&self.expected).insert(hello, Expected { from: before.node, members, arrived });
         }
-        Place { groups: self.clone(), hello, group, arrives }
+        Place { groups: self.clone(), worker, hello, group, arrives }
+    }
+
+    /// Who is expected at this place by `from`, once only.
+    fn claim(&self, hello: &Hello, from: NodeId) -> Option<Expected> {
+        let mut expected = lock(&self.expected);
+        let awaited = expected.get(hello).is_some_and(|awaited| awaited.from == from);
+        awaited.then(|| expected.remove(hello)).flatten()
     }
 
     /// Takes in a stream, if it comes from whom it should.
@@ -94,16 +104,10 @@ impl Groups {
             Ok(None)
         });
         let hello = hello.await.ok().flatten().and_then(|bytes| decode::<Hello>(&bytes).ok());
-        let arrived = hello.and_then(|hello| {
-            let mut expected = lock(&self.expected);
-            let awaited = expected.get(&hello).is_some_and(|awaited| awaited.from == from);
-            // Once only.
-            awaited.then(|| expected.remove(&hello)).flatten()
-        });
-        match arrived {
+        match hello.and_then(|hello| self.claim(&hello, from)) {
             // So the other side knows that this one is there.
             Some(expected) if stream.send_frame(&[]).await.is_ok() => {
-                let _ = expected.arrived.send(stream).await;
+                let _ = expected.arrived.send(Link::new(stream, expected.members)).await;
             }
             Some(_) | None => tracing::debug!(from = %from.short(), "a stream for no group"),
         }
@@ -151,7 +155,7 @@ impl Place {
     }
 
     async fn call(&self, task: Task) -> Result<Reply, String> {
-        self.groups.worker.call(task, |_| {}).await.map_err(|error| error.to_string())
+        self.worker.call(task, |_| {}).await.map_err(|error| error.to_string())
     }
 
     /// Waits for the member before, and finds the one after.
@@ -160,12 +164,12 @@ impl Place {
             if self.group.stage == 0 {
                 return Ok(None);
             }
-            let stream = self.arrives.recv().await.map_err(|_| "the group was given up".to_owned())?;
-            Ok::<_, String>(Some(Link::new(stream, self.group.members.len())))
+            let link = self.arrives.recv().await.map_err(|_| "the group was given up".to_owned())?;
+            Ok::<_, String>(Some(link))
         };
         let after = async {
             let next = self.group.members.get(usize::from(self.group.stage) + 1)?;
-            Some(Link::new(self.find(next.node).await, self.group.members.len()))
+            Some(self.find(next.node).await)
         };
         let both = async {
             let (before, after) = smol::future::zip(before, after).await;
@@ -184,29 +188,48 @@ impl Place {
     }
 
     /// Tries until the member after is there; the coordinator notices if it never is.
-    async fn find(&self, node: NodeId) -> BulkStream {
-        let hello = encode(&Hello { stage: self.hello.stage + 1, ..self.hello });
+    async fn find(&self, node: NodeId) -> Link {
+        let members = self.group.members.len();
+        let hello = Hello { stage: self.hello.stage + 1, ..self.hello };
+        let greeting = encode(&hello);
         loop {
-            if let Ok(mut stream) = self.groups.mesh.open(node, StreamKind::Group).await
-                && stream.send_frame(&hello).await.is_ok()
+            if node == self.groups.me {
+                // Another worker of this same agent.
+                if let Some(expected) = self.groups.claim(&hello, node) {
+                    let (here, there) = Link::pair(members);
+                    if expected.arrived.send(there).await.is_ok() {
+                        return here;
+                    }
+                }
+            } else if let Ok(mut stream) = self.groups.mesh.open(node, StreamKind::Group).await
+                && stream.send_frame(&greeting).await.is_ok()
                 && let Ok(Some(_)) = stream.recv_frame(0).await
             {
-                return stream;
+                return Link::new(stream, members);
             }
             smol::Timer::after(GROUP_REDIAL).await;
         }
     }
 }
 
-/// A stream to a neighbour. Frames are sent and received while the worker computes.
+/// A way to a neighbour. Frames are sent and received while the worker computes.
 struct Link {
     to: channel::Sender<Frame>,
     from: channel::Receiver<Frame>,
     received_bytes: Arc<AtomicU64>,
-    _receiving: smol::Task<()>,
+    /// None between two workers of one agent.
+    _receiving: Option<smol::Task<()>>,
 }
 
 impl Link {
+    /// Both ends of a way between two workers of this agent; what goes over it comes from no other agent.
+    fn pair(members: usize) -> (Self, Self) {
+        let (forth, from_before) = channel::bounded(members);
+        let (back, from_after) = channel::bounded(members);
+        let end = |to, from| Self { to, from, received_bytes: Arc::default(), _receiving: None };
+        (end(forth, from_after), end(back, from_before))
+    }
+
     /// Of a group of `members`, so that neither end ever waits to be heard while the other does: no more micro-batches
     /// than that are between their way forward and their way back.
     fn new(stream: BulkStream, members: usize) -> Self {
@@ -217,7 +240,7 @@ impl Link {
         smol::spawn(Self::send(sender, outgoing)).detach();
         let received_bytes = Arc::<AtomicU64>::default();
         let receiving = Self::receive(receiver, incoming, Arc::clone(&received_bytes));
-        Self { to, from, received_bytes, _receiving: smol::spawn(receiving) }
+        Self { to, from, received_bytes, _receiving: Some(smol::spawn(receiving)) }
     }
 
     async fn send(mut sender: BulkSender, frames: channel::Receiver<Frame>) {

@@ -11,6 +11,7 @@ pub(crate) mod history;
 pub(crate) mod journal;
 pub(crate) mod owner;
 pub(crate) mod pipeline;
+mod station;
 pub(crate) mod status;
 mod traffic;
 pub(crate) mod training;
@@ -21,7 +22,6 @@ pub(crate) mod worker;
 mod start;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,18 +35,19 @@ use skein_proto::job::{JobSpec, Work};
 use skein_proto::limits::TICK_MS;
 use skein_proto::message::{JobStatus, Phase};
 use skein_proto::node::{Execution, Input, Node, Output, Record};
-use skein_proto::offer::Offer;
+use skein_proto::offer::WorkerOffer;
 use skein_proto::signed::encode;
 use skein_update::Version;
 use smol::channel;
 
 use self::book::{Book, Order};
 use self::curve::Curves;
-use self::executor::{Executor, Report};
+use self::executor::{Common, Executor, Report};
 use self::history::Point;
 use self::journal::Journal;
-use self::owner::{Bench, Kit, Kits, Owner};
+use self::owner::Owner;
 use self::pipeline::Pipeline;
+use self::station::{Bench, Stations, Surveyed};
 use self::status::{ClaimState, Earned, HeldLease, LogState, Peer, Status, WorkerInfo};
 use self::treasury::Treasury;
 use self::updating::Updating;
@@ -60,8 +61,10 @@ pub(crate) use self::start::{RUNNING_FILE, Running, run};
 pub(crate) enum Event {
     /// The network.
     Mesh(MeshEvent),
-    /// The worker's devices were surveyed, and the best one measured.
-    Measured(Bench, Result<Box<Measured>>),
+    /// The devices of this machine are known.
+    Surveyed(Result<Surveyed>),
+    /// One of them was measured.
+    Measured { worker: u8, bench: Bench, measured: Result<Box<Measured>> },
     /// A newer version was fetched and checked, or there is none.
     Fetched(Result<Option<Version>, String>),
     /// The sensors were read; the machine may have slept before.
@@ -76,21 +79,21 @@ pub(crate) enum Event {
     Signal,
 }
 
-/// What the survey and the benchmark gave.
+/// What the benchmark of a device gave.
 pub(crate) struct Measured {
-    pub(crate) offer: Offer,
+    pub(crate) offer: WorkerOffer,
     pub(crate) reports: channel::Receiver<Report>,
     pub(crate) means: Means,
-    pub(crate) device_reason: String,
+    /// Why this device.
+    pub(crate) reason: String,
     /// The GPU's address, where the system tells.
     pub(crate) pci: Option<String>,
 }
 
-/// By what shards are executed.
+/// By what shards are executed on one device.
 pub(crate) struct Means {
     pub(crate) worker: Worker,
     pub(crate) executor: Executor,
-    pub(crate) pipeline: Pipeline,
 }
 
 /// A question or order from the local API, with the place for its answer.
@@ -105,10 +108,10 @@ pub(crate) enum Call {
         dry_run: bool,
         answer: channel::Sender<ClaimState>,
     },
-    /// The jobs that serve a model of this name, and the way to their stages; none while this agent has no worker.
+    /// The jobs that serve a model of this name, and the way to their stages.
     Serving {
         name: String,
-        answer: channel::Sender<Option<(Vec<JobStatus>, Pipeline)>>,
+        answer: channel::Sender<(Vec<JobStatus>, Pipeline)>,
     },
     /// The owner pauses, resumes, or wants the work finished.
     Owner(skein_policy::Event, channel::Sender<View>),
@@ -179,9 +182,9 @@ pub(crate) struct Daemon {
     book: Book,
     owner: Owner,
     updating: Updating,
-    kits: Kits,
-    trouble: Option<String>,
-    scratch: PathBuf,
+    stations: Stations,
+    /// What the workers share.
+    common: Common,
     host: Host,
     leases_taken: u64,
     leaving: Option<Leaving>,
@@ -226,8 +229,8 @@ impl Daemon {
                 break;
             }
         }
-        for kit in self.kits.all() {
-            kit.means.worker.kill("the agent is leaving");
+        for means in self.stations.all_means() {
+            means.worker.kill("the agent is leaving");
         }
         self.owner.traffic.save();
         self.mesh.close().await;
@@ -244,7 +247,8 @@ impl Daemon {
     fn apply(&mut self, event: Event, feed: &channel::Sender<Event>) -> Result<()> {
         match event {
             Event::Mesh(event) => self.mesh_event(event),
-            Event::Measured(bench, measured) => self.measured(bench, measured, feed),
+            Event::Surveyed(surveyed) => self.surveyed(surveyed, feed),
+            Event::Measured { worker, bench, measured } => self.measured(worker, bench, measured, feed),
             Event::Sensed { readings, woke } => self.sensed(*readings, woke, feed),
             Event::Report(Report::Progress(lease, pace)) => self.core(Input::Progress(lease, pace)),
             Event::Report(Report::Finished(lease, result)) => self.core(Input::Finished(lease, result)),
@@ -282,8 +286,8 @@ impl Daemon {
                 }
             },
             MeshEvent::Stream { from, kind, stream } => {
-                match (kind, self.means()) {
-                    (StreamKind::Blob, _) => {
+                match kind {
+                    StreamKind::Blob => {
                         let store = self.store.clone();
                         smol::spawn(async move {
                             if let Err(error) = serve_blob(stream, &store).await {
@@ -292,13 +296,12 @@ impl Daemon {
                         })
                         .detach();
                     }
-                    (StreamKind::Stage, Some(means)) => {
-                        smol::spawn(means.pipeline.clone().accept(from, stream)).detach();
+                    StreamKind::Stage => {
+                        smol::spawn(self.common.pipeline.clone().accept(from, stream)).detach();
                     }
-                    (StreamKind::Group, Some(means)) => {
-                        smol::spawn(means.executor.groups().accept(from, stream)).detach();
+                    StreamKind::Group => {
+                        smol::spawn(self.common.groups.clone().accept(from, stream)).detach();
                     }
-                    (StreamKind::Stage | StreamKind::Group, None) => drop(stream),
                 }
                 Ok(())
             }
@@ -336,8 +339,8 @@ impl Daemon {
                 self.execute(execution)?;
             }
             Output::Stop(lease) => {
-                for kit in self.kits.all() {
-                    kit.means.executor.stop(lease);
+                for means in self.stations.all_means() {
+                    means.executor.stop(lease);
                 }
             }
             Output::JobChanged(id) => {
@@ -361,11 +364,12 @@ impl Daemon {
     }
 
     fn execute(&mut self, execution: Execution) -> Result<()> {
-        let Some(Means { executor, .. }) = self.means() else {
+        let Some(Means { executor, .. }) = self.stations.means(execution.worker) else {
             let refusal = Err("this agent has no device to work on".into());
             return self.core(Input::Finished(execution.lease, refusal));
         };
-        tracing::info!(shard = execution.shard.kind(), lease = %execution.lease.short(), "working");
+        let Execution { lease, worker, .. } = &execution;
+        tracing::info!(shard = execution.shard.kind(), lease = %lease.short(), worker, "working");
         executor.execute(execution);
         Ok(())
     }
@@ -406,7 +410,7 @@ impl Daemon {
         let members: BTreeSet<NodeId> = self.node.offers().map(skein_proto::signed::Signed::signer).collect();
         let outputs = self.treasury.tick(self.clock.now(), coordinator, members)?;
         self.treasury_outputs(outputs)?;
-        for Kit { means: Means { worker, executor, .. }, .. } in self.kits.all() {
+        for Means { worker, executor } in self.stations.all_means() {
             let (worker, keep) = (worker.clone(), executor.holds_stages());
             smol::spawn(async move { worker.retire_if_idle(keep).await }).detach();
         }
@@ -441,10 +445,6 @@ impl Daemon {
         order.spec.nonce = u64::from_le_bytes(nonce);
         order.status = JobStatus { phase: Phase::Waiting, ..last };
         Ok(order)
-    }
-
-    fn means(&self) -> Option<&Means> {
-        self.kits.current().map(|kit| &kit.means)
     }
 
     fn call(&mut self, call: Call, feed: &channel::Sender<Event>) -> Result<()> {
@@ -488,22 +488,21 @@ impl Daemon {
                 let jobs = self.node.jobs().values();
                 let named = jobs.filter(|job| job.name == name && !job.phase.is_final());
                 let serving = named.filter(|job| matches!(job.work, Work::Serve(_))).cloned().collect();
-                let pipeline = self.means().map(|means| means.pipeline.clone());
-                let _ = answer.try_send(pipeline.map(|pipeline| (serving, pipeline)));
+                let _ = answer.try_send((serving, self.common.pipeline.clone()));
             }
             Call::Owner(told, answer) => {
-                self.owner_said(told, feed)?;
-                let _ = answer.try_send(self.owner.view());
+                self.owner_said(&told, feed)?;
+                let _ = answer.try_send(self.stations.view());
             }
             Call::Midnight(answer) => {
                 let _ = answer.try_send(self.owner.midnight_ms() + 86_400_000);
             }
             Call::Settings(answer) => {
-                let _ = answer.try_send(self.owner.settings().clone());
+                let _ = answer.try_send(self.stations.settings().clone());
             }
             Call::Set { key, value, answer } => {
                 let result = self.change_setting(&key, &value, feed)?;
-                let _ = answer.try_send(result.map(|()| self.owner.settings().clone()));
+                let _ = answer.try_send(result.map(|()| self.stations.settings().clone()));
             }
             Call::Earnings(answer) => {
                 let _ = answer.try_send(self.treasury.earnings());
@@ -536,7 +535,7 @@ impl Daemon {
         let held = self.node.held();
         let device_of = |node: NodeId| {
             let mut offers = self.node.offers();
-            offers.find(|offer| offer.signer() == node).map(|offer| offer.statement().device.clone())
+            offers.find(|offer| offer.signer() == node).map(|offer| status::devices(offer.statement()))
         };
         let peers = self.mesh.peers().into_iter().map(|(node, address)| Peer {
             node,
@@ -544,7 +543,8 @@ impl Daemon {
             round_trip_us: self.mesh.round_trip(node).and_then(|time| u64::try_from(time.as_micros()).ok()),
             device: device_of(node),
         });
-        let worker = self.means().map(|means| means.worker.state());
+        let worker = self.stations.means(0).map(|means| means.worker.state());
+        let gpu = |at| self.gpu_id(at, self.owner.readings()?);
         Status {
             node: self.node.id(),
             pid: std::process::id(),
@@ -559,16 +559,17 @@ impl Daemon {
             visible: own.is_some() && reign.is_some_and(|reign| self.reaches(reign.coordinator)),
             working: !held.is_empty(),
             reasons: self.reasons(),
-            offer: own.map(|offer| offer.statement().clone()),
-            device_reason: self.kits.current().map_or_else(String::new, |kit| kit.device_reason.clone()),
+            offer: own.and_then(|offer| status::Offered::of(offer.statement())),
+            device_reason: self.stations.device_reason(),
             on_trial: skein_update::is_trial(),
             earned_today: self.treasury.earned_since(Millis(self.owner.midnight_ms())).to_string(),
-            policy: self.owner.view(),
+            policy: self.stations.view(),
             leases: held
                 .into_iter()
                 .map(|held| HeldLease {
                     lease: held.id,
                     job: held.job,
+                    worker: held.worker,
                     shard: held.shard.kind().to_owned(),
                     done: held.pace.done,
                     of: held.pace.of,
@@ -584,6 +585,7 @@ impl Daemon {
                 pid: worker.as_ref().and_then(|worker| worker.pid),
                 deaths: worker.as_ref().map_or(0, |worker| worker.deaths),
             },
+            workers: self.stations.told(|worker| self.node.works_on(worker), gpu),
             bytes_sent: self.mesh.bytes_sent(),
             bytes_received: self.mesh.bytes_received(),
             host: self.host.clone(),
@@ -600,18 +602,17 @@ impl Daemon {
         if !self.node.held().is_empty() {
             return reasons;
         }
-        let view = self.owner.view();
+        let view = self.stations.view();
         if view.allowed != skein_policy::Allowance::All || view.finishing {
             reasons.extend(view.reasons.into_iter().map(|reason| reason.text));
         }
-        if let Some(trouble) = &self.trouble {
-            reasons.push(trouble.clone());
-        } else if self.kits.is_measuring() {
+        reasons.extend(self.stations.troubles());
+        if self.stations.is_measuring() {
             reasons.push("still measuring the device".to_owned());
         }
         match self.node.reign() {
             None => reasons.push("no coordinator yet".to_owned()),
-            Some(_) if self.node.offer().is_some_and(|offer| offer.statement().open) => {
+            Some(_) if self.node.offer().is_some_and(status::is_open) => {
                 reasons.push("no lease: no job needs this agent at the moment".to_owned());
             }
             Some(_) => {}

@@ -1,7 +1,6 @@
-//! The owner's policy in the daemon: sensors in, workers and offer out.
+//! The owner in the daemon: what sensors say of his machine, what he said himself, and what he set.
 //!
-//! The decision is `skein-policy`'s. Here a "no" becomes a dead worker within milliseconds and a closed offer, a "yes" a
-//! device that is measured and offered.
+//! What follows from it for each device is the stations' to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,22 +10,19 @@ use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use skein_policy::readings::{Gpu, Reading, Readings};
-use skein_policy::{Action, Allowance, Event as Told, Pause, Policy, Settings, View};
-use skein_proto::node::{self, Input};
+use skein_policy::readings::{Reading, Readings};
+use skein_policy::{Event as Told, Pause, Settings};
 use skein_sensors::Sensors;
 use smol::channel;
 
 use super::history::{GpuPoint, History, Point, gpus};
 use super::traffic::Traffic;
-use super::worker::Worker;
-use super::{Daemon, Event, Means, Measured, forward, lock};
+use super::{Daemon, Event, lock};
 use crate::identity::write_private;
 use crate::limits::{SENSE_AT_REST, SENSE_AT_WORK, SLEPT_MIN};
 
-/// What the owner was asked, told and given.
+/// What the owner's machine tells, and where his settings are kept.
 pub(crate) struct Owner {
-    policy: Policy,
     path: PathBuf,
     /// The present reading of every sensor.
     readings: Option<Readings>,
@@ -34,95 +30,6 @@ pub(crate) struct Owner {
     pub(super) traffic: Traffic,
     own_pids: Arc<Mutex<BTreeSet<u32>>>,
     sensing: Sensing,
-    allowed: Allowance,
-    new_work: bool,
-    worked: bool,
-    trouble: Option<String>,
-}
-
-/// What may be worked on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Bench {
-    /// The best device of this machine, or the one that the owner named.
-    Best,
-    /// The processor, while the GPU is needed otherwise.
-    Processor,
-}
-
-/// A device that was measured, and what works on it.
-pub(super) struct Kit {
-    pub(super) means: Means,
-    offer: skein_proto::offer::Offer,
-    pub(super) device_reason: String,
-    pci: Option<String>,
-}
-
-/// The devices that were measured so far.
-#[derive(Default)]
-pub(super) struct Kits {
-    kits: BTreeMap<Bench, Kit>,
-    current: Option<Bench>,
-    measuring: Option<(Bench, Trial)>,
-}
-
-/// The worker of a measurement under way, which the owner may end like any other.
-#[derive(Clone, Default)]
-pub(super) struct Trial {
-    inner: Arc<Mutex<(Option<String>, Option<Worker>)>>,
-}
-
-impl Trial {
-    /// Notes the worker.
-    ///
-    /// # Errors
-    /// When it may not start any more.
-    pub(super) fn begin(&self, worker: &Worker) -> Result<()> {
-        let mut inner = lock(&self.inner);
-        if let Some(why) = &inner.0 {
-            anyhow::bail!("{why}");
-        }
-        inner.1 = Some(worker.clone());
-        Ok(())
-    }
-
-    fn bar(&self, why: &str) {
-        let mut inner = lock(&self.inner);
-        inner.0 = Some(why.to_owned());
-        if let Some(worker) = &inner.1 {
-            worker.bar(why);
-        }
-    }
-
-    fn is_barred(&self) -> bool {
-        lock(&self.inner).0.is_some()
-    }
-}
-
-impl Kits {
-    /// What works now, or did until the owner needed his machine.
-    pub(super) fn current(&self) -> Option<&Kit> {
-        self.current.and_then(|bench| self.kits.get(&bench))
-    }
-
-    /// All that was ever measured.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Kit> {
-        self.kits.values()
-    }
-
-    /// Whether a device is being measured.
-    pub(super) fn is_measuring(&self) -> bool {
-        self.measuring.is_some()
-    }
-
-    /// Ends every worker, at once, and lets none start.
-    fn bar(&self, why: &str) {
-        for kit in self.kits.values() {
-            kit.means.worker.bar(why);
-        }
-        if let Some((_, trial)) = &self.measuring {
-            trial.bar(why);
-        }
-    }
 }
 
 /// The thread that reads the sensors, and how often it does.
@@ -161,44 +68,38 @@ impl Sensing {
 }
 
 impl Owner {
-    /// Reads the owner's settings and begins to look.
+    /// Begins to look.
     ///
     /// # Errors
-    /// When the settings are none.
-    pub(super) fn start(data_dir: &Path, headless: bool, feed: channel::Sender<Event>) -> Result<Self> {
-        let path = settings_file(data_dir);
-        let settings = load(&path, preset(headless))?;
+    /// When the system gives no thread.
+    pub(super) fn start(data_dir: &Path, feed: channel::Sender<Event>) -> Result<Self> {
         let own_pids = Arc::new(Mutex::new(BTreeSet::from([std::process::id()])));
         let told = Arc::clone(&own_pids);
         let own = Arc::new(move || lock(&told).clone());
         let sensors = Sensors::new(skein_sensors::Config::new(data_dir.to_owned(), own));
         Ok(Self {
-            policy: Policy::new(settings, unix_ms()),
-            path,
+            path: settings_file(data_dir),
             readings: None,
             history: History::default(),
             traffic: Traffic::open(data_dir),
             own_pids,
             sensing: Sensing::start(sensors, feed)?,
-            allowed: Allowance::Nothing,
-            new_work: false,
-            worked: false,
-            trouble: None,
         })
     }
 
-    /// How things stand, in words.
-    pub(super) fn view(&self) -> View {
-        self.policy.view(unix_ms())
+    /// The processes that are no other program's.
+    pub(super) fn own_processes(&self, pids: BTreeSet<u32>) {
+        *lock(&self.own_pids) = pids;
+    }
+
+    /// Looks more often while something is at work.
+    pub(super) fn pace(&self, works: bool) {
+        self.sensing.pace(if works { SENSE_AT_WORK } else { SENSE_AT_REST });
     }
 
     /// The last reading of every sensor.
     pub(super) fn readings(&self) -> Option<&Readings> {
         self.readings.as_ref()
-    }
-
-    pub(super) fn settings(&self) -> &Settings {
-        self.policy.settings()
     }
 
     /// When the owner's present day began, in Unix milliseconds.
@@ -223,19 +124,15 @@ impl Daemon {
         if woke {
             tracing::info!("the machine slept");
             self.clock.catch_up();
-            self.owner_event(Told::Woke, feed)?;
+            self.owner_event(&Told::Woke, feed)?;
         }
         let now_ms = unix_ms();
         let (sent, received) = (self.mesh.bytes_sent(), self.mesh.bytes_received());
         readings.traffic_month_bytes = Reading::Known(self.owner.traffic.count(now_ms, sent + received));
-        if let Some(device) = self.gpu_id(&readings) {
-            self.owner_event(Told::Device(Some(device)), feed)?;
-        }
-        self.owner.readings = Some(readings.clone());
-        self.owner_event(Told::Readings(Box::new(readings)), feed)?;
-        self.tell_trouble(feed)?;
+        self.tell_stations(&readings, feed)?;
+        self.owner.readings = Some(readings);
         if self.owner.history.is_due(now_ms) {
-            let state = self.owner.view().state;
+            let state = self.stations.view().state;
             let known = self.owner.readings.as_ref().map_or(&[][..], |readings| gpus(&readings.gpus));
             let gpus = known.iter().map(GpuPoint::of).collect();
             self.owner.history.add(Point {
@@ -249,158 +146,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// Something happened to the owner's policy: what follows from it is done at once.
-    pub(super) fn owner_event(&mut self, event: Told, feed: &channel::Sender<Event>) -> Result<()> {
-        let before = (self.owner.allowed, self.owner.new_work);
-        for action in self.owner.policy.handle(unix_ms(), event) {
-            match action {
-                Action::Allow { allowed, new_work } => {
-                    (self.owner.allowed, self.owner.new_work) = (allowed, new_work);
-                }
-                Action::LimitRate(rate) => self.mesh.limit_rate(rate),
-                // The sensors' thread is quicker than any rule.
-                Action::LookAgain(_) => {}
-            }
-        }
-        if (self.owner.allowed, self.owner.new_work) != before {
-            self.obey(feed)?;
-        }
-        Ok(())
-    }
-
-    /// Tells the policy whether something is at work, if that changed.
-    pub(super) fn note_work(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
-        let workers = self.kits.all().filter_map(|kit| kit.means.worker.state().pid);
-        *lock(&self.owner.own_pids) = workers.chain([std::process::id()]).collect();
-        let works = self.node.works();
-        if works == self.owner.worked {
-            return Ok(());
-        }
-        self.owner.worked = works;
-        self.owner.sensing.pace(if works { SENSE_AT_WORK } else { SENSE_AT_REST });
-        self.owner_event(Told::Working(works), feed)
-    }
-
-    /// Brings workers and offer in line with what is allowed.
-    fn obey(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
-        let wanted = match self.owner.allowed {
-            Allowance::Nothing => None,
-            Allowance::CpuOnly if !self.best_is_processor() => Some(Bench::Processor),
-            Allowance::CpuOnly | Allowance::All => Some(Bench::Best),
-        };
-        let Some(wanted) = wanted else {
-            let headline = self.owner.view().headline;
-            tracing::info!("{headline}");
-            // The worker first: the owner waits for it.
-            self.kits.bar(&headline);
-            return self.core(Input::Allow(node::Allowance::Nothing));
-        };
-        if self.kits.current != Some(wanted) {
-            if self.kits.current.is_some() {
-                self.kits.bar("another device is worked on");
-                self.core(Input::Allow(node::Allowance::Nothing))?;
-            }
-            let Some(kit) = self.kits.kits.get(&wanted) else { return self.measure(wanted, feed) };
-            self.kits.current = Some(wanted);
-            let (offer, reason) = (kit.offer.clone(), kit.device_reason.clone());
-            tracing::info!("{reason}");
-            self.core(Input::Offer(offer))?;
-        }
-        if let Some(kit) = self.kits.current() {
-            kit.means.worker.unbar();
-        }
-        let open = self.owner.new_work && !self.updating.holds_work() && !skein_update::is_trial();
-        let allowance = if open { node::Allowance::Work } else { node::Allowance::Finish };
-        self.core(Input::Allow(allowance))
-    }
-
-    fn best_is_processor(&self) -> bool {
-        let cpu_named = self.config.device.as_deref() == Some("cpu");
-        cpu_named || self.kits.kits.get(&Bench::Best).is_some_and(|kit| kit.offer.backend == "cpu")
-    }
-
-    fn measure(&mut self, bench: Bench, feed: &channel::Sender<Event>) -> Result<()> {
-        if self.kits.measuring.is_some() {
-            // Its end asks again what is wanted.
-            return Ok(());
-        }
-        let trial = Trial::default();
-        self.kits.measuring = Some((bench, trial.clone()));
-        let measuring = self.measurement(bench, trial);
-        let feed = feed.clone();
-        smol::spawn(async move {
-            let _ = feed.send(Event::Measured(bench, measuring.await.map(Box::new))).await;
-        })
-        .detach();
-        Ok(())
-    }
-
-    /// A measurement ended.
-    pub(super) fn measured(
-        &mut self,
-        bench: Bench,
-        measured: Result<Box<Measured>>,
-        feed: &channel::Sender<Event>,
-    ) -> Result<()> {
-        let barred = self.kits.measuring.take().is_some_and(|(_, trial)| trial.is_barred());
-        match measured {
-            Ok(measured) => {
-                let Measured { offer, reports, means, device_reason, pci } = *measured;
-                forward(reports, feed.clone(), Event::Report);
-                self.kits.kits.insert(bench, Kit { means, offer, device_reason, pci });
-                self.trouble = None;
-            }
-            Err(error) if barred => tracing::debug!("a measurement was given up: {error:#}"),
-            Err(error) => {
-                tracing::error!("this machine cannot work: {error:#}");
-                self.trouble = Some(format!("{error:#}"));
-                return Ok(());
-            }
-        }
-        self.obey(feed)
-    }
-
-    /// A worker that dies again and again, or a device that cannot be measured, is trouble.
-    fn tell_trouble(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
-        let failing = || self.kits.current().and_then(|kit| kit.means.worker.trouble());
-        let trouble = self.trouble.clone().or_else(failing);
-        if trouble == self.owner.trouble {
-            return Ok(());
-        }
-        self.owner.trouble.clone_from(&trouble);
-        self.owner_event(Told::Trouble(trouble), feed)
-    }
-
-    /// The id that sensors give to the GPU that is worked on: its address, or its name if exactly one has it.
-    fn gpu_id(&self, readings: &Readings) -> Option<String> {
-        let kit = self.kits.current().filter(|kit| kit.offer.backend != "cpu")?;
-        let known = gpus(&readings.gpus);
-        let same_place = |gpu: &&Gpu| kit.pci.as_ref().is_some_and(|pci| gpu.id.eq_ignore_ascii_case(pci));
-        if let Some(gpu) = known.iter().find(same_place) {
-            return Some(gpu.id.clone());
-        }
-        let plain = |name: &str| name.to_lowercase().replace(['(', ')'], " ");
-        let ours = plain(&kit.offer.device);
-        let mut same = known.iter().filter(|gpu| {
-            let theirs = plain(&gpu.name);
-            ours.contains(&theirs) || theirs.contains(&ours)
-        });
-        let only = same.next()?;
-        same.next().is_none().then(|| only.id.clone())
-    }
-
     /// Goes on with a pause that the owner asked for before the agent was started again.
     pub(super) fn recall_pause(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
         let kept = std::fs::read(pause_file(&self.config.data_dir)).ok();
         let pause = kept.and_then(|bytes| serde_json::from_slice::<Pause>(&bytes).ok());
-        pause.map_or(Ok(()), |pause| self.owner_event(Told::Pause(pause), feed))
+        pause.map_or(Ok(()), |pause| self.owner_event(&Told::Pause(pause), feed))
     }
 
     /// The owner's word, which outlives the agent's process.
-    pub(super) fn owner_said(&mut self, told: Told, feed: &channel::Sender<Event>) -> Result<()> {
+    pub(super) fn owner_said(&mut self, told: &Told, feed: &channel::Sender<Event>) -> Result<()> {
         self.owner_event(told, feed)?;
         let path = pause_file(&self.config.data_dir);
-        let kept = match self.owner.view().pause {
+        let kept = match self.stations.view().pause {
             Some(pause) => write_private(&path, &serde_json::to_vec(&pause)?),
             None if path.exists() => std::fs::remove_file(&path),
             None => Ok(()),
@@ -418,14 +175,14 @@ impl Daemon {
         value: &str,
         feed: &channel::Sender<Event>,
     ) -> Result<Result<(), String>> {
-        let mut settings = self.owner.settings().clone();
+        let mut settings = self.stations.settings().clone();
         if let Err(error) = settings.set(key, value) {
             return Ok(Err(error.to_string()));
         }
         if let Err(error) = keep(&self.owner.path, &settings, key) {
             return Ok(Err(format!("{error:#}")));
         }
-        self.owner_event(Told::Settings(Box::new(settings)), feed)?;
+        self.owner_event(&Told::Settings(Box::new(settings)), feed)?;
         Ok(Ok(()))
     }
 }

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -75,11 +76,17 @@ pub(crate) struct Pipeline {
 struct Shared {
     me: NodeId,
     mesh: Mesh,
-    worker: Worker,
     scratch: PathBuf,
-    stages: Mutex<BTreeMap<LeaseId, Arc<Mutex<Tally>>>>,
+    stages: Mutex<BTreeMap<LeaseId, Stage>>,
     returns: Mutex<BTreeMap<u64, channel::Sender<LinkReceiver>>>,
-    passing: std::sync::atomic::AtomicUsize,
+}
+
+/// A stage held here, and the worker that has its layers.
+#[derive(Clone)]
+struct Stage {
+    worker: Worker,
+    tally: Arc<Mutex<Tally>>,
+    passing: Arc<AtomicUsize>,
 }
 
 /// What a stage did under its lease: goes into the receipt.
@@ -157,22 +164,13 @@ impl Tally {
 }
 
 impl Pipeline {
-    pub(crate) fn new(me: NodeId, mesh: Mesh, worker: Worker, scratch: PathBuf) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                me,
-                mesh,
-                worker,
-                scratch,
-                stages: Mutex::default(),
-                returns: Mutex::default(),
-                passing: std::sync::atomic::AtomicUsize::new(0),
-            }),
-        }
+    pub(crate) fn new(me: NodeId, mesh: Mesh, scratch: PathBuf) -> Self {
+        let (stages, returns) = (Mutex::default(), Mutex::default());
+        Self { shared: Arc::new(Shared { me, mesh, scratch, stages, returns }) }
     }
 
-    /// The stage held under `lease` is loaded in the worker.
-    pub(crate) fn stage_opened(&self, lease: LeaseId, width: usize) -> Arc<Mutex<Tally>> {
+    /// The stage held under `lease` is loaded in `worker`.
+    pub(crate) fn stage_opened(&self, lease: LeaseId, worker: Worker, width: usize) -> Arc<Mutex<Tally>> {
         let tally = Arc::new(Mutex::new(Tally {
             inputs: blake3::Hasher::new(),
             outputs: blake3::Hasher::new(),
@@ -181,7 +179,8 @@ impl Pipeline {
             commitments: None,
             closed: false,
         }));
-        lock(&self.shared.stages).insert(lease, Arc::clone(&tally));
+        let stage = Stage { worker, tally: Arc::clone(&tally), passing: Arc::default() };
+        lock(&self.shared.stages).insert(lease, stage);
         tally
     }
 
@@ -261,37 +260,40 @@ impl Pipeline {
             Some(&(node, lease)) if node == self.shared.me && route.len() <= STAGES_MAX => lease,
             _ => return Err(broken("the route does not lead through this agent")),
         };
-        let tally = lock(&self.shared.stages).get(&lease).cloned();
+        let stage = lock(&self.shared.stages).get(&lease).cloned();
         let next = route.get(place + 1).map(|hop| hop.0);
         let head = match next {
             Some(_) => Head::Stage { session, owner, route, at: at + 1 },
             None => Head::Return { session },
         };
         let mut downstream = self.link(next.unwrap_or(owner), &head).await?;
-        let _passing = Passing::enter(&self.shared.passing);
-        let (Some(tally), Some(_)) = (tally, &_passing) else {
-            let reason = match _passing {
-                Some(_) => {
-                    format!("agent {} no longer holds lease {}", self.shared.me.short(), lease.short())
-                }
-                None => format!("agent {} serves {SESSIONS_MAX} sessions already", self.shared.me.short()),
-            };
-            downstream.send(&Frame::Failed { reason }).await?;
-            return downstream.finish().await;
+        let me = self.shared.me.short();
+        let entered = match &stage {
+            None => Err(format!("agent {me} no longer holds lease {}", lease.short())),
+            Some(stage) => Passing::enter(&stage.passing)
+                .map(|passing| (stage, passing))
+                .ok_or_else(|| format!("agent {me} serves {SESSIONS_MAX} sessions of this stage already")),
+        };
+        let (stage, _passing) = match entered {
+            Ok(entered) => entered,
+            Err(reason) => {
+                downstream.send(&Frame::Failed { reason }).await?;
+                return downstream.finish().await;
+            }
         };
         let key = session_key(owner, session);
-        let result = self.relay(&mut upstream, &mut downstream, lease, key, &tally).await;
+        let result = self.relay(&mut upstream, &mut downstream, lease, key, stage).await;
         // Tells those before at once.
         drop(upstream);
         let length = result.as_ref().map_or(0, |length| *length);
         let close = Task::SessionClose { stage: stage_number(lease), session: key, length };
-        let closed = self.shared.worker.call(close, |_| {}).await;
+        let closed = stage.worker.call(close, |_| {}).await;
         let farewell = match (result, closed) {
             (Err(SessionError::Broken(reason)), _) => Frame::Failed { reason },
             (Err(error @ SessionError::Silent), _) => Frame::Failed { reason: error.to_string() },
             (Ok(_), Ok(Reply::SessionClosed { spans })) if next.is_none() => {
                 let frame = Frame::Answer { output: Output::Picks(Vec::new()), spans: spans.clone() };
-                lock(&tally).add(0, &[], &encode(&frame), &spans, self.commitments_file(lease));
+                lock(&stage.tally).add(0, &[], &encode(&frame), &spans, self.commitments_file(lease));
                 frame
             }
             (Ok(length), _) => Frame::End { length },
@@ -312,7 +314,7 @@ impl Pipeline {
         downstream: &mut LinkSender,
         lease: LeaseId,
         session: u64,
-        tally: &Mutex<Tally>,
+        Stage { worker, tally, .. }: &Stage,
     ) -> Result<u32, SessionError> {
         let broken = |reason: String| SessionError::Broken(reason);
         let width = lock(tally).width;
@@ -332,7 +334,7 @@ impl Pipeline {
             }
             let stage = stage_number(lease);
             let chunk = Chunk { session, position, input, want: want.clone() };
-            let reply = self.shared.worker.call(Task::StageStep { stage, chunk }, |_| {}).await;
+            let reply = worker.call(Task::StageStep { stage, chunk }, |_| {}).await;
             let Reply::Stepped { output, spans } = reply.map_err(|error| broken(error.to_string()))? else {
                 return Err(broken("the worker answered out of turn".to_owned()));
             };
@@ -461,19 +463,18 @@ impl Drop for Waiting {
 }
 
 /// Counts a session that passes through, up to the limit.
-struct Passing<'a>(&'a std::sync::atomic::AtomicUsize);
+struct Passing<'a>(&'a AtomicUsize);
 
 impl<'a> Passing<'a> {
-    fn enter(count: &'a std::sync::atomic::AtomicUsize) -> Option<Self> {
-        use std::sync::atomic::Ordering::Relaxed;
+    fn enter(count: &'a AtomicUsize) -> Option<Self> {
         let within = |now: usize| (now < SESSIONS_MAX).then_some(now + 1);
-        count.fetch_update(Relaxed, Relaxed, within).ok().map(|_| Self(count))
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).ok().map(|_| Self(count))
     }
 }
 
 impl Drop for Passing<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

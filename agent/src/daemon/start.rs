@@ -10,20 +10,22 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use skein_compute::bench::BenchResult;
 use skein_compute::device::DeviceChoice;
-use skein_compute::probe::{self, Chosen};
+use skein_compute::probe::Chosen;
 use skein_compute::protocol::{Reply, Task};
 use skein_mesh::{BlobStore, Mesh, MeshConfig};
 use skein_proto::ids::NodeId;
 use skein_proto::node::Node;
-use skein_proto::offer::Offer;
+use skein_proto::offer::WorkerOffer;
 use smol::channel;
 
 use super::book::Book;
 use super::curve::Curves;
-use super::executor::Executor;
+use super::executor::{Common, Executor, Kept};
+use super::group::Groups;
 use super::journal::Journal;
-use super::owner::{Bench, Kits, Owner, Trial};
+use super::owner::{self, Owner};
 use super::pipeline::Pipeline;
+use super::station::{Stations, Trial};
 use super::treasury::Treasury;
 use super::updating::{self, Updating};
 use super::worker::{Launch, Worker};
@@ -32,7 +34,7 @@ use crate::cmd::tray::Icon;
 use crate::config::Config;
 use crate::host::Host;
 use crate::identity;
-use crate::limits::{EVENTS_QUEUED_MAX, PROBE_TIMEOUT, TIDY_EVERY};
+use crate::limits::{EVENTS_QUEUED_MAX, TIDY_EVERY};
 use crate::os;
 use crate::serve::desk::Desk;
 use crate::serve::registry::Registry;
@@ -105,7 +107,16 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         curves.clone(),
     );
     smol::spawn(crate::api::serve(api_socket, door)).detach();
-    let owner = Owner::start(&data_dir, config.headless, feed.clone())?;
+    let settings = owner::load(&owner::settings_file(&data_dir), owner::preset(config.headless))?;
+    let owner = Owner::start(&data_dir, feed.clone())?;
+    let common = Common {
+        pipeline: Pipeline::new(node.id(), mesh.clone(), scratch.clone()),
+        groups: Groups::new(node.id(), mesh.clone()),
+        mesh: mesh.clone(),
+        store: store.clone(),
+        scratch,
+        kept: Kept::default(),
+    };
     let host = Host::look(&data_dir);
     let headless = config.headless;
     if config.payout.is_some() {
@@ -124,9 +135,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         book: Book::new(&data_dir),
         owner,
         updating: Updating::default(),
-        kits: Kits::default(),
-        trouble: None,
-        scratch,
+        stations: Stations::new(settings),
+        common,
         host,
         leases_taken: 0,
         leaving: None,
@@ -174,67 +184,61 @@ fn tidy_up(desk: Desk, store: BlobStore, disk_bytes: u64) {
 }
 
 impl Daemon {
-    /// Surveys the adapters in child processes, chooses a device, and measures it in a worker.
+    /// Measures a device in a worker of its own; `sharing` workers have the processor.
     pub(super) fn measurement(
         &self,
-        bench: Bench,
+        index: u8,
+        chosen: Chosen,
+        sharing: usize,
         trial: Trial,
     ) -> impl Future<Output = Result<Measured>> + Send + 'static {
-        let mut config = self.config.clone();
-        if bench == Bench::Processor {
-            config.device = Some("cpu".to_owned());
-        }
-        let addresses = advertised(config.advertise, self.mesh.local_address());
-        let (me, mesh, store, scratch) =
-            (self.node.id(), self.mesh.clone(), self.store.clone(), self.scratch.clone());
-        let (host, now) = (self.host.clone(), self.clock.now());
+        let (config, common, host) = (self.config.clone(), self.common.clone(), self.host.clone());
         async move {
-            let (worker, Chosen { device, reason, adapter }) = start_worker(&config, &trial).await?;
+            let Chosen { device, reason, adapter } = chosen;
+            let worker = new_worker(&config, index, &device, sharing)?;
+            trial.begin(&worker)?;
             let bench = benchmark(&worker, &device).await?;
             let (name, backend) = match &device {
                 DeviceChoice::Cpu => (host.processor.clone(), "cpu"),
                 DeviceChoice::Wgpu { name, .. } => (name.clone(), "wgpu"),
             };
             let own_memory = adapter.as_ref().and_then(|adapter| adapter.memory_bytes);
-            let offer = Offer {
+            let half = own_memory.unwrap_or(host.memory_bytes / sharing as u64) / 2;
+            let offer = WorkerOffer {
                 device: name,
                 backend: backend.to_owned(),
                 matrix_mflops: bench.matmul_mflops,
                 memory_mbps: bench.memory_mb_s,
                 transfer_mbps: bench.upload_mb_s.min(bench.download_mb_s),
-                memory_bytes: config.memory_bytes.unwrap_or(own_memory.unwrap_or(host.memory_bytes) / 2),
+                memory_bytes: config.memory_bytes.unwrap_or(half),
                 open: true,
-                addresses,
-                issued_at: now,
             };
-            let pipeline = Pipeline::new(me, mesh.clone(), worker.clone(), scratch.clone());
             let on_gpu = matches!(device, DeviceChoice::Wgpu { .. });
-            let memory = offer.memory_bytes;
-            let (executor, reports) =
-                Executor::new(worker.clone(), pipeline.clone(), mesh, store, scratch, on_gpu, memory);
-            let means = Means { worker, executor, pipeline };
+            let (executor, reports) = Executor::new(worker.clone(), common, on_gpu, offer.memory_bytes);
             let pci = adapter.map(|adapter| adapter.pci).filter(|pci| !pci.is_empty());
-            Ok(Measured { offer, reports, means, device_reason: reason, pci })
+            Ok(Measured { offer, reports, means: Means { worker, executor }, reason, pci })
         }
+    }
+
+    /// The addresses at which this agent says it listens.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        advertised(self.config.advertise, self.mesh.local_address())
     }
 }
 
-/// A worker for the device that is chosen, and why it was.
-async fn start_worker(config: &Config, trial: &Trial) -> Result<(Worker, Chosen)> {
+/// The worker of a device, which starts with its first task.
+fn new_worker(config: &Config, index: u8, device: &DeviceChoice, sharing: usize) -> Result<Worker> {
     let executable = std::env::current_exe().context("cannot find this binary's own path")?;
-    let (survey_from, requested) = (executable.clone(), config.device.clone());
-    let chosen = smol::unblock(move || choose_device(&survey_from, requested.as_deref())).await?;
-    tracing::info!("{}", chosen.reason);
-    let directory = config.data_dir.join("worker");
+    // An optimiser's moments lie there, which are the next slice's of the same worker.
+    let name = if index == 0 { "worker".to_owned() } else { format!("worker-{index}") };
+    let directory = config.data_dir.join(name);
     fs::create_dir_all(&directory).map_err(|error| super::journal::disk_trouble(&directory, &error))?;
     let threads = match config.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get) / sharing,
         threads => threads,
     };
-    let threads = u32::try_from(threads).unwrap_or(u32::MAX);
-    let worker = Worker::new(Launch { executable, device: chosen.device.clone(), directory, threads });
-    trial.begin(&worker)?;
-    Ok((worker, chosen))
+    let threads = u32::try_from(threads.max(1)).unwrap_or(u32::MAX);
+    Ok(Worker::new(Launch { executable, device: device.clone(), directory, threads }))
 }
 
 async fn benchmark(worker: &Worker, device: &DeviceChoice) -> Result<BenchResult> {
@@ -250,19 +254,6 @@ async fn benchmark(worker: &Worker, device: &DeviceChoice) -> Result<BenchResult
         Ok(other) => bail!("the worker answered out of turn: {other:?}"),
         Err(error) => bail!("cannot measure {device}: {error}\nhint: `skein bench` tries every device"),
     }
-}
-
-/// The device to work on and why, after every adapter was tried in a process of its own.
-///
-/// # Errors
-/// When the requested device does not exist or does not work.
-fn choose_device(executable: &Path, requested: Option<&str>) -> Result<Chosen> {
-    if requested == Some("cpu") {
-        let reason = "working on the CPU, as the owner wishes".to_owned();
-        return Ok(Chosen { device: DeviceChoice::Cpu, reason, adapter: None });
-    }
-    let survey = probe::survey(executable, PROBE_TIMEOUT);
-    Ok(probe::choose(&survey, requested)?)
 }
 
 /// An empty directory for files in the making, on the file system of the blobs, so that they can be moved.

@@ -4,9 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 use skein_ledger::emission::Amount;
-use skein_policy::View;
-use skein_proto::ids::{Digest, Epoch, JobId, LeaseId, NetworkId, NodeId, Units};
-use skein_proto::offer::Offer;
+use skein_policy::{State, View};
+use skein_proto::ids::{Digest, Epoch, JobId, LeaseId, Millis, NetworkId, NodeId, Units};
+use skein_proto::offer::{Offer, WorkerOffer};
+use skein_proto::signed::Signed;
 
 /// `skein status --json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,8 +43,8 @@ pub(crate) struct Status {
     /// Since the owner's midnight, in coins.
     pub(crate) earned_today: String,
     /// What it measured, once it has.
-    pub(crate) offer: Option<Offer>,
-    /// Why this device.
+    pub(crate) offer: Option<Offered>,
+    /// Why this device; the first worker's.
     pub(crate) device_reason: String,
     /// Leases held.
     pub(crate) leases: Vec<HeldLease>,
@@ -51,7 +52,10 @@ pub(crate) struct Status {
     pub(crate) leases_taken: u64,
     pub(crate) log: LogState,
     pub(crate) ledger: LedgerState,
+    /// The first worker's process.
     pub(crate) worker: WorkerInfo,
+    /// One for each device.
+    pub(crate) workers: Vec<WorkerStatus>,
     /// Payload bytes over the mesh.
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
@@ -64,8 +68,68 @@ pub(crate) struct Peer {
     pub(crate) node: NodeId,
     pub(crate) address: String,
     pub(crate) round_trip_us: Option<u64>,
-    /// Its device, once its offer is here.
+    /// Its devices, once its offer is here.
     pub(crate) device: Option<String>,
+}
+
+/// What an agent offers: its first worker's device, and the list of all.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Offered {
+    #[serde(flatten)]
+    pub(crate) first: WorkerOffer,
+    pub(crate) workers: Vec<WorkerOffer>,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) issued_at: Millis,
+}
+
+impl Offered {
+    /// Nothing of an offer without a worker, which only a stranger makes.
+    pub(crate) fn of(offer: &Offer) -> Option<Self> {
+        let Offer { workers, addresses, issued_at } = offer.clone();
+        Some(Self { first: workers.first()?.clone(), workers, addresses, issued_at })
+    }
+}
+
+/// Whether any of its workers takes work.
+pub(crate) fn is_open(offer: &Signed<Offer>) -> bool {
+    offer.statement().workers.iter().any(|worker| worker.open)
+}
+
+/// The devices of an offer in a line: `2 × GeForce RTX 3060, Radeon RX 6800`.
+pub(crate) fn devices(offer: &Offer) -> String {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for worker in &offer.workers {
+        match counts.iter_mut().find(|(name, _)| *name == worker.device) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((&worker.device, 1)),
+        }
+    }
+    let named = counts.iter().map(|(name, count)| match count {
+        1 => (*name).to_owned(),
+        count => format!("{count} × {name}"),
+    });
+    named.collect::<Vec<_>>().join(", ")
+}
+
+/// One device and its worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct WorkerStatus {
+    pub(crate) index: u8,
+    /// Its name; empty until the devices were looked for.
+    pub(crate) device: String,
+    /// `cpu` or the GPU interface, once it is measured.
+    pub(crate) backend: Option<String>,
+    /// By which id sensors know the GPU.
+    pub(crate) gpu: Option<String>,
+    pub(crate) pid: Option<u32>,
+    /// How often its process died.
+    pub(crate) deaths: u64,
+    /// Whether it holds a lease.
+    pub(crate) working: bool,
+    pub(crate) state: State,
+    pub(crate) headline: String,
+    /// Why it may not do everything.
+    pub(crate) reasons: Vec<String>,
 }
 
 /// A lease in hand.
@@ -73,6 +137,8 @@ pub(crate) struct Peer {
 pub(crate) struct HeldLease {
     pub(crate) lease: LeaseId,
     pub(crate) job: JobId,
+    /// Which worker has it.
+    pub(crate) worker: u8,
     pub(crate) shard: String,
     pub(crate) done: u32,
     pub(crate) of: u32,

@@ -9,7 +9,6 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use skein_proto::node::{self, Input};
 use skein_update::schedule::is_due;
 use skein_update::{State, TrustedKeys, Updater, Version};
 use smol::channel;
@@ -149,7 +148,7 @@ impl Daemon {
                 Stage::None
             }
         };
-        if self.updating.holds_work() { self.core(Input::Allow(node::Allowance::Finish)) } else { Ok(()) }
+        if self.updating.holds_work() { self.hold_work() } else { Ok(()) }
     }
 }
 

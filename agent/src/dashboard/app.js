@@ -235,6 +235,14 @@ function showSensors(sensors) {
   agent.noGpu = none && `No GPU is measured: ${none.missing}`;
 }
 
+const sum = (workers, field) => workers.reduce((all, worker) => all + worker[field], 0);
+
+/** What a GPU's sensors said last. */
+function warmth(gpu) {
+  const { temperature_c: heat, power_mw: power } = agent.history.at(-1)?.gpus.find(({ id }) => id === gpu) ?? {};
+  return [heat && `${heat} °C`, power && `${Math.round(power / 1_000)} W`].filter(Boolean).join(', ') || '–';
+}
+
 function showStatus(status) {
   const named = new Map((agent.jobs ?? []).map((job) => [job.id, job.name]));
   const leases = status.leases.map((lease) => `${named.get(lease.job) ?? short(lease.job)} ${lease.done}/${lease.of}`);
@@ -274,21 +282,38 @@ function showStatus(status) {
       peer.round_trip_us === null ? '–' : `${(peer.round_trip_us / 1_000).toFixed(1)} ms`,
     ],
   );
+  // One device needs no table.
+  show(byId('workers'), status.workers.length > 1);
+  rows(
+    byId('workers'),
+    status.workers,
+    (worker) => String(worker.index),
+    (worker) => [String(worker.index), worker.device || 'not known yet', worker.headline, warmth(worker.gpu)],
+  );
   const { offer, host } = status;
+  const more = status.workers.length - 1;
   facts(byId('agent'), [
     ['Network', status.network],
     ['Version', status.version],
     ['Listens on', status.listen],
     ['Local API', status.api],
-    ['Works with', offer ? `${offer.device} (${offer.backend})` : status.device_reason || 'nothing yet'],
-    ['Matrix product', offer ? amount(offer.matrix_mflops * 1e6, 'FLOP/s') : '–'],
-    ['Memory for jobs', offer ? amount(offer.memory_bytes, 'B') : '–'],
+    [
+      'Works with',
+      offer
+        ? `${offer.device} (${offer.backend})${more ? ` and ${more} more` : ''}`
+        : status.device_reason || 'nothing yet',
+    ],
+    ['Matrix product', offer ? amount(sum(offer.workers, 'matrix_mflops') * 1e6, 'FLOP/s') : '–'],
+    ['Memory for jobs', offer ? amount(sum(offer.workers, 'memory_bytes'), 'B') : '–'],
     ['System', host.system],
     ['Processor', `${host.processor}, ${host.cores} cores`],
     ['Memory', amount(host.memory_bytes, 'B')],
     ['Disk free', host.disk_free_bytes === null ? 'unknown' : amount(host.disk_free_bytes, 'B')],
     ['Sent / received', `${amount(status.bytes_sent, 'B')} / ${amount(status.bytes_received, 'B')}`],
-    ['Worker', status.worker.pid === null ? 'not running' : `process ${status.worker.pid}`],
+    [
+      more ? 'Workers' : 'Worker',
+      status.workers.map(({ pid }) => (pid === null ? 'not running' : `process ${pid}`)).join(', '),
+    ],
     ['Node', status.node, 'whole mono'],
   ]);
 }

@@ -30,7 +30,7 @@ use crate::cmd::jobs::phase_text;
 use crate::cmd::run::{Pace, show};
 use crate::cmd::train::{self, Shape};
 use crate::cmd::{bytes_text, nats, thousandth};
-use crate::daemon::status::{Payout, Settled, Status};
+use crate::daemon::status::{Offered, Payout, Settled, Status};
 use crate::daemon::training::train_size;
 use crate::serve::desk::ServeOrder;
 
@@ -139,7 +139,7 @@ impl Demo {
         spinner.finish_and_clear();
         for status in &statuses {
             let office = if status.coordinator == Some(status.node) { ", elected coordinator" } else { "" };
-            if let Some(offer) = &status.offer {
+            if let Some(Offered { first: offer, .. }) = &status.offer {
                 self.say(&format!(
                     "{}  {} ({}), {} GFLOP/s, memory {} GB/s{office}",
                     status.node.short(),
@@ -520,7 +520,7 @@ fn have_met(statuses: &[Status]) -> bool {
 }
 
 fn device(status: &Status) -> Option<Device> {
-    let offer = status.offer.as_ref()?;
+    let offer = &status.offer.as_ref()?.first;
     Some(Device {
         node: status.node,
         device: offer.device.clone(),

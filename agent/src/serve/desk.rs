@@ -215,11 +215,7 @@ impl Desk {
 
     async fn serving(&self, name: &str) -> Result<(Vec<JobStatus>, Pipeline), FindError> {
         let name = name.to_owned();
-        let found = self.ask(|answer| Call::Serving { name, answer }).await?;
-        found.ok_or_else(|| {
-            let message = "this agent has not measured its device yet\nhint: ask again in a moment; `skein status` tells how it stands";
-            FindError::Unavailable(message.to_owned())
-        })
+        self.ask(|answer| Call::Serving { name, answer }).await
     }
 
     async fn ask<T>(&self, call: impl FnOnce(channel::Sender<T>) -> Call) -> Result<T, FindError> {

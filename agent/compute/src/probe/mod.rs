@@ -191,7 +191,7 @@ pub fn survey(exe: &Path, timeout: Duration) -> Survey {
     }
 }
 
-/// Chooses a device: the best adapter that works, or the one whose name contains `requested` (or `cpu`).
+/// Chooses one device: the best adapter that works, or the first whose name contains `requested` (or `cpu`).
 ///
 /// Software adapters stand for the CPU backend, which does the same work several times faster.
 ///
@@ -199,9 +199,51 @@ pub fn survey(exe: &Path, timeout: Duration) -> Survey {
 /// [`ChooseError`] when a device was asked for by a name that matches nothing, or nothing that works.
 pub fn choose(survey: &Survey, requested: Option<&str>) -> Result<Chosen, ChooseError> {
     match requested {
-        Some(wanted) => choose_named(survey, wanted),
+        Some(wanted) => Ok(choose_named(survey, wanted)?.0),
         None => Ok(choose_best(survey)),
     }
+}
+
+/// Chooses the devices of one agent, a worker for each: for every name of `requested` all adapters that it matches and
+/// that work (`cpu`, or the number of a single adapter, is one), or without names every card that works, and where there
+/// is none what [`choose`] takes. One card behind two graphics APIs is one device.
+///
+/// # Errors
+/// [`ChooseError`], as [`choose`].
+pub fn choose_all(survey: &Survey, requested: &[String]) -> Result<Vec<Chosen>, ChooseError> {
+    if requested.is_empty() {
+        let best = choose_best(survey);
+        return Ok(match &best.adapter {
+            Some(Adapter { kind: AdapterKind::Discrete, backend, .. }) => {
+                let cards = survey.adapters.iter().filter(|report| {
+                    report.adapter.kind == AdapterKind::Discrete && report.adapter.backend == *backend
+                });
+                cards.filter(|report| report.works()).map(AdapterReport::chosen).collect()
+            }
+            Some(_) | None => vec![best],
+        });
+    }
+    let mut all = Vec::new();
+    for wanted in requested {
+        let (first, others) = choose_named(survey, wanted)?;
+        all.push(first);
+        all.extend(others);
+    }
+    Ok(all)
+}
+
+/// The cards that do not work, each with what is wrong; not those that work behind another graphics API.
+#[must_use]
+pub fn broken_cards(survey: &Survey) -> Vec<String> {
+    let cards = || survey.adapters.iter().filter(|report| report.adapter.kind == AdapterKind::Discrete);
+    let works = |adapter: &Adapter| {
+        let same = |other: &Adapter| match (adapter.pci.as_str(), other.pci.as_str()) {
+            ("", _) | (_, "") => other.name == adapter.name && other.backend != adapter.backend,
+            (pci, other) => pci == other,
+        };
+        cards().any(|report| report.works() && same(&report.adapter))
+    };
+    cards().filter(|report| !report.works() && !works(&report.adapter)).map(AdapterReport::sentence).collect()
 }
 
 fn choose_best(survey: &Survey) -> Chosen {
@@ -210,12 +252,7 @@ fn choose_best(survey: &Survey) -> Chosen {
     let best = working
         .min_by_key(|report| (report.adapter.kind, report.adapter.backend_rank(), report.adapter.index));
     if let Some(report) = best {
-        let Adapter { name, backend, driver, .. } = &report.adapter;
-        return Chosen {
-            device: report.adapter.choice(),
-            reason: format!("{name} works over {backend} ({driver})"),
-            adapter: Some(report.adapter.clone()),
-        };
+        return report.chosen();
     }
     let broken: Vec<String> = survey.adapters.iter().filter(hardware).map(AdapterReport::sentence).collect();
     let reason = match (&survey.trouble, broken.is_empty()) {
@@ -226,9 +263,11 @@ fn choose_best(survey: &Survey) -> Chosen {
     Chosen { device: DeviceChoice::Cpu, reason, adapter: None }
 }
 
-fn choose_named(survey: &Survey, wanted: &str) -> Result<Chosen, ChooseError> {
+/// The best device of this name, and the others of the same graphics API.
+fn choose_named(survey: &Survey, wanted: &str) -> Result<(Chosen, Vec<Chosen>), ChooseError> {
     if wanted.eq_ignore_ascii_case("cpu") {
-        return Ok(Chosen { device: DeviceChoice::Cpu, reason: "CPU: asked for".to_owned(), adapter: None });
+        let reason = "CPU: asked for".to_owned();
+        return Ok((Chosen { device: DeviceChoice::Cpu, reason, adapter: None }, Vec::new()));
     }
     let lower = wanted.to_lowercase();
     let matches = |report: &&AdapterReport| {
@@ -237,7 +276,7 @@ fn choose_named(survey: &Survey, wanted: &str) -> Result<Chosen, ChooseError> {
     };
     let mut matching: Vec<&AdapterReport> = survey.adapters.iter().filter(matches).collect();
     matching.sort_by_key(|report| (!report.works(), report.adapter.backend_rank(), report.adapter.index));
-    let Some(report) = matching.first() else {
+    let Some((report, others)) = matching.split_first() else {
         let names: Vec<String> = survey.adapters.iter().map(AdapterReport::sentence).collect();
         let found = ["cpu".to_owned()].into_iter().chain(names).collect::<Vec<_>>().join("; ");
         return Err(ChooseError::NoMatch { wanted: wanted.to_owned(), found });
@@ -246,13 +285,17 @@ fn choose_named(survey: &Survey, wanted: &str) -> Result<Chosen, ChooseError> {
     if adapter.kind == AdapterKind::Cpu {
         let reason =
             format!("{} is software on the processor; the CPU backend is used instead of it", adapter.name);
-        return Ok(Chosen { device: DeviceChoice::Cpu, reason, adapter: None });
+        return Ok((Chosen { device: DeviceChoice::Cpu, reason, adapter: None }, Vec::new()));
     }
     if !report.works() {
         return Err(ChooseError::Broken { name: adapter.name.clone(), why: report.verdict.to_string() });
     }
-    let reason = format!("{}: asked for, and works", adapter.name);
-    Ok(Chosen { device: adapter.choice(), reason, adapter: Some(adapter.clone()) })
+    let asked = |report: &AdapterReport| Chosen {
+        reason: format!("{}: asked for, and works", report.adapter.name),
+        ..report.chosen()
+    };
+    let others = others.iter().filter(|other| other.works() && other.adapter.backend == adapter.backend);
+    Ok((asked(report), others.map(|other| asked(other)).collect()))
 }
 
 impl Adapter {
@@ -271,6 +314,15 @@ impl AdapterReport {
     #[must_use]
     pub fn works(&self) -> bool {
         matches!(self.verdict, Verdict::Works { .. })
+    }
+
+    fn chosen(&self) -> Chosen {
+        let Adapter { name, backend, driver, .. } = &self.adapter;
+        Chosen {
+            device: self.adapter.choice(),
+            reason: format!("{name} works over {backend} ({driver})"),
+            adapter: Some(self.adapter.clone()),
+        }
     }
 
     fn sentence(&self) -> String {

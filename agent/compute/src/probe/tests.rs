@@ -41,6 +41,52 @@ fn the_best_working_adapter_is_chosen() {
     assert!(chosen.reason.contains("works over vulkan"), "{}", chosen.reason);
 }
 
+fn names(chosen: &[Chosen]) -> Vec<String> {
+    chosen.iter().map(|chosen| chosen.device.to_string()).collect()
+}
+
+#[test]
+fn every_card_that_works_has_a_worker_and_the_others_are_told() {
+    let mut farm = farm();
+    assert_eq!(names(&choose_all(&farm, &[]).unwrap()), ["wgpu:2:GeForce 3060"]);
+    assert_eq!(broken_cards(&farm), ["GeForce 4090 (vulkan) its driver crashed (signal 11)"]);
+    farm.adapters.push(report(5, "GeForce 3060", AdapterKind::Discrete, "vulkan", works()));
+    let hung = Verdict::Hung { after_ms: 9 };
+    farm.adapters.push(report(6, "GeForce 3070", AdapterKind::Discrete, "gl", hung));
+    farm.adapters.push(report(7, "GeForce 3070", AdapterKind::Discrete, "vulkan", works()));
+    let cards = ["wgpu:2:GeForce 3060", "wgpu:5:GeForce 3060", "wgpu:7:GeForce 3070"];
+    assert_eq!(names(&choose_all(&farm, &[]).unwrap()), cards);
+    assert_eq!(broken_cards(&farm).len(), 1, "a card that works behind one of its APIs works");
+    // Cards of one make and behind two APIs are told apart where the addresses are known.
+    for (at, pci) in [(6, "0000:01:00.0"), (7, "0000:02:00.0")] {
+        farm.adapters[at].adapter.pci = pci.to_owned();
+    }
+    assert_eq!(broken_cards(&farm).len(), 2);
+    // Without any card, the best of what there is, once.
+    farm.adapters.truncate(1);
+    assert_eq!(names(&choose_all(&farm, &[]).unwrap()), ["wgpu:0:Radeon iGPU"]);
+    assert_eq!(names(&choose_all(&Survey::default(), &[]).unwrap()), ["cpu"]);
+}
+
+#[test]
+fn names_give_a_worker_for_each_match_and_each_mention() {
+    let mut farm = farm();
+    farm.adapters.push(report(5, "GeForce 3060", AdapterKind::Discrete, "vulkan", works()));
+    let all = |wanted: &[&str]| {
+        let wanted: Vec<String> = wanted.iter().map(|name| (*name).to_owned()).collect();
+        choose_all(&farm, &wanted).map(|chosen| names(&chosen))
+    };
+    assert_eq!(all(&["3060"]).unwrap(), ["wgpu:2:GeForce 3060", "wgpu:5:GeForce 3060"]);
+    assert_eq!(all(&["geforce"]).unwrap(), ["wgpu:2:GeForce 3060", "wgpu:5:GeForce 3060"]);
+    assert_eq!(
+        all(&["wgpu:5:GeForce 3060", "cpu", "igpu"]).unwrap(),
+        ["wgpu:5:GeForce 3060", "cpu", "wgpu:0:Radeon iGPU"]
+    );
+    assert_eq!(all(&["cpu", "cpu"]).unwrap(), ["cpu", "cpu"]);
+    assert!(matches!(all(&["cpu", "4090"]), Err(ChooseError::Broken { .. })));
+    assert!(matches!(all(&["cpu", "arc"]), Err(ChooseError::NoMatch { .. })));
+}
+
 #[test]
 fn software_is_used_only_when_named_and_then_as_the_cpu() {
     let software = Survey { adapters: farm().adapters.split_off(4), ..Survey::default() };
