@@ -17,6 +17,8 @@ use crate::signed::{Envelope, Signed};
 struct Order {
     job: Envelope<JobSpec>,
     cancelled: bool,
+    /// How far it came, by the last word that said so: a coordinator who is in office for a moment may know nothing.
+    resume: Option<Resume>,
     /// Whether the coordinator in office told of it since it was last met.
     answered: bool,
     said_at: Option<Millis>,
@@ -57,8 +59,13 @@ impl Orders {
         match refusal {
             Some(reason) => status.phase = Phase::Failed { reason: bounded_reason(&reason) },
             None => {
-                let order =
-                    Order { job: job.into_envelope(), cancelled: false, answered: false, said_at: None };
+                let order = Order {
+                    job: job.into_envelope(),
+                    cancelled: false,
+                    resume: status.resume(),
+                    answered: false,
+                    said_at: None,
+                };
                 self.own.insert(id, order);
             }
         }
@@ -80,6 +87,7 @@ impl Orders {
             self.own.remove(&status.id);
         } else if let Some(order) = self.own.get_mut(&status.id) {
             order.answered = true;
+            order.resume = status.resume().or(order.resume.take());
         }
         // What ended stays ended: another coordinator may not know it yet.
         let ended = self.told.get(&status.id).is_some_and(|known| known.phase.is_final());
@@ -110,8 +118,7 @@ impl Orders {
             }
             order.said_at = Some(now);
             if !order.answered {
-                let resume = self.told.get(id).and_then(JobStatus::resume);
-                messages.push(Message::Submit { job: order.job.clone(), resume });
+                messages.push(Message::Submit { job: order.job.clone(), resume: order.resume.clone() });
             }
             if order.cancelled {
                 messages.push(Message::Cancel(*id));

@@ -4,13 +4,13 @@
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one variant that it expects")]
 
-use skein_proto::ids::{Digest, JobId, Millis, NodeId};
+use skein_proto::ids::{Digest, JobId, LeaseId, Millis, NodeId};
 use skein_proto::job::JobSpec;
 use skein_proto::limits::{
     INTRODUCTIONS_MAX, JOBS_MAX, MEMBERS_MAX, ORDERS_MAX, REDIAL_MS, REDIALS_MAX, RESUBMIT_MS,
 };
 use skein_proto::membership::{Members, News};
-use skein_proto::message::{JobStatus, Message, Phase};
+use skein_proto::message::{JobStatus, Message, Phase, Resume, StageAt};
 use skein_proto::offer::Offer;
 use skein_proto::orders::Orders;
 use skein_proto::signed::Signed;
@@ -57,6 +57,27 @@ fn a_submission_is_said_again_until_the_coordinator_tells_of_the_job() {
     assert!(orders.heard(told(1, Phase::Done)));
     orders.unanswered();
     assert_eq!(said(&mut orders, [20 * again]), ".");
+}
+
+#[test]
+fn a_pipeline_outlives_a_coordinator_who_never_had_it() {
+    let mut orders = Orders::default();
+    let job = Signed::new(fixture::serve_job(1), &fixture::network(), &fixture::key(3));
+    orders.place(job.clone(), None);
+    let stage = StageAt { node: fixture::id(2), worker: 3, lease: LeaseId([9; 32]), start: 0, end: 4 };
+    let waiting = JobStatus::new(&job);
+    let served = JobStatus { phase: Phase::Running, stages: vec![stage], ..waiting.clone() };
+    assert!(orders.heard(served));
+    // Two take office at once, and the first tells of the job before the second is heard.
+    for time in [0, RESUBMIT_MS] {
+        orders.unanswered();
+        let said = orders.to_say(Millis(time));
+        let [Message::Submit { resume: Some(Resume::Serve(stages)), .. }] = said.as_slice() else {
+            panic!("{said:?}")
+        };
+        assert_eq!(stages, &[stage]);
+        assert!(orders.heard(waiting.clone()));
+    }
 }
 
 #[test]
