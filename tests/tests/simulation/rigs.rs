@@ -80,6 +80,10 @@ fn an_owner_who_needs_one_gpu_again_and_again_stops_only_that() {
         let job = world.train(owner, 8)?;
         // Now and then it is the worker that would do what an agent does once.
         let needed = u8::from(seed % 4 != 0);
+        world.run_until(PATIENCE_MS, "the worker at work", |world| {
+            let deeds = world.deeds(0, needed);
+            deeds.begun.values().sum::<u32>() > deeds.completed
+        })?;
         for turn in 0..200 {
             let allowance = if turn % 2 == 0 { Allowance::Nothing } else { Allowance::Work };
             world.allow_worker(0, needed, allowance)?;
