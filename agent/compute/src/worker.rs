@@ -433,7 +433,15 @@ impl<W: Write> Worker<W> {
         let state = Path::new(&task.state);
         let result = told(replies, cancels, id, inner.steps, |after_step| {
             inner_phase(model, state, &data, &inner, moments, after_step)
-        })?;
+        });
+        let result = match result {
+            Ok(result) => result,
+            Err(stop) => {
+                // The slice is trained again, here or elsewhere, from its beginning.
+                *moments = beginning;
+                return Err(stop);
+            }
+        };
         let digest = result.delta.write(out, model.trainee.tensors())?;
         job.began(began, beginning);
         Ok(Reply::Trained { digest, loss_micronats: micronats(result.loss)?, tokens: result.tokens, began })
