@@ -133,18 +133,15 @@ impl TrainPlan {
         let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
         let most = hands.iter().map(|hand| hand.memory_bytes).max().unwrap_or(0);
         let all = hands.iter().fold(0u64, |sum, hand| sum.saturating_add(hand.memory_bytes));
-        let agents = hands.iter().map(|hand| hand.worker.node).collect::<BTreeSet<_>>().len();
-        let (noun, all_of) =
-            if agents == hands.len() { ("agent", agents.to_string()) } else { ("worker", crowd(hands)) };
         let spec = &self.spec;
         let weights = spec.weights_bytes(&spec.layers());
         let group = if !may_be_split(spec) && spec.tied() {
             ", and a model whose head is its embedding cannot be split among them".to_owned()
         } else {
-            format!(", and all {all_of} together have too little with {} MB", megabytes(all))
+            format!(", and {} together have too little with {} MB", crowd(hands), megabytes(all))
         };
         bounded_reason(&format!(
-            "training needs {} MB on one {noun}: {} MB for weights, gradients and moments, {} MB for one sequence of {} tokens; the largest offer has {} MB{group}\nhint: a shorter context, an adapter (method = \"lora\") or a smaller model needs less",
+            "training needs {} MB on one device: {} MB for weights, gradients and moments, {} MB for one sequence of {} tokens; the largest offer has {} MB{group}\nhint: a shorter context, an adapter (method = \"lora\") or a smaller model needs less",
             megabytes(spec.memory_bytes()),
             megabytes(weights),
             megabytes(spec.memory_bytes().saturating_sub(weights)),

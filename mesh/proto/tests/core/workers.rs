@@ -591,21 +591,21 @@ fn a_round_has_no_more_slices_than_a_lease_may_say() {
 }
 
 #[test]
-fn too_little_memory_is_told_by_worker_where_agents_have_several() {
+fn too_little_memory_is_told_by_workers_where_agents_have_several() {
     let note = |hands: &[Hand]| {
         let mut run = Run::new(0, &[fixture::hand(fixture::id(4))]);
         assert_eq!(run.tasks(hands), []);
         run.status.note.unwrap()
     };
     let note_of_rig = note(&[rig(2, &[1_000_000; 2]), rig(4, &[1_000_000])].concat());
-    assert!(note_of_rig.contains("MB on one worker: "), "{note_of_rig}");
+    assert!(note_of_rig.contains("MB on one device: "), "{note_of_rig}");
     assert!(
-        note_of_rig.contains("all 3 workers on 2 agents together have too little with 3 MB"),
+        note_of_rig.contains("and 3 workers on 2 agents together have too little with 3 MB"),
         "{note_of_rig}"
     );
     let plain = note(&[rig(2, &[1_000_000]), rig(4, &[1_000_000])].concat());
     assert!(
-        plain.contains("MB on one agent: ") && plain.contains("all 2 together have too little"),
+        plain.contains("MB on one device: ") && plain.contains("and 2 agents together have too little"),
         "{plain}"
     );
 }
