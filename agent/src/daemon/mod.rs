@@ -52,6 +52,7 @@ use self::treasury::Treasury;
 use self::updating::Updating;
 use self::worker::Worker;
 use crate::config::Config;
+use crate::fleet::Fleet;
 use crate::host::Host;
 
 pub(crate) use self::start::{RUNNING_FILE, Running, run};
@@ -179,6 +180,7 @@ pub(crate) struct Daemon {
     book: Book,
     owner: Owner,
     updating: Updating,
+    fleet: Fleet,
     kits: Kits,
     trouble: Option<String>,
     scratch: PathBuf,
@@ -268,6 +270,7 @@ impl Daemon {
             }
             MeshEvent::Down { node, reason } => {
                 tracing::debug!(node = %node.short(), %reason, "disconnected");
+                self.fleet.gone(node);
                 self.core(Input::Down(node))
             }
             MeshEvent::Control { from, frame } => match frame.split_first() {
@@ -298,6 +301,7 @@ impl Daemon {
                     (StreamKind::Group, Some(means)) => {
                         smol::spawn(means.executor.groups().accept(from, stream)).detach();
                     }
+                    (StreamKind::Fleet, _) => self.fleet.accept(from, stream),
                     (StreamKind::Stage | StreamKind::Group, None) => drop(stream),
                 }
                 Ok(())

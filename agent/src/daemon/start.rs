@@ -30,6 +30,7 @@ use super::worker::{Launch, Worker};
 use super::{Clock, Daemon, Event, Means, Measured, forward, tick_for_ever};
 use crate::cmd::tray::Icon;
 use crate::config::Config;
+use crate::fleet::Fleet;
 use crate::host::Host;
 use crate::identity;
 use crate::limits::{EVENTS_QUEUED_MAX, PROBE_TIMEOUT, TIDY_EVERY};
@@ -95,11 +96,12 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let desk = Desk::new(feed.clone(), Library::new(mesh.clone(), store.clone()), registry, samples);
     tidy_up(desk.clone(), store.clone(), config.disk_bytes);
     let curves = Curves::new(&data_dir);
+    let fleet = Fleet::new(&config, mesh.clone(), feed.clone());
     let door = crate::api::Door::new(
         &running,
         feed.clone(),
         store.clone(),
-        mesh.clone(),
+        fleet.clone(),
         &data_dir,
         desk,
         curves.clone(),
@@ -124,6 +126,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         book: Book::new(&data_dir),
         owner,
         updating: Updating::default(),
+        fleet,
         kits: Kits::default(),
         trouble: None,
         scratch,
