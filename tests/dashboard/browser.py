@@ -11,7 +11,7 @@ import select
 import subprocess
 import time
 
-KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "ArrowLeft": (37, "")}
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "ArrowLeft": (37, ""), "Escape": (27, ""), " ": (32, " ")}
 
 
 class Browser:
@@ -133,7 +133,7 @@ class Page:
 
     def key(self, name):
         code, text = KEYS[name]
-        common = {"key": name, "code": name, "windowsVirtualKeyCode": code, "nativeVirtualKeyCode": code}
+        common = {"key": name, "code": "Space" if name == " " else name, "windowsVirtualKeyCode": code, "nativeVirtualKeyCode": code}
         self.order("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
         self.order("Input.dispatchKeyEvent", type="keyUp", **common)
 

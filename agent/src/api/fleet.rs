@@ -32,7 +32,7 @@ pub(super) async fn overview(
     Query(look): Query<Look>,
 ) -> Result<Json<Overview>, Problem> {
     let overview = door.fleet.overview(look.ask).await;
-    overview.map(Json).map_err(|error| Problem::missing(format!("{error:#}")).coded("no_owner_key"))
+    overview.map(Json).map_err(|error| Problem::broken(format!("{error:#}")))
 }
 
 /// Rigs by name or the first digits of their node ids; all of them, if absent.

@@ -4,7 +4,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,17 +12,18 @@ use super::{print_json, say};
 use crate::cli::{DataDir, FleetVerb, PauseTime, Rigs};
 use crate::client::Client;
 use crate::config::data_dir;
-use crate::fleet::{Obeyed, Overview};
+use crate::fleet::{NO_KEY, Obeyed, Overview};
 use crate::identity;
 
 /// # Errors
 /// When no agent runs there, or no owner's key is there.
 pub(crate) fn show(data_dir: DataDir, json: bool) -> Result<ExitCode> {
     let overview: Overview = Client::find(data_dir)?.get_own("/api/fleet")?;
+    let Some(key) = overview.key else { bail!("{NO_KEY}") };
     if json {
         print_json(&overview)?
     } else {
-        say(table::of(&overview).trim_end())?
+        say(table::of(&overview, key).trim_end())?
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -27,7 +27,7 @@ use skein_proto::ids::{NetworkId, NodeId};
 use smol::channel;
 
 use self::book::Book;
-pub(crate) use self::operator::{Obeyed, Overview, Sight};
+pub(crate) use self::operator::{NO_KEY, Obeyed, Overview, Sight};
 use crate::config::Config;
 use crate::daemon::{Call, Event, lock};
 

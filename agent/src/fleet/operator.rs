@@ -26,8 +26,8 @@ use crate::limits::{FLEET_OBEY_WAIT, FLEET_REPLY_BYTES_MAX, FLEET_REPORT_WAIT};
 /// All rigs: `GET /api/fleet`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Overview {
-    /// The owner's public key.
-    pub(crate) key: NodeId,
+    /// The owner's public key; nothing where no owner's key is kept, and so no rigs are asked.
+    pub(crate) key: Option<NodeId>,
     /// When this was asked, in Unix milliseconds.
     pub(crate) at_ms: u64,
     pub(crate) rigs: Vec<Sight>,
@@ -65,6 +65,10 @@ pub(crate) struct Obeyed {
     pub(crate) error: Option<String>,
 }
 
+/// What is said where there is no owner's key.
+pub(crate) const NO_KEY: &str = "no owner's key is kept here, so no rig is commanded from here\n\
+    hint: `skein fleet key` makes one, and says what to tell your rigs";
+
 /// What came of asking.
 enum Heard {
     Report(Box<Report>),
@@ -79,14 +83,14 @@ impl Fleet {
     /// All rigs; asked how they are now, if `ask` is set.
     ///
     /// # Errors
-    /// When no owner's key is here.
+    /// When the owner's key is damaged.
     pub(crate) async fn overview(&self, ask: bool) -> Result<Overview> {
-        let key = self.key()?;
+        let key = identity::owner(&self.shared.data_dir)?;
         let mut heard = BTreeMap::new();
-        if ask {
+        if let Some(key) = key.as_ref().filter(|_| ask) {
             let _asking = self.shared.asking.lock().await;
             let peers = self.askable(|_| true);
-            heard = self.ask_all(&key, peers, &Ask::Report, FLEET_REPORT_WAIT).await;
+            heard = self.ask_all(key, peers, &Ask::Report, FLEET_REPORT_WAIT).await;
         }
         let connected = self.peers();
         let strangers = lock(&self.shared.strangers).clone();
@@ -117,7 +121,8 @@ impl Fleet {
         let mut rigs: Vec<Sight> = rigs.collect();
         rigs.sort_by(|one, other| (&one.name, one.node).cmp(&(&other.name, other.node)));
         let forgotten = book.forgotten().iter().copied().collect();
-        Ok(Overview { key: NodeId(key.verifying_key().to_bytes()), at_ms: unix_ms(), rigs, forgotten })
+        let key = key.map(|key| NodeId(key.verifying_key().to_bytes()));
+        Ok(Overview { key, at_ms: unix_ms(), rigs, forgotten })
     }
 
     /// Gives an order to these rigs, by name or the first digits of their node ids; to all, if none are named.
@@ -183,12 +188,7 @@ impl Fleet {
     }
 
     fn key(&self) -> Result<SigningKey> {
-        identity::owner(&self.shared.data_dir)?.ok_or_else(|| {
-            anyhow!(
-                "no owner's key is in {}\nhint: `skein fleet key` makes one, and says what to tell your rigs",
-                self.shared.data_dir.display()
-            )
-        })
+        identity::owner(&self.shared.data_dir)?.ok_or_else(|| anyhow!("{NO_KEY}"))
     }
 
     fn peers(&self) -> BTreeMap<NodeId, SocketAddr> {

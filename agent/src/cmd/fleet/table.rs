@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use skein_ledger::emission::Amount;
 use skein_policy::State;
+use skein_proto::ids::NodeId;
 
 use crate::fleet::report::{Report, base_units};
 use crate::fleet::{Overview, Sight};
@@ -26,12 +27,12 @@ const COLUMNS: [(&str, bool); 10] = [
 const UNKNOWN: &str = "–";
 
 /// All of it.
-pub(super) fn of(overview: &Overview) -> String {
+pub(super) fn of(overview: &Overview, key: NodeId) -> String {
     if overview.rigs.is_empty() {
         return format!(
             "no rig has answered yet\nTell each rig once, by `skein up --owner {0}` or this line in its config.toml:\n  \
              owner = \"{0}\"\n",
-            overview.key
+            key
         );
     }
     let rows: Vec<[String; 10]> = overview.rigs.iter().map(|rig| row(rig, overview.at_ms)).collect();
@@ -72,7 +73,7 @@ pub(super) fn of(overview: &Overview) -> String {
 }
 
 fn row(rig: &Sight, now_ms: u64) -> [String; 10] {
-    let Report { workers, version, last_challenge, earned_today, balance, on_trial, .. } = &rig.report;
+    let Report { version, last_challenge, earned_today, balance, on_trial, .. } = &rig.report;
     let or_unknown = |text: Option<String>| text.unwrap_or_else(|| UNKNOWN.to_owned());
     let trial = if *on_trial { " (on trial)" } else { "" };
     [
@@ -108,8 +109,8 @@ fn sum(rigs: &[Sight]) -> String {
     let states = states.into_iter().map(|wanted| (count(wanted), state(wanted))).chain([(gone, "gone")]);
     let states: Vec<String> =
         states.filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
-    let total = |read: fn(&Report) -> &str| {
-        let known = rigs.iter().filter_map(|rig| base_units(read(&rig.report)));
+    let total = |read: fn(&Sight) -> Option<&str>| {
+        let known = rigs.iter().filter_map(|rig| base_units(read(rig)?));
         coins(&Amount(known.fold(0, u64::saturating_add)).to_string())
     };
     let mut parts = vec![format!("{}: {}", plural(rigs.len(), "rig"), states.join(", "))];
@@ -121,8 +122,8 @@ fn sum(rigs: &[Sight]) -> String {
     if let Some(power) = rigs.iter().filter_map(milliwatts).reduce(u64::saturating_add) {
         parts.push(format!("{} W", watts(power)));
     }
-    parts.push(format!("{} earned today", total(|report| &report.earned_today)));
-    parts.push(format!("{} in all", total(|report| &report.balance)));
+    parts.push(format!("{} earned today", total(|rig| rig.answers.then_some(&rig.report.earned_today))));
+    parts.push(format!("{} in all", total(|rig| Some(&rig.report.balance))));
     parts.join("; ")
 }
 
@@ -203,5 +204,91 @@ fn span(ms: u64) -> String {
         60..3_600 => format!("{} min", seconds / 60),
         3_600..172_800 => format!("{} h", seconds / 3_600),
         _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::report::Why;
+    use crate::fleet::report::tests::report;
+
+    const NOW_MS: u64 = 1_800_000_000_000;
+
+    fn sight(name: &str, report: Report) -> Sight {
+        Sight {
+            node: report.node,
+            name: name.to_owned(),
+            own: false,
+            connected: true,
+            answers: true,
+            trouble: None,
+            seen_ms: NOW_MS,
+            address: None,
+            report,
+        }
+    }
+
+    fn shown(rigs: Vec<Sight>) -> String {
+        of(&Overview { key: None, at_ms: NOW_MS, rigs, forgotten: Vec::new() }, NodeId([7; 32]))
+    }
+
+    #[test]
+    fn a_fleet_is_a_table_a_sum_and_the_reasons() {
+        let why = |text: &str| Why { text: text.to_owned(), value: None, threshold: None };
+        let paused = Report {
+            state: State::Paused,
+            headline: "Paused: a game is running (quake)".to_owned(),
+            reasons: vec![why("a game is running (quake)"), why("the disk is nearly full")],
+            workers: Vec::new(),
+            update_trouble: Some("it did not answer\nwithin 60 s".to_owned()),
+            orders_refused: 1,
+            on_trial: true,
+            ..report()
+        };
+        let mut two = report();
+        two.workers.push(two.workers[0].clone());
+        two.workers[1].temperature_c = Some(73);
+        two.workers[0].power_mw = None;
+        let mut gone = sight("shed", report());
+        (gone.answers, gone.seen_ms) = (false, NOW_MS - 3 * 3_600_000 - 60_000);
+        gone.trouble = Some("not connected".to_owned());
+        let text = shown(vec![sight("attic", two), sight("cellar", paused), gone]);
+        let expected = "\
+rig     state    GPUs  hottest  watts  version           last challenge  earned today  balance  seen
+attic   working     2    73 °C    142  0.1.0             none yet              0.2500  12.5000  now
+cellar  paused      –        –      –  0.1.0 (on trial)  none yet              0.2500  12.5000  now
+shed    gone        1        –      –  0.1.0             none yet                   –  12.5000  3 h ago
+
+3 rigs: 1 working, 1 paused, 1 gone; 3 GPUs; 142 W; 0.5000 earned today; 37.5000 in all
+cellar: Paused: a game is running (quake)
+cellar: the disk is nearly full
+cellar: no update: it did not answer within 60 s
+cellar: refused 1 order of somebody else
+shed: not connected; last seen: Working
+";
+        assert_eq!(text, expected, "\n{text}");
+    }
+
+    #[test]
+    fn what_was_measured_nowhere_is_not_summed_up_to_nothing() {
+        let mut blind = report();
+        blind.workers[0].power_mw = None;
+        blind.workers[0].backend = "cpu".to_owned();
+        let text = shown(vec![sight("blind", blind)]);
+        assert!(text.contains("1 rig: 1 working; 0.2500 earned today; 12.5000 in all\n"), "{text}");
+        assert!(text.contains(" cpu "), "{text}");
+    }
+
+    #[test]
+    fn without_rigs_it_says_how_to_have_some() {
+        let text = shown(Vec::new());
+        assert!(text.contains(&format!("owner = \"{}\"", NodeId([7; 32]))), "{text}");
+    }
+
+    #[test]
+    fn times_are_told_in_one_unit() {
+        let told = [0, 59, 60, 3_599, 3_600, 172_799, 172_800].map(|seconds| span(seconds * 1_000));
+        assert_eq!(told, ["0 s", "59 s", "1 min", "59 min", "1 h", "47 h", "2 days"]);
     }
 }
