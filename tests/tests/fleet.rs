@@ -10,7 +10,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use ed25519_dalek::SigningKey;
 use serde_json::{Value, json};
 use skein_mesh::{BulkStream, StreamError, StreamKind};
-use skein_proto::ids::{NetworkId, NodeId};
+use skein_proto::ids::{Digest, NetworkId, NodeId};
 use skein_proto::signed::{Signed, Statement, encode};
 use skein_tests::agents::{Agent, Network, SOON, wait_for};
 use skein_tests::command::{Said, run};
@@ -244,11 +244,24 @@ impl Statement for Disguised {
     const KIND: &'static str = "receipt";
 }
 
+/// That a rig was told the owner's key.
+fn proof(owner: &[u8; 32], nonce: &[u8; 32], rig: NodeId, agent: NodeId) -> [u8; 32] {
+    Digest::of(&[b"skein fleet\0".as_slice(), owner, nonce, &rig.0, &agent.0].concat()).0
+}
+
 /// A stream to the rig, and what it drew for it.
 fn begin(rogue: &Rogue) -> Result<(BulkStream, [u8; 32])> {
     let mut stream = rogue.open(StreamKind::Fleet)?;
-    let nonce = heard(&mut stream)?.context("the rig says nothing")?;
-    Ok((stream, nonce.try_into().ok().context("a nonce has 32 bytes")?))
+    let hello = heard(&mut stream)?.context("the rig says nothing")?;
+    let (nonce, said) = hello.split_first_chunk::<32>().context("a nonce has 32 bytes")?;
+    let owner = owner().verifying_key().to_bytes();
+    ensure!(said == proof(&owner, nonce, rogue.victim, rogue.node()), "it was told another key");
+    Ok((stream, *nonce))
+}
+
+/// Of the rig that hears what it should not.
+fn owner() -> SigningKey {
+    SigningKey::from_bytes(&[41; 32])
 }
 
 fn heard(stream: &mut BulkStream) -> Result<Option<Vec<u8>>> {
@@ -270,7 +283,7 @@ fn answer(mut stream: BulkStream, bytes: &[u8]) -> Result<Value> {
 #[test]
 fn a_rig_obeys_its_owner_once_for_each_word_and_nobody_else() -> Result<()> {
     let mut network = Network::empty(LONG_EPOCH_MS)?;
-    let owner = SigningKey::from_bytes(&[41; 32]);
+    let owner = owner();
     let public = hex::encode(owner.verifying_key().to_bytes());
     network.start(&["--owner", &public, "--name", "rig"])?;
     network.met(1)?;
@@ -367,7 +380,8 @@ fn who_pretends_to_be_a_rig_is_read_with_care_and_forgotten() -> Result<()> {
     network.start(&["--name", "desk"])?;
     network.met(1)?;
     let agent = &network.agents[0];
-    key(agent)?;
+    let mut public = [0; 32];
+    hex::decode_to_slice(key(agent)?, &mut public)?;
     rigs(agent, "the owner's own agent", |rigs| answering(rigs, 1))?;
     let own = rig(&rigs(agent, "its report", |rigs| answering(rigs, 1))?, "desk")?["report"].clone();
     let mut wild = own.clone();
@@ -375,21 +389,28 @@ fn who_pretends_to_be_a_rig_is_read_with_care_and_forgotten() -> Result<()> {
     wild["headline"] = json!("x".repeat(20_000));
     wild["balance"] = json!("lots");
     let good = serde_json::to_vec(&json!({ "report": wild }))?;
-    let replies: [(Vec<u8>, bool); 4] = [
-        (vec![b' '; 70 << 10], false),
-        (b"[[[[".to_vec(), false),
-        (br#"{"report":{"name":"half"}}"#.to_vec(), false),
-        (good, true),
+    // Whether it was told the key, what it answers, and whether it is shown.
+    let replies = [
+        (false, good.clone(), false),
+        (true, vec![b' '; 70 << 10], false),
+        (true, b"[[[[".to_vec(), false),
+        (true, br#"{"report":{"name":"half"}}"#.to_vec(), false),
+        (true, good, true),
     ];
-    for (secret, (reply, shown)) in (50..).zip(replies) {
+    for (secret, (told, reply, shown)) in (50..).zip(replies) {
         let rogue = Rogue::join(agent, secret)?;
-        let (node, done) = (rogue.node().to_string(), AtomicBool::new(false));
+        let (node, done, ordered) =
+            (rogue.node().to_string(), AtomicBool::new(false), AtomicBool::new(false));
+        // Who was not told the key may have seen the proof of who was: to another agent.
+        let proof = proof(&public, &[7; 32], rogue.node(), if told { rogue.victim } else { rogue.node() });
         std::thread::scope(|scope| -> Result<()> {
             scope.spawn(|| {
                 rogue.answer(StreamKind::Fleet, &done, |mut stream| {
                     smol::block_on(async {
-                        let _ = stream.send_frame(&[7; 32]).await;
-                        let _ = stream.recv_frame(1 << 10).await;
+                        let _ = stream.send_frame(&[[7; 32], proof].concat()).await;
+                        if matches!(stream.recv_frame(1 << 10).await, Ok(Some(_))) {
+                            ordered.store(true, Ordering::Relaxed);
+                        }
                         let _ = stream.send_frame(&reply).await;
                         let _ = stream.finish();
                     });
@@ -400,6 +421,7 @@ fn who_pretends_to_be_a_rig_is_read_with_care_and_forgotten() -> Result<()> {
                     // It is asked once, for all that it answers.
                     let seen = rigs(agent, "the fleet", |rigs| rig(rigs, "desk").is_ok())?;
                     ensure!(seen.iter().all(|rig| rig["node"] != node.as_str()), "{seen:?}");
+                    ensure!(ordered.load(Ordering::Relaxed) == told, "told: {told}, ordered: {ordered:?}");
                     return Ok(());
                 }
                 let seen = rigs(agent, "the pretender", |rigs| rigs.iter().any(|rig| rig["node"] == node))?;

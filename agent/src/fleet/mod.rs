@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! owner's agent ── opens a stream ──────────────────> rig
-//!               <──────────── 32 bytes, never twice ──
+//!               <──────────── 32 bytes, never twice ──   and that it was told the owner's key
 //!               ── order, signed by the owner's key ─>   for this rig, from this agent, over these bytes
 //!               <─────────────────── how it is now ───
 //! ```

@@ -1,7 +1,7 @@
 //! The owner's side: asks all rigs at once, gives them orders, and remembers who answered.
 //!
-//! Any peer may say that it is a rig: what it is told is an order for itself alone, of no use elsewhere. Must never wait
-//! for a rig longer than it said that it would, nor show what a rig says unread.
+//! Who proves that it was told the owner's public key is a rig: what it is told is an order for itself alone, of no use
+//! elsewhere. Must never wait for a rig longer than it said that it would, nor show what a rig says unread.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,9 +12,10 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 use skein_mesh::{StreamError, StreamKind};
 use skein_proto::ids::NodeId;
+use skein_proto::signed::decode;
 
 use super::book::Known;
-use super::order::{Ask, Nonce, Order, Reply, sign};
+use super::order::{Ask, HELLO_BYTES, Hello, Order, Reply, proof, sign};
 use super::report::Report;
 use super::rig::plain_lines;
 use super::{Fleet, within};
@@ -223,11 +224,15 @@ impl Fleet {
         for (node, asked) in asking {
             heard.insert(node, asked.await);
         }
-        self.note(&heard);
+        if self.note(&heard) {
+            let fleet = self.clone();
+            smol::unblock(move || lock(&fleet.shared.book).save()).await;
+        }
         heard
     }
 
-    fn note(&self, heard: &BTreeMap<NodeId, Heard>) {
+    /// Whether there is something to write down.
+    fn note(&self, heard: &BTreeMap<NodeId, Heard>) -> bool {
         let (peers, now) = (self.peers(), unix_ms());
         let mut book = lock(&self.shared.book);
         let mut strangers = lock(&self.shared.strangers);
@@ -252,10 +257,7 @@ impl Fleet {
         }
         // Of who is gone meanwhile nothing is kept: back again, it is asked again.
         strangers.retain(|node| peers.contains_key(node));
-        drop(strangers);
-        if answered {
-            book.save();
-        }
+        answered
     }
 
     async fn ask(&self, key: &SigningKey, node: NodeId, ask: Ask, limit: Duration) -> Heard {
@@ -280,12 +282,14 @@ impl Fleet {
         let Ok(mut stream) = self.shared.mesh.open(node, StreamKind::Fleet).await else {
             return Heard::Silent("not connected");
         };
-        let nonce = match stream.recv_frame(size_of::<Nonce>()).await {
-            Ok(Some(bytes)) => Nonce::try_from(bytes).ok(),
+        let hello = match stream.recv_frame(HELLO_BYTES).await {
+            Ok(Some(bytes)) => decode::<Hello>(&bytes).ok(),
             Ok(None) => None,
             Err(error) => return broken(error),
         };
-        let Some(nonce) = nonce else { return Heard::Stranger };
+        let owner = NodeId(key.verifying_key().to_bytes());
+        let told = |hello: &Hello| hello.proof == proof(owner, &hello.nonce, node, self.node());
+        let Some(Hello { nonce, .. }) = hello.filter(told) else { return Heard::Stranger };
         let order = Order { nonce, rig: node, agent: self.node(), ask };
         if let Err(error) = stream.send_frame(&sign(order, &self.shared.network, key)).await {
             return broken(error);

@@ -6,13 +6,31 @@
 use borsh::{BorshDeserialize, BorshSerialize};
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
-use skein_proto::ids::{NetworkId, NodeId};
+use skein_proto::ids::{Digest, NetworkId, NodeId};
 use skein_proto::signed::{Envelope, Signed, Statement, decode, encode};
 
 use super::report::Report;
 
 /// Bytes that a rig draws for one order, so that none can be given twice.
 pub(crate) type Nonce = [u8; 32];
+
+/// What a rig says first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub(crate) struct Hello {
+    pub(crate) nonce: Nonce,
+    /// That it was told this owner's key; see [`proof`].
+    pub(crate) proof: Digest,
+}
+
+/// Bytes of it.
+pub(crate) const HELLO_BYTES: usize = 64;
+
+/// What only somebody who was told the owner's public key can say, for this conversation alone. An owner's agent does
+/// not show that key to who does not know it already, and gives orders to nobody else: so no stranger is taken for a
+/// rig, and no rig is given the orders of another owner.
+pub(crate) fn proof(owner: NodeId, nonce: &Nonce, rig: NodeId, agent: NodeId) -> Digest {
+    Digest::of(&[b"skein fleet\0".as_slice(), &owner.0, nonce, &rig.0, &agent.0].concat())
+}
 
 /// What the owner signs.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -168,6 +186,21 @@ mod tests {
         }
         let longer = [good.as_slice(), &[0]].concat();
         assert!(check(&longer, &expected()).is_err());
+    }
+
+    #[test]
+    fn a_proof_is_good_for_one_conversation() {
+        let node = |byte| NodeId([byte; 32]);
+        let good = proof(node(1), &[2; 32], node(3), node(4));
+        assert_eq!(good.to_string(), "a8835e54b906b3332f27ff80b66a0a263402b54c94051bcef696ade891bc455c");
+        let others = [
+            proof(node(9), &[2; 32], node(3), node(4)),
+            proof(node(1), &[9; 32], node(3), node(4)),
+            proof(node(1), &[2; 32], node(9), node(4)),
+            proof(node(1), &[2; 32], node(3), node(9)),
+        ];
+        assert!(others.iter().all(|other| *other != good));
+        assert_eq!(encode(&Hello { nonce: [2; 32], proof: good }).len(), HELLO_BYTES);
     }
 
     #[test]

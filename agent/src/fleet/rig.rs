@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering;
 use skein_mesh::BulkStream;
 use skein_policy::{Blocks, Event as Told, Pause};
 use skein_proto::ids::NodeId;
+use skein_proto::signed::encode;
 use skein_update::Version;
 
-use super::order::{Ask, Expected, Length, Nonce, Reply, check};
+use super::order::{Ask, Expected, Hello, Length, Nonce, Reply, check, proof};
 use super::report::Report;
 use super::{Fleet, plain, within};
 use crate::daemon::owner::unix_ms;
@@ -44,8 +45,9 @@ impl Fleet {
             tracing::warn!(%error, "no randomness from the operating system: an order is not heard");
             return;
         }
+        let hello = Hello { nonce, proof: proof(owner, &nonce, self.node(), from) };
         let heard = within(FLEET_ORDER_WAIT, async {
-            stream.send_frame(&nonce).await?;
+            stream.send_frame(&encode(&hello)).await?;
             stream.recv_frame(FLEET_ORDER_BYTES_MAX).await
         });
         let bytes = match heard.await {

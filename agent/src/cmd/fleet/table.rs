@@ -91,7 +91,8 @@ fn row(rig: &Sight, now_ms: u64) -> [String; 10] {
                 format!("{how} {} ago", span(now_ms.saturating_sub(challenge.at_ms)))
             }
         },
-        if workers.is_empty() && !rig.answers { UNKNOWN.to_owned() } else { coins(earned_today) },
+        // What was today's when it was last seen need not be of this day.
+        or_unknown(rig.answers.then(|| coins(earned_today))),
         coins(balance),
         if rig.answers {
             "now".to_owned()
