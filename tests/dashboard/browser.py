@@ -124,7 +124,13 @@ class Page:
         """Until the expression is true in the page; returns after how many seconds."""
         began = time.monotonic()
         while True:
-            said = self.value(expression)
+            try:
+                said = self.value(expression)
+            except AssertionError as error:
+                # Asked just when the page went on to another.
+                if "navigated" not in str(error):
+                    raise
+                said = None
             if said:
                 return time.monotonic() - began
             if time.monotonic() - began > within_s:
