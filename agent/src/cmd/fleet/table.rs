@@ -54,10 +54,18 @@ pub(super) fn of(overview: &Overview, key: NodeId) -> String {
         line(row.each_ref().map(String::as_str));
     }
     let _ = writeln!(text, "\n{}", sum(&overview.rigs));
+    // Rigs of one room often have one reason.
+    let mut told: Vec<(String, Vec<&str>)> = Vec::new();
     for rig in &overview.rigs {
-        for why in reasons(rig) {
-            let _ = writeln!(text, "{}: {why}", rig.name);
+        let why = reasons(rig);
+        match told.iter_mut().find(|(known, _)| *known == why) {
+            _ if why.is_empty() => {}
+            Some((_, names)) => names.push(&rig.name),
+            None => told.push((why, vec![&rig.name])),
         }
+    }
+    for (why, names) in told {
+        let _ = writeln!(text, "{}: {why}", names.join(", "));
     }
     match overview.forgotten.as_slice() {
         [] => {}
@@ -128,19 +136,25 @@ fn sum(rigs: &[Sight]) -> String {
     parts.join("; ")
 }
 
-/// Why a rig does not work, or not as it should.
-fn reasons(rig: &Sight) -> Vec<String> {
+/// Why a rig does not work, or not as it should; nothing if it does.
+fn reasons(rig: &Sight) -> String {
     let report = &rig.report;
     if !rig.answers {
         let trouble = rig.trouble.as_deref().unwrap_or("was not asked");
-        return vec![format!("{}; last seen: {}", trouble.replace('\n', " "), report.headline)];
+        return format!("{}; last seen: {}", trouble.replace('\n', " "), report.headline);
     }
     let mut reasons = Vec::new();
     if report.state != State::Working {
-        reasons.push(report.headline.clone());
-        // A headline mostly says the first of them.
-        let more = report.reasons.iter().map(|why| why.text.replace('\n', " "));
-        reasons.extend(more.filter(|text| !report.headline.contains(text.as_str())));
+        let mut headline = report.headline.clone();
+        for why in &report.reasons {
+            let text = why.text.replace('\n', " ");
+            // A headline mostly is the beginning of one of them.
+            match report.headline.split_once(": ") {
+                Some((state, what)) if text.starts_with(what) => headline = format!("{state}: {text}"),
+                Some(_) | None => reasons.push(text),
+            }
+        }
+        reasons.insert(0, headline);
     }
     if let Some(trouble) = &report.update_trouble {
         reasons.push(format!("no update: {}", trouble.replace('\n', " ")));
@@ -148,7 +162,7 @@ fn reasons(rig: &Sight) -> Vec<String> {
     if report.orders_refused > 0 {
         reasons.push(format!("refused {} of somebody else", plural_u64(report.orders_refused, "order")));
     }
-    reasons
+    reasons.join("; ")
 }
 
 fn state(state: State) -> &'static str {
@@ -240,7 +254,10 @@ mod tests {
         let paused = Report {
             state: State::Paused,
             headline: "Paused: a game is running (quake)".to_owned(),
-            reasons: vec![why("a game is running (quake)"), why("the disk is nearly full")],
+            reasons: vec![
+                why("a game is running (quake); work goes on when it has ended"),
+                why("the disk is nearly full"),
+            ],
             workers: Vec::new(),
             update_trouble: Some("it did not answer\nwithin 60 s".to_owned()),
             orders_refused: 1,
@@ -254,18 +271,18 @@ mod tests {
         let mut gone = sight("shed", report());
         (gone.answers, gone.seen_ms) = (false, NOW_MS - 3 * 3_600_000 - 60_000);
         gone.trouble = Some("not connected".to_owned());
-        let text = shown(vec![sight("attic", two), sight("cellar", paused), gone]);
+        let text =
+            shown(vec![sight("attic", two), sight("cellar", paused.clone()), sight("loft", paused), gone]);
         let expected = "\
 rig     state    GPUs  hottest  watts  version           last challenge  earned today  balance  seen
 attic   working     2    73 °C    142  0.1.0             none yet              0.2500  12.5000  now
 cellar  paused      –        –      –  0.1.0 (on trial)  none yet              0.2500  12.5000  now
+loft    paused      –        –      –  0.1.0 (on trial)  none yet              0.2500  12.5000  now
 shed    gone        1        –      –  0.1.0             none yet                   –  12.5000  3 h ago
 
-3 rigs: 1 working, 1 paused, 1 gone; 3 GPUs; 142 W; 0.5000 earned today; 37.5000 in all
-cellar: Paused: a game is running (quake)
-cellar: the disk is nearly full
-cellar: no update: it did not answer within 60 s
-cellar: refused 1 order of somebody else
+4 rigs: 1 working, 2 paused, 1 gone; 3 GPUs; 142 W; 0.7500 earned today; 50.0000 in all
+cellar, loft: Paused: a game is running (quake); work goes on when it has ended; the disk is nearly full; \
+no update: it did not answer within 60 s; refused 1 order of somebody else
 shed: not connected; last seen: Working
 ";
         assert_eq!(text, expected, "\n{text}");
