@@ -20,6 +20,8 @@ function Install-Skein {
         [switch]$Headless,
         # Where earnings go; kept in config.toml of the data directory.
         [string]$Payout = '',
+        # Obey the owner of this key from afar, as `skein fleet key` prints it; kept there too.
+        [string]$Owner = '',
         [switch]$NoStart,
         # A release's zip, without a network; manifest.json and manifest.json.sshsig lie beside it.
         [string]$File = '',
@@ -126,16 +128,20 @@ function Install-Skein {
         }
     }
 
-    # config.toml with the address of -Payout before all else, where no table has begun.
-    function Set-Payout {
+    # config.toml with the address of -Payout and the key of -Owner before all else, where no table has begun.
+    function Set-Config {
         [void](New-Item -ItemType Directory -Force $data)
         $settings = Join-Path $data 'config.toml'
-        $lines = @("payout = `"$Payout`"")
+        $given = @()
+        $lines = @()
+        if ($Payout) { $given += 'payout'; $lines += "payout = `"$Payout`"" }
+        if ($Owner) { $given += 'owner'; $lines += "owner = `"$Owner`"" }
+        $replaced = '^\s*(' + ($given -join '|') + ')\s*='
         if (Test-Path $settings) {
             $table = $false
             foreach ($line in [IO.File]::ReadAllLines($settings)) {
                 if ($line -match '^\s*\[') { $table = $true }
-                if ($table -or $line -notmatch '^\s*payout\s*=') { $lines += $line }
+                if ($table -or $line -notmatch $replaced) { $lines += $line }
             }
         }
         [IO.File]::WriteAllText("$settings.skein-new", ($lines -join "`n") + "`n")
@@ -205,6 +211,7 @@ function Install-Skein {
     if ($Version -and $Version -notmatch '^[0-9A-Za-z.+-]+$') { Stop-Here "-Version $Version is not a version" 'such as -Version 0.2.0' }
     if ($Channel -cnotmatch '^[a-z0-9-]+$') { Stop-Here "-Channel $Channel is not a channel" 'stable or beta' }
     if ($Payout -and $Payout -cnotmatch '^[0-9A-Za-z:._@-]{1,128}$') { Stop-Here '-Payout is not an address' 'at most 128 of A-Z a-z 0-9 : . _ @ -; copy it again' }
+    if ($Owner -and $Owner -notmatch '^[0-9A-Fa-f]{64}$') { Stop-Here '-Owner is not a key: 64 hexadecimal digits' "'skein fleet key' on the owner's machine prints it" }
     if (-not $ReleaseKeys) { Stop-Here 'this copy of install.ps1 trusts no release key, so it can install nothing' 'fetch the one that lies beside the releases: it has the keys in it' }
     $machine = if ($env:PROCESSOR_ARCHITEW6432) { $env:PROCESSOR_ARCHITEW6432 } else { $env:PROCESSOR_ARCHITECTURE }
     if ($machine -ne 'AMD64') { Stop-Here "there is no Skein for Windows on '$machine'" 'it runs on x86_64' }
@@ -277,7 +284,7 @@ function Install-Skein {
         foreach ($document in 'LICENSE', 'LICENSES-OF-DEPENDENCIES.txt', 'README.md') {
             if (Test-Path (Join-Path $tree $document)) { Move-Item -Force (Join-Path $tree $document) (Join-Path $bin $document) }
         }
-        if ($Payout) { Set-Payout }
+        if ($Payout -or $Owner) { Set-Config }
         Set-UserPath $true
         Set-Task 'Skein' 'up --headless'
         if ($Headless) { [void](Invoke-Quietly schtasks.exe '/Delete', '/F', '/TN', 'Skein tray') } else { Set-Task 'Skein tray' 'tray' }

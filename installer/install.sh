@@ -18,6 +18,7 @@ Installs the Skein agent: curl -fsSL URL/install.sh | sh -s -- [OPTIONS]
   --channel NAME   newest of this channel [default: stable]
   --headless       nobody sits at this machine: no tray icon, no rule about an owner's use
   --payout ADDR    where earnings go; kept in config.toml of the data directory
+  --owner HEX      obey the owner of this key from afar, as `skein fleet key` prints it; kept there too
   --no-start       install only
   --file ARCHIVE   install this archive, without a network; manifest.json and its signatures lie beside it
   --system         for the whole machine, as root, with a user of its own
@@ -54,13 +55,14 @@ only() {
 }
 
 read_options() {
-    version='' channel=stable headless='' payout='' start=yes file='' system='' prefix=${PREFIX:-}
+    version='' channel=stable headless='' payout='' owner='' start=yes file='' system='' prefix=${PREFIX:-}
     uninstall='' purge='' yes=''
     while [ $# -gt 0 ]; do
         case $1 in
         --version) value "$1" $# && version=${2#v} && shift ;;
         --channel) value "$1" $# && channel=$2 && shift ;;
         --payout) value "$1" $# && payout=$2 && shift ;;
+        --owner) value "$1" $# && owner=$2 && shift ;;
         --file) value "$1" $# && file=$2 && shift ;;
         --prefix) value "$1" $# && prefix=$2 && shift ;;
         --headless) headless=yes ;;
@@ -79,6 +81,10 @@ read_options() {
     if [ -n "$payout" ]; then
         only 0-9A-Za-z:._@- "$payout" && [ ${#payout} -le 128 ] ||
             fail "--payout is not an address: at most 128 of the characters A-Z a-z 0-9 : . _ @ -" "copy it again"
+    fi
+    if [ -n "$owner" ]; then
+        only 0-9A-Fa-f "$owner" && [ ${#owner} -eq 64 ] ||
+            fail "--owner is not a key: 64 hexadecimal digits" "'skein fleet key' on the owner's machine prints it"
     fi
     [ -z "$purge" ] || [ -n "$uninstall" ] || fail "--purge goes with --uninstall" "sh install.sh --uninstall --purge"
 }
@@ -659,14 +665,19 @@ prepare_tray() {
     prepare "$tray" 644 <"$stage/text"
 }
 
-# config.toml with the address of --payout before all else, where no table has begun.
+# config.toml with the address of --payout and the key of --owner before all else, where no table has begun.
 prepare_config() {
-    [ -n "$payout" ] || return 0
+    given=
+    [ -z "$payout" ] || given=payout
+    [ -z "$owner" ] || given="${given:+$given|}owner"
+    [ -n "$given" ] || return 0
     make_dir "$data" 700
     settings=$data/config.toml
     {
-        printf 'payout = "%s"\n' "$payout"
-        [ ! -e "$settings" ] || awk '/^[ \t]*\[/ { table = 1 } table || !/^[ \t]*payout[ \t]*=/ { print }' "$settings"
+        [ -z "$payout" ] || printf 'payout = "%s"\n' "$payout"
+        [ -z "$owner" ] || printf 'owner = "%s"\n' "$owner"
+        [ ! -e "$settings" ] ||
+            awk -v given="^[ \t]*($given)[ \t]*=" '/^[ \t]*\[/ { table = 1 } table || $0 !~ given { print }' "$settings"
     } >"$stage/text" || cannot_write "$stage"
     prepare "$settings" 600 <"$stage/text"
     if [ -n "$system" ] && id skein >/dev/null 2>&1; then

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use skein_mesh::PeerAddress;
+use skein_proto::ids::NodeId;
 
 use crate::limits::PAUSE_S_MAX;
 
@@ -76,6 +77,17 @@ pub(crate) enum Verb {
     /// Change to a newer version: it is verified, proves itself, and only then replaces this one
     #[command(disable_version_flag = true)]
     Update(UpdateArgs),
+    /// Show all your rigs in one table, and command them from here
+    #[command(args_conflicts_with_subcommands = true)]
+    Fleet {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(subcommand)]
+        verb: Option<FleetVerb>,
+    },
     /// Show the tray icon of an agent that runs
     Tray(DataDir),
     /// Open the dashboard of an agent that runs, with the right to give orders there
@@ -325,6 +337,67 @@ pub(crate) struct UpdateArgs {
     pub(crate) then: Vec<std::ffi::OsString>,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum FleetVerb {
+    /// Print your public key, which each rig is told once; the key is made when there is none
+    Key(DataDir),
+    /// Stop the work of rigs, for a while or until `skein fleet resume`
+    Pause {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// For how long: `30m`, `2h`, or `tomorrow` for each rig's next midnight [default: until resumed]
+        time: Option<String>,
+        /// Leave the GPUs alone, and go on working on the processors
+        #[arg(long)]
+        gpu: bool,
+        #[command(flatten)]
+        rigs: Rigs,
+    },
+    /// Have rigs go on after a pause or a finish
+    Resume {
+        #[command(flatten)]
+        data_dir: DataDir,
+        #[command(flatten)]
+        rigs: Rigs,
+    },
+    /// Have rigs finish what they are working on, and take nothing new until `skein fleet resume`
+    Finish {
+        #[command(flatten)]
+        data_dir: DataDir,
+        #[command(flatten)]
+        rigs: Rigs,
+    },
+    /// Have rigs change to a newer version: each verifies it, tries it, and only then replaces its own
+    #[command(disable_version_flag = true)]
+    Update {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// Exactly this version, older ones too [default: the newest of each rig's channel]
+        #[arg(long, value_name = "VERSION")]
+        version: Option<skein_update::Version>,
+        #[command(flatten)]
+        rigs: Rigs,
+    },
+    /// Show a machine no longer, and ask it for nothing
+    Forget {
+        #[command(flatten)]
+        data_dir: DataDir,
+        /// Show it again
+        #[arg(long)]
+        undo: bool,
+        /// Its name, or the first digits of its node id
+        rig: String,
+    },
+}
+
+/// Some of the rigs.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Rigs {
+    /// Names of rigs, or the first digits of their node ids, as `skein fleet` lists them [default: all]
+    #[arg(value_name = "RIG")]
+    pub(crate) rigs: Vec<String>,
+}
+
 /// How long a pause lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PauseTime {
@@ -502,4 +575,10 @@ pub(crate) struct UpArgs {
     /// Processor threads for work on the CPU; 0 for all [default: 0]
     #[arg(long, env = "SKEIN_THREADS", value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Obey the owner of this key from afar: what `skein fleet key` printed on the owner's machine
+    #[arg(long, env = "SKEIN_OWNER", value_name = "HEX", value_parser = crate::config::owner_key)]
+    pub(crate) owner: Option<NodeId>,
+    /// What `skein fleet` calls this machine [default: its host name]
+    #[arg(long, env = "SKEIN_NAME", value_parser = crate::config::rig_name)]
+    pub(crate) name: Option<String>,
 }

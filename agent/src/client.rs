@@ -77,6 +77,15 @@ impl Client {
         parse(self.answered(answer)?)
     }
 
+    /// GET of what only the owner may read, as JSON.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) fn get_own<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let answer = self.agent.get(self.url(path)).header("Authorization", self.bearer()).call();
+        parse(self.answered(answer)?)
+    }
+
     /// POST of JSON with the token, as JSON.
     ///
     /// # Errors

@@ -6,11 +6,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use ed25519_dalek::VerifyingKey;
 use serde::Deserialize;
 use skein_mesh::PeerAddress;
 use skein_proto::genesis::Genesis;
+use skein_proto::ids::NodeId;
 
 use crate::cli::UpArgs;
+use crate::limits::RIG_NAME_CHARS_MAX;
 
 const LISTEN_DEFAULT: &str = "0.0.0.0:7310";
 const DISK_BYTES_DEFAULT: u64 = 64 << 30;
@@ -37,6 +40,10 @@ pub(crate) struct Config {
     pub(crate) threads: usize,
     /// Where earnings are to go.
     pub(crate) payout: Option<String>,
+    /// Whose orders from afar this agent obeys.
+    pub(crate) owner: Option<NodeId>,
+    /// What its owner's fleet calls it.
+    pub(crate) name: String,
     pub(crate) update: UpdateConfig,
 }
 
@@ -70,6 +77,8 @@ struct File {
     update_channel: Option<String>,
     update_keys: Option<Vec<String>>,
     payout: Option<String>,
+    owner: Option<String>,
+    name: Option<String>,
 }
 
 /// One name, or a list of them.
@@ -120,6 +129,16 @@ impl Config {
             Some(Names::One(name)) => vec![name],
             Some(Names::Several(names)) => names,
         };
+        let bad =
+            |key: &str, text: &str, why: String| anyhow!("{key} = \"{text}\" in {}: {why}", path.display());
+        let owner = match (args.owner, file.owner) {
+            (None, Some(text)) => Some(owner_key(&text).map_err(|why| bad("owner", &text, why))?),
+            (given, _) => given,
+        };
+        let name = match (args.name, file.name) {
+            (None, Some(text)) => Some(rig_name(&text).map_err(|why| bad("name", &text, why))?),
+            (given, _) => given,
+        };
         Ok(Self {
             listen: address(args.listen, file.listen.as_deref(), LISTEN_DEFAULT, "listen")?,
             api: address(args.api, file.api.as_deref(), API_DEFAULT, "api")?,
@@ -132,6 +151,8 @@ impl Config {
             threads: args.threads.or(file.threads).unwrap_or(0),
             headless: args.headless || file.headless,
             payout: file.payout,
+            owner,
+            name: name.or_else(host_name).unwrap_or_else(|| "unnamed".to_owned()),
             update: UpdateConfig {
                 url: file.update_url.or_else(|| option_env!("SKEIN_RELEASES").map(str::to_owned)),
                 channel: file.update_channel.unwrap_or_else(|| "stable".to_owned()),
@@ -140,6 +161,38 @@ impl Config {
             data_dir,
         })
     }
+}
+
+/// An owner's public key, as `skein fleet key` prints it.
+///
+/// # Errors
+/// When it is none, with what to do.
+pub(crate) fn owner_key(text: &str) -> Result<NodeId, String> {
+    let hint = "hint: `skein fleet key` on the owner's machine prints it, 64 hexadecimal digits";
+    let key: NodeId = text.parse().map_err(|_| format!("this is no owner's key\n{hint}"))?;
+    match VerifyingKey::from_bytes(&key.0) {
+        // For a key of small order anybody can sign.
+        Ok(point) if !point.is_weak() => Ok(key),
+        Ok(_) | Err(_) => Err(format!("nobody can have a key of these digits\n{hint}")),
+    }
+}
+
+/// What a rig may be called.
+///
+/// # Errors
+/// When it cannot, with what to do.
+pub(crate) fn rig_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text != crate::fleet::plain(text, RIG_NAME_CHARS_MAX) || text.trim() != text {
+        return Err(format!(
+            "this is no name\nhint: write 1 to {RIG_NAME_CHARS_MAX} letters, digits or signs"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn host_name() -> Option<String> {
+    let name = crate::fleet::plain(sysinfo::System::host_name()?.trim(), RIG_NAME_CHARS_MAX);
+    (!name.is_empty()).then_some(name)
 }
 
 /// The directory given, or the platform's usual place.

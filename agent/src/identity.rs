@@ -1,8 +1,8 @@
-//! The agent's key: made once, kept in one private file, never shown.
+//! The agent's key, and its owner's: made once, kept in one private file each, never shown.
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use ed25519_dalek::SigningKey;
@@ -11,22 +11,47 @@ use crate::os;
 
 const HEADER: &str = "skein-secret-key-1 ";
 
-/// Loads the key, or makes one when there is none.
+/// Loads the agent's key, or makes one when there is none.
 ///
 /// # Errors
 /// When the file is damaged (it is left as it is) or cannot be read or written.
 pub(crate) fn load_or_create(data_dir: &Path) -> Result<SigningKey> {
     let path = data_dir.join("identity.key");
+    let loss = "move it away to start under a new identity, which cannot claim what the old one earned";
+    load(&path, loss)?.map_or_else(|| create(&path), Ok)
+}
+
+/// Loads the key by which an owner commands his rigs, if it is kept here.
+///
+/// # Errors
+/// As [`load_or_create`].
+pub(crate) fn owner(data_dir: &Path) -> Result<Option<SigningKey>> {
+    load(&owner_file(data_dir), "move it away to make a new one, which every rig has to be told")
+}
+
+/// Loads that key, or makes one when there is none.
+///
+/// # Errors
+/// As [`load_or_create`].
+pub(crate) fn owner_or_create(data_dir: &Path) -> Result<SigningKey> {
+    owner(data_dir)?.map_or_else(|| create(&owner_file(data_dir)), Ok)
+}
+
+/// Where that key is kept.
+pub(crate) fn owner_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("owner.key")
+}
+
+fn load(path: &Path, otherwise: &str) -> Result<Option<SigningKey>> {
     let damaged = || {
         format!(
-            "the key in {} is damaged\nhint: restore the file from a backup; or move it away to start \
-             under a new identity, which cannot claim what the old one earned",
+            "the key in {} is damaged\nhint: restore the file from a backup; or {otherwise}",
             path.display()
         )
     };
-    match fs::read_to_string(&path) {
-        Ok(text) => parse(&text).with_context(damaged),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => create(&path),
+    match fs::read_to_string(path) {
+        Ok(text) => parse(&text).map(Some).with_context(damaged),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(error).with_context(damaged),
         Err(error) => Err(error).with_context(|| {
             format!("cannot read the key {}\nhint: the agent's user must be able to read it", path.display())

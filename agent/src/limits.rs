@@ -153,3 +153,24 @@ pub(crate) const STORY_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const UPDATE_LOOK_EVERY: Duration = Duration::from_secs(60);
 /// An agent leaves for a new version after so long, whatever it is working on.
 pub(crate) const UPDATE_DRAIN_MAX: Duration = Duration::from_secs(1_800);
+
+/// Longest name of a rig, in characters.
+pub(crate) const RIG_NAME_CHARS_MAX: usize = 64;
+/// Longest other text that is taken from a rig, in characters.
+pub(crate) const RIG_TEXT_CHARS_MAX: usize = 500;
+/// Reasons that are taken from a rig.
+pub(crate) const RIG_REASONS_MAX: usize = 32;
+/// Workers that are taken from a rig.
+pub(crate) const RIG_WORKERS_MAX: usize = 64;
+/// Rigs that an owner's agent remembers.
+pub(crate) const RIGS_MAX: usize = 1_024;
+/// An order to a rig, with its signature.
+pub(crate) const FLEET_ORDER_BYTES_MAX: usize = 1_024;
+/// What a rig answers.
+pub(crate) const FLEET_REPLY_BYTES_MAX: usize = 64 << 10;
+/// A rig waits so long for an order on a stream that was opened for one.
+pub(crate) const FLEET_ORDER_WAIT: Duration = Duration::from_secs(5);
+/// Every rig tells how it is within this, or is shown as it was last seen.
+pub(crate) const FLEET_REPORT_WAIT: Duration = Duration::from_secs(3);
+/// Every rig says within this whether it obeyed.
+pub(crate) const FLEET_OBEY_WAIT: Duration = Duration::from_secs(10);

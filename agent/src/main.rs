@@ -9,6 +9,7 @@ mod cmd;
 mod config;
 mod daemon;
 mod demo;
+mod fleet;
 mod host;
 mod identity;
 mod limits;
@@ -46,6 +47,8 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Status { data_dir, json } => cmd::status::run(data_dir, json),
         Verb::Update(args) => cmd::update::run(args),
         Verb::Dashboard(data_dir) => cmd::dashboard::run(data_dir),
+        Verb::Fleet { data_dir, json, verb: None } => cmd::fleet::show(data_dir, json),
+        Verb::Fleet { verb: Some(verb), .. } => cmd::fleet::run(verb),
         Verb::Tray(data_dir) => cmd::tray::run(data_dir),
         Verb::Doctor { data_dir, json } => cmd::doctor::run(data_dir, json),
         Verb::Bugreport { data_dir, output } => cmd::bugreport::run(data_dir, output),

@@ -20,6 +20,8 @@ pub enum StreamKind {
     Stage,
     /// Activations and gradients between the members of a group that trains one.
     Group,
+    /// An order of an owner to one of his rigs, and its answer.
+    Fleet,
 }
 
 impl StreamKind {
@@ -28,6 +30,7 @@ impl StreamKind {
             Self::Blob => 1,
             Self::Stage => 2,
             Self::Group => 3,
+            Self::Fleet => 4,
         }
     }
 
@@ -36,6 +39,7 @@ impl StreamKind {
             1 => Some(Self::Blob),
             2 => Some(Self::Stage),
             3 => Some(Self::Group),
+            4 => Some(Self::Fleet),
             _ => None,
         }
     }

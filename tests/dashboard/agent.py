@@ -14,7 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlparse
 
 AGENT = pathlib.Path(__file__).resolve().parents[2] / "agent/src"
-PAGE = {"/": (["index.html"], "text/html"), "/app.js": (["draw.js", "jobs.js", "app.js"], "text/javascript"), "/style.css": (["style.css"], "text/css")}
+PAGE = {"/": (["index.html"], "text/html"), "/app.js": (["ask.js", "draw.js", "jobs.js", "app.js"], "text/javascript"), "/style.css": (["style.css"], "text/css"),
+        "/fleet": (["fleet.html"], "text/html"), "/fleet.js": (["ask.js", "draw.js", "fleet.js"], "text/javascript")}
 HOSTILE = "<img src=x onerror=alert(1)>"
 NODE = "5f0c" * 16
 GPUS = ["0000:01:00.0", "0000:41:00.0"]
@@ -42,6 +43,7 @@ class World:
     pause = None
     finishing = False
     game = False
+    rigs_paused = set()
     settings = {
         "user_idle": "3 min", "full_screen": "on", "game": "on", "remote_desktop": "on", "gpu_others_memory": "10 %",
         "gpu_others_busy": "30 %", "gpu_memory_taken": "50 %", "gpu_temperature_max": "85 °C", "gpu_temperature_band": "10 °C",
@@ -153,6 +155,57 @@ def earnings():
     return [{"epoch": place, "started_at_ms": hour - (23 - place) * HOUR, "amount": f"{amount:.8f}", "amount_base_units": round(amount * 1e8)} for place, amount in enumerate(amounts)]
 
 
+def rig(place, name, state, headline, **more):
+    gpus = [{"device": device, "backend": "wgpu", "state": state, "temperature_c": 58 + 7 * place, "power_mw": 141_600 + 9_000 * place, "busy_percent": 97 - place,
+             "memory_used_bytes": None if place == 2 else 9_100_000_000} for device in more.pop("gpus", ["NVIDIA GeForce RTX 3060"])]
+    report = {"name": name, "node": f"{0xa0 + place:02x}" * 32, "version": "0.1.0", "on_trial": False, "state": state, "headline": headline, "reasons": [], "workers": gpus,
+              "leases": int(state == "working"), "leases_taken": 120 + place, "coordinator": "02" * 32, "balance": f"{72_057_594 + place}.00000001", "earned_today": f"{place}.25000000",
+              "last_challenge": None, "uptime_s": 86_400 * place + 310, "update_trouble": None, "orders_refused": 0, **more.pop("report", {})}
+    return {"node": report["node"], "name": name, "own": place == 0, "connected": True, "answers": True, "trouble": None, "seen_ms": now(), "address": f"192.0.2.{place}:7310",
+            "report": report, **more}
+
+
+def fleet():
+    paused = World.rigs_paused
+    pause = {"text": "you paused work; it goes on when you resume", "value": "paused", "threshold": "until you resume"}
+
+    def may(place, name, state, headline, **more):
+        if f"{0xa0 + place:02x}" * 32 in paused:
+            return rig(place, name, "paused", "Paused: you paused work", **{**more, "report": {"reasons": [pause]}})
+        return rig(place, name, state, headline, **more)
+
+    rigs = [
+        may(0, "desk", "working", "Working"),
+        may(1, "attic", "working", "Working", gpus=["NVIDIA GeForce RTX 3060"] * 6),
+        may(2, "cellar", "paused", "Paused: GPU 0000:01:00.0 is at 88 °C",
+            report={"reasons": [{"text": "GPU 0000:01:00.0 is at 88 °C; it works again below 75 °C", "value": "88 °C", "threshold": "85 °C"}],
+                    "update_trouble": "version 0.2.0 did not answer within 60 s; 0.1.0 runs again"}),
+        may(3, HOSTILE, "trouble", f"Trouble: {HOSTILE}", report={"reasons": [{"text": HOSTILE, "value": None, "threshold": None}], "orders_refused": 3, "on_trial": True}, gpus=[]),
+        may(4, "rig-with-a-rather-long-name.in-the-garage.example", "waiting", "Waiting for work", gpus=["AMD Radeon RX 7900 XTX", "NVIDIA GeForce RTX 4090"],
+            report={"reasons": [{"text": "no lease: no job needs this agent at the moment", "value": None, "threshold": None}]}),
+        rig(5, "shed", "working", "Working", connected=False, answers=False, trouble="not connected", seen_ms=now() - 3 * HOUR - 60_000),
+    ]
+    return {"key": "77" * 32, "at_ms": now(), "rigs": rigs, "forgotten": []}
+
+
+def told(path, body):
+    """How the rigs take an order: those that are there obey, and none was told where releases are."""
+    order, chosen = path.rsplit("/", 1)[1], body.get("rigs")
+    here = [one for one in fleet()["rigs"] if not chosen or one["node"] in chosen]
+    nodes = {one["node"] for one in here if one["answers"]}
+    if order == "pause":
+        World.rigs_paused |= nodes
+    elif order == "resume":
+        World.rigs_paused -= nodes
+    after = {one["node"]: one["report"]["headline"] for one in fleet()["rigs"]}
+
+    def one(rig):
+        error = "not connected: it was given no order" if not rig["answers"] else \
+            "this build knows no place to fetch releases from\nhint: name one in config.toml" if order == "update" else None
+        return {"node": rig["node"], "name": rig["name"], "ok": error is None, "error": error, "headline": None if error else after[rig["node"]]}
+    return {"rigs": [one(rig) for rig in here]}
+
+
 class Answers(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -180,6 +233,10 @@ class Answers(BaseHTTPRequestHandler):
         }.get(url.path)
         if said is None and url.path.endswith("/metrics"):
             said = curve if "/a" in url.path or "/b" in url.path else lambda: []
+        if url.path == "/api/fleet":
+            if self.headers.get("authorization") != f"Bearer {World.token}":
+                return self.answer(401, {"error": {"message": "this needs the agent's token\nhint: it is in agent.json"}})
+            said = fleet
         if said is None:
             return self.answer(404, {"error": {"message": "no such path"}})
         return self.answer(200, said())
@@ -188,6 +245,8 @@ class Answers(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.headers.get("authorization") != f"Bearer {World.token}":
             return self.answer(401, {"error": {"message": "this needs the agent's token\nhint: it is in agent.json"}})
+        if self.path.startswith("/api/fleet/"):
+            return self.answer(200, told(self.path, body))
         if self.path == "/api/pause":
             until = now() + body["for_s"] * 1000 if "for_s" in body else now() + 9 * HOUR if "until" in body else None
             World.pause = {"blocks": "gpu" if body.get("gpu") else "all", "until_ms": until}

@@ -11,7 +11,7 @@ import select
 import subprocess
 import time
 
-KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "ArrowLeft": (37, "")}
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), "ArrowLeft": (37, ""), "Escape": (27, ""), " ": (32, " ")}
 
 
 class Browser:
@@ -124,7 +124,13 @@ class Page:
         """Until the expression is true in the page; returns after how many seconds."""
         began = time.monotonic()
         while True:
-            said = self.value(expression)
+            try:
+                said = self.value(expression)
+            except AssertionError as error:
+                # Asked just when the page went on to another.
+                if "navigated" not in str(error):
+                    raise
+                said = None
             if said:
                 return time.monotonic() - began
             if time.monotonic() - began > within_s:
@@ -133,7 +139,7 @@ class Page:
 
     def key(self, name):
         code, text = KEYS[name]
-        common = {"key": name, "code": name, "windowsVirtualKeyCode": code, "nativeVirtualKeyCode": code}
+        common = {"key": name, "code": "Space" if name == " " else name, "windowsVirtualKeyCode": code, "nativeVirtualKeyCode": code}
         self.order("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
         self.order("Input.dispatchKeyEvent", type="keyUp", **common)
 

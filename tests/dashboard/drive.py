@@ -57,6 +57,10 @@ class Agent:
         with urllib.request.urlopen(self.origin + path, timeout=20) as answer:
             return json.load(answer)
 
+    def file(self, path):
+        with urllib.request.urlopen(self.origin + path, timeout=20) as answer:
+            return answer.read()
+
     def post(self, path, body):
         headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
         request = urllib.request.Request(self.origin + path, json.dumps(body).encode(), headers, method="POST")
@@ -80,16 +84,16 @@ class StandIn(Agent):
 
 
 class Real(Agent):
-    def __init__(self, skein, folder, name, genesis, bootstrap=None):
+    def __init__(self, skein, folder, name, genesis, bootstrap=None, more=()):
         super().__init__()
-        self.skein, self.folder, self.data, self.genesis, self.bootstrap, self.listen = skein, folder, folder / name, genesis, bootstrap, "127.0.0.1:0"
+        self.skein, self.folder, self.data, self.genesis, self.bootstrap, self.listen, self.more = skein, folder, folder / name, genesis, bootstrap, "127.0.0.1:0", more
 
     def start(self):
         running = self.data / "agent.json"
         running.unlink(missing_ok=True)
         arguments = ["up", "--headless", "--device", "cpu", "--threads", "1", "--listen", self.listen, "--api", f"127.0.0.1:{self.port}", "--data-dir", self.data, "--network", self.genesis]
         story = open(self.data.with_suffix(".story"), "ab")
-        self.process = subprocess.Popen([self.skein, *arguments, *(["--bootstrap", self.bootstrap] if self.bootstrap else [])], stdout=subprocess.DEVNULL, stderr=story, start_new_session=True)
+        self.process = subprocess.Popen([self.skein, *arguments, *(["--bootstrap", self.bootstrap] if self.bootstrap else []), *self.more], stdout=subprocess.DEVNULL, stderr=story, start_new_session=True)
         story.close()
 
         def told():

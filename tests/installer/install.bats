@@ -190,6 +190,19 @@ echo "Failed to connect to bus" >&2; exit 1'
     [ "$(stat -c %a "$root$home/.local/share/skein/config.toml")" = 600 ]
 }
 
+@test "--owner is written beside it, and each leaves the other alone" {
+    owner=$(printf '0aF%.0s' {1..21})7
+    mkdir -p "$root$home/.local/share/skein"
+    printf 'owner = "old"\nthreads = 2\npayout = "mine"\n[table]\nowner = "another"\n' >"$root$home/.local/share/skein/config.toml"
+    chown -R 1000:1000 "$root$home/.local"
+    run install --owner "$owner"
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    [ "$(cat "$root$home/.local/share/skein/config.toml")" = $'owner = "'"$owner"$'"\nthreads = 2\npayout = "mine"\n[table]\nowner = "another"' ]
+    run install --owner "$owner" --payout x
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    [ "$(cat "$root$home/.local/share/skein/config.toml")" = $'payout = "x"\nowner = "'"$owner"$'"\nthreads = 2\n[table]\nowner = "another"' ]
+}
+
 @test "--file installs without a network" {
     mkdir "$root/media/stick"
     cp "$files/www/new/0.2.0/"* "$root/media/stick"

@@ -277,6 +277,8 @@ now|there is no option now
 --channel ../x|is not a channel
 --payout a"b|--payout is not an address
 --payout aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa|--payout is not an address
+--owner 00|--owner is not a key
+--owner 00000000000000000000000000000000000000000000000000000000000000"0|--owner is not a key
 --prefix there|which is not an absolute path
 --file /nowhere.tar.gz|there is no file /nowhere.tar.gz
 --purge|--purge goes with --uninstall

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ed25519_dalek::SigningKey;
-use skein_mesh::{BlobStore, Event, Mesh, MeshConfig, StreamKind, serve_blob};
+use skein_mesh::{BlobStore, BulkStream, Event, Mesh, MeshConfig, StreamKind, serve_blob};
 use skein_proto::election::Reign;
 use skein_proto::ids::{Millis, NetworkId, NodeId};
 use skein_proto::message::Message;
@@ -100,6 +100,29 @@ impl Rogue {
     /// Says something to the victim's core.
     pub fn say(&self, message: &Message) {
         self.frame([&[CORE], encode(message).as_slice()].concat());
+    }
+
+    /// Opens a stream to the victim.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(&self, kind: StreamKind) -> Result<BulkStream> {
+        Ok(smol::block_on(self.mesh.open(self.victim, kind))?)
+    }
+
+    /// Hands every stream of this kind that the victim opens to `answer`, until `done`.
+    pub fn answer(&self, kind: StreamKind, done: &AtomicBool, mut answer: impl FnMut(BulkStream)) {
+        while !done.load(Ordering::Relaxed) {
+            let event = smol::block_on(smol::future::or(async { self.events.recv().await.ok() }, async {
+                smol::Timer::after(Duration::from_millis(50)).await;
+                None
+            }));
+            if let Some(Event::Stream { stream, kind: opened, .. }) = event
+                && opened == kind
+            {
+                answer(stream);
+            }
+        }
     }
 
     /// Connects to another agent as well.

@@ -16,9 +16,19 @@ const USAGE: i32 = 2;
 
 #[test]
 fn every_verb_explains_itself_and_its_flags() -> Result<()> {
-    let up =
-        ["--headless", "--data-dir", "--listen", "--api", "--bootstrap", "--network", "--memory", "--device"];
-    let verbs: [(&[&str], &[&str]); 23] = [
+    let up = [
+        "--headless",
+        "--data-dir",
+        "--listen",
+        "--api",
+        "--bootstrap",
+        "--network",
+        "--memory",
+        "--device",
+        "--owner",
+        "--name",
+    ];
+    let verbs: [(&[&str], &[&str]); 30] = [
         (&["up"], &up),
         (&["down"], &["--data-dir"]),
         (&["status"], &["--data-dir", "--json"]),
@@ -36,6 +46,13 @@ fn every_verb_explains_itself_and_its_flags() -> Result<()> {
         (&["set"], &["--data-dir", "<KEY>", "<VALUE>"]),
         (&["get"], &["--data-dir", "--json", "[KEY]"]),
         (&["update"], &["--data-dir", "--dry-run", "--version"]),
+        (&["fleet"], &["--data-dir", "--json", "key", "pause", "resume", "finish", "update", "forget"]),
+        (&["fleet", "key"], &["--data-dir"]),
+        (&["fleet", "pause"], &["--data-dir", "--gpu", "[TIME]", "[RIG]..."]),
+        (&["fleet", "resume"], &["--data-dir", "[RIG]..."]),
+        (&["fleet", "finish"], &["--data-dir", "[RIG]..."]),
+        (&["fleet", "update"], &["--data-dir", "--version", "[RIG]..."]),
+        (&["fleet", "forget"], &["--data-dir", "--undo", "<RIG>"]),
         (&["tray"], &["--data-dir"]),
         (&["dashboard"], &["--data-dir"]),
         (&["doctor"], &["--data-dir", "--json"]),
@@ -63,7 +80,7 @@ fn every_verb_explains_itself_and_its_flags() -> Result<()> {
 
 #[test]
 fn nonsense_is_refused_with_the_way_out() -> Result<()> {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 12] = [
         (&["up", "--colour", "green"], "--colour"),
         (&["fly"], "fly"),
         (&[], "Usage"),
@@ -73,6 +90,9 @@ fn nonsense_is_refused_with_the_way_out() -> Result<()> {
         (&["demo", "--agents", "0"], "0"),
         (&["demo", "--agents", "9"], "9"),
         (&["run"], "JOB"),
+        (&["up", "--owner", "me"], "skein fleet key"),
+        (&["up", "--name", ""], "name"),
+        (&["fleet", "forget"], "RIG"),
     ];
     for (arguments, word) in cases {
         let said = run(arguments)?;
@@ -90,7 +110,9 @@ fn without_an_agent_every_verb_says_so() -> Result<()> {
     let job = folder.path().join("job.toml");
     fs::write(&job, run(&["run", "--example"])?.out)?;
     let job = job.display().to_string();
-    let verbs: [&[&str]; 7] = [
+    let verbs: [&[&str]; 9] = [
+        &["fleet"],
+        &["fleet", "pause", "2h"],
         &["status"],
         &["status", "--json"],
         &["down"],

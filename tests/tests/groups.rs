@@ -124,6 +124,9 @@ fn what_not_even_all_together_can_hold_says_how_much_is_missing() -> Result<()> 
     let job = agents::train(agent, &TEXT[..40_000], &training(1, 1))?;
     let waiting = agent.job_until(&job, "a note", SOON, |job| job["note"].is_string())?;
     let note = waiting["note"].as_str().unwrap_or_default();
-    ensure!(note.contains("MB on one device") && note.contains("2 agents together have too little"), "{note}");
+    ensure!(
+        note.contains("MB on one device") && note.contains("2 agents together have too little"),
+        "{note}"
+    );
     network.finish()
 }

@@ -1,4 +1,4 @@
-//! The owner's page: a page, a script and a style that are part of the binary.
+//! The owner's pages, of this agent and of all his rigs: pages, scripts and a style that are part of the binary.
 //!
 //! The browser is told to load nothing from elsewhere and to show the page in nobody's frame. The token is in none of them: the
 //! tray hands it over in the address' fragment, which browsers send to nobody. Must never answer with anything that a stranger said.
@@ -16,9 +16,23 @@ pub(super) async fn page() -> impl IntoResponse {
 
 pub(super) async fn script() -> impl IntoResponse {
     let script = concat!(
+        include_str!("../dashboard/ask.js"),
         include_str!("../dashboard/draw.js"),
         include_str!("../dashboard/jobs.js"),
         include_str!("../dashboard/app.js"),
+    );
+    file("text/javascript; charset=utf-8", script)
+}
+
+pub(super) async fn fleet_page() -> impl IntoResponse {
+    file("text/html; charset=utf-8", include_str!("../dashboard/fleet.html"))
+}
+
+pub(super) async fn fleet_script() -> impl IntoResponse {
+    let script = concat!(
+        include_str!("../dashboard/ask.js"),
+        include_str!("../dashboard/draw.js"),
+        include_str!("../dashboard/fleet.js"),
     );
     file("text/javascript; charset=utf-8", script)
 }

@@ -6,6 +6,7 @@
 
 mod control;
 mod dashboard;
+mod fleet;
 mod listen;
 mod metrics;
 mod openai;
@@ -28,6 +29,7 @@ use smol::channel;
 
 use crate::daemon::curve::Curves;
 use crate::daemon::{Call, Event, Running};
+use crate::fleet::Fleet;
 use crate::limits::{API_BODY_TIMEOUT, BODY_BYTES_MAX};
 use crate::serve::desk::Desk;
 
@@ -37,6 +39,7 @@ pub(crate) struct Door {
     feed: channel::Sender<Event>,
     store: BlobStore,
     mesh: Mesh,
+    fleet: Fleet,
     uploads: Arc<Path>,
     data_dir: Arc<Path>,
     verified: owner::Verified,
@@ -52,7 +55,7 @@ impl Door {
         running: &Running,
         feed: channel::Sender<Event>,
         store: BlobStore,
-        mesh: Mesh,
+        fleet: Fleet,
         data_dir: &Path,
         desk: Desk,
         curves: Curves,
@@ -60,7 +63,8 @@ impl Door {
         Self {
             feed,
             store,
-            mesh,
+            mesh: fleet.mesh().clone(),
+            fleet,
             uploads: data_dir.join("scratch").into(),
             data_dir: data_dir.into(),
             verified: owner::Verified::default(),
@@ -191,9 +195,20 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
         .route("/api/update", get(owner::updates).post(owner::update))
         .route("/api/settings", get(owner::settings).post(owner::set))
         .layer(middleware::from_fn_with_state(door.clone(), need_token));
+    // Who asks here hears of other machines.
+    let rigs = Router::new()
+        .route("/api/fleet", get(fleet::overview))
+        .route("/api/fleet/pause", post(fleet::pause))
+        .route("/api/fleet/resume", post(fleet::resume))
+        .route("/api/fleet/finish", post(fleet::finish))
+        .route("/api/fleet/update", post(fleet::update))
+        .route("/api/fleet/forget", post(fleet::forget))
+        .layer(middleware::from_fn_with_state(door.clone(), need_token_to_read));
     let router = Router::new()
         .route("/", get(dashboard::page))
         .route("/app.js", get(dashboard::script))
+        .route("/fleet", get(dashboard::fleet_page))
+        .route("/fleet.js", get(dashboard::fleet_script))
         .route("/style.css", get(dashboard::style))
         .route("/metrics", get(metrics::metrics))
         .route("/api/status", get(control::status))
@@ -210,6 +225,7 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
         .route("/v1/completions", post(openai::completions))
         .route("/v1/chat/completions", post(openai::chat))
         .merge(orders)
+        .merge(rigs)
         .fallback(|| async {
             Problem::missing(
                 "no such path: see /v1/models, /v1/chat/completions, /v1/completions, /api/status, /api/jobs",
@@ -284,16 +300,25 @@ fn is_local(host: &str) -> bool {
 }
 
 async fn need_token(State(door): State<Door>, request: Request, next: Next) -> Response {
+    if request.method() == hyper::Method::GET || may_order(&door, &request) {
+        return next.run(request).await;
+    }
+    no_token()
+}
+
+async fn need_token_to_read(State(door): State<Door>, request: Request, next: Next) -> Response {
+    if may_order(&door, &request) { next.run(request).await } else { no_token() }
+}
+
+fn may_order(door: &Door, request: &Request) -> bool {
     let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = given.and_then(|value| value.strip_prefix("Bearer "));
     // The digest, so that the comparison's time tells nothing about the token.
     let expected = blake3::hash(door.token.as_bytes());
-    if given.is_none_or(|given| blake3::hash(given.as_bytes()) != expected)
-        && request.method() != hyper::Method::GET
-        && !is_trusted(&request)
-    {
-        let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
-        return Problem::new(StatusCode::UNAUTHORIZED, "authentication_error", message).into_response();
-    }
-    next.run(request).await
+    given.is_some_and(|given| blake3::hash(given.as_bytes()) == expected) || is_trusted(request)
+}
+
+fn no_token() -> Response {
+    let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
+    Problem::new(StatusCode::UNAUTHORIZED, "authentication_error", message).into_response()
 }

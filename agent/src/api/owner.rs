@@ -34,7 +34,7 @@ struct PauseOrder {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Until {
+pub(super) enum Until {
     /// The owner's next midnight.
     Tomorrow,
 }

@@ -66,8 +66,16 @@ fn secrets(directory: &Path) -> Vec<String> {
     if let Ok(client) = Client::of(directory) {
         secrets.push(client.running().token.clone());
     }
-    let key = std::fs::read_to_string(directory.join("identity.key")).unwrap_or_default();
-    secrets.extend(key.split_whitespace().filter(|word| word.len() >= 32).map(str::to_owned));
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap_or_default();
+    for key in [read("identity.key"), read("owner.key")] {
+        secrets.extend(key.split_whitespace().filter(|word| word.len() >= 32).map(str::to_owned));
+    }
+    // By the owner's public key his rigs are known to him.
+    let config = read("config.toml");
+    let owner = config.lines().filter(|line| line.trim_start().starts_with("owner"));
+    secrets.extend(
+        owner.filter_map(|line| line.split('"').nth(1)).filter(|key| key.len() >= 32).map(str::to_owned),
+    );
     secrets.extend(std::env::var("HOME").ok().filter(|home| home.len() > 1));
     secrets
 }
@@ -85,9 +93,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let key = crate::identity::load_or_create(folder.path()).unwrap();
         let secret = hex::encode(key.to_bytes());
-        std::fs::write(folder.path().join("story.log"), format!("somebody logged {secret}\n")).unwrap();
+        let owners = hex::encode(crate::identity::owner_or_create(folder.path()).unwrap().to_bytes());
+        let told = "ab".repeat(32);
+        let story = format!("somebody logged {secret}\nand {owners}\n");
+        std::fs::write(folder.path().join("story.log"), story).unwrap();
+        std::fs::write(folder.path().join("config.toml"), format!("owner = \"{told}\"\nthreads = 2\n"))
+            .unwrap();
         let text = hide(&report(folder.path()), &secrets(folder.path()));
-        assert!(text.contains("somebody logged [hidden]"));
-        assert!(!text.contains(&secret));
+        assert!(
+            text.contains("somebody logged [hidden]") && text.contains("owner = \"[hidden]\"\nthreads = 2")
+        );
+        assert!(![secret, owners, told].iter().any(|secret| text.contains(secret)));
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod dashboard;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod eval;
+pub(crate) mod fleet;
 pub(crate) mod jobs;
 pub(crate) mod log;
 pub(crate) mod model;

@@ -53,6 +53,7 @@ use self::treasury::Treasury;
 use self::updating::Updating;
 use self::worker::Worker;
 use crate::config::Config;
+use crate::fleet::Fleet;
 use crate::host::Host;
 
 pub(crate) use self::start::{RUNNING_FILE, Running, run};
@@ -182,6 +183,7 @@ pub(crate) struct Daemon {
     book: Book,
     owner: Owner,
     updating: Updating,
+    fleet: Fleet,
     stations: Stations,
     /// What the workers share.
     common: Common,
@@ -272,6 +274,7 @@ impl Daemon {
             }
             MeshEvent::Down { node, reason } => {
                 tracing::debug!(node = %node.short(), %reason, "disconnected");
+                self.fleet.gone(node);
                 self.core(Input::Down(node))
             }
             MeshEvent::Control { from, frame } => match frame.split_first() {
@@ -302,6 +305,7 @@ impl Daemon {
                     StreamKind::Group => {
                         smol::spawn(self.common.groups.clone().accept(from, stream)).detach();
                     }
+                    StreamKind::Fleet => self.fleet.accept(from, stream),
                 }
                 Ok(())
             }

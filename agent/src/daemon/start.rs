@@ -32,6 +32,7 @@ use super::worker::{Launch, Worker};
 use super::{Clock, Daemon, Event, Means, Measured, forward, tick_for_ever};
 use crate::cmd::tray::Icon;
 use crate::config::Config;
+use crate::fleet::Fleet;
 use crate::host::Host;
 use crate::identity;
 use crate::limits::{EVENTS_QUEUED_MAX, TIDY_EVERY};
@@ -97,11 +98,12 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let desk = Desk::new(feed.clone(), Library::new(mesh.clone(), store.clone()), registry, samples);
     tidy_up(desk.clone(), store.clone(), config.disk_bytes);
     let curves = Curves::new(&data_dir);
+    let fleet = Fleet::new(&config, mesh.clone(), feed.clone());
     let door = crate::api::Door::new(
         &running,
         feed.clone(),
         store.clone(),
-        mesh.clone(),
+        fleet.clone(),
         &data_dir,
         desk,
         curves.clone(),
@@ -135,6 +137,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         book: Book::new(&data_dir),
         owner,
         updating: Updating::default(),
+        fleet,
         stations: Stations::new(settings),
         common,
         host,

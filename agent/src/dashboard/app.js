@@ -1,12 +1,11 @@
 // The owner's page: asks the agent that served it, shows what it says, and tells it what the owner orders.
 //
-// Names of programs, jobs and agents come from strangers: whatever is shown is text, never markup. Must never ask anybody but
-// the agent, and never keep the token longer than the browser's tab. Needs draw.js and jobs.js in front of it.
+// Names of programs, jobs and agents come from strangers: whatever is shown is text, never markup. Needs ask.js, draw.js and
+// jobs.js in front of it.
 
 const STATUS_EVERY_MS = 2_000;
 const SLOW_EVERY_MS = 10_000;
 const LOG_EVERY_MS = 60_000;
-const ANSWER_WITHIN_MS = 6_000;
 const COLOURS = ['one', 'two', 'three', 'four'];
 const STATES = ['working', 'waiting', 'paused', 'trouble'];
 const SIGNS = {
@@ -64,7 +63,6 @@ const SETTINGS = {
 // ---- the agent ----
 
 const agent = {
-  token: null,
   orders: 0,
   version: null,
   lost: 0,
@@ -75,45 +73,10 @@ const agent = {
   hours: 1,
 };
 
-function takeToken() {
-  const given = new URLSearchParams(location.hash.slice(1)).get('token');
-  if (given) {
-    sessionStorage.setItem('token', given);
-    history.replaceState(null, '', location.pathname);
-  }
-  agent.token = sessionStorage.getItem('token');
-  mayOrder();
-}
-
-class Refused extends Error {}
-
-async function ask(path, body) {
-  const headers = body && { 'content-type': 'application/json', authorization: `Bearer ${agent.token}` };
-  const answer = await fetch(path, {
-    method: body ? 'POST' : 'GET',
-    headers,
-    body: body && JSON.stringify(body),
-    cache: 'no-store',
-    redirect: 'error',
-    signal: AbortSignal.timeout(ANSWER_WITHIN_MS),
-  });
-  const said = await answer.json();
-  if (answer.ok) return said;
-  if (answer.status === 401) {
-    agent.token = null;
-    sessionStorage.removeItem('token');
-    mayOrder();
-  }
-  throw new Refused(said?.error?.message ?? `the agent answered ${answer.status}`);
-}
-
-/** Why an order was not carried out, for the owner. */
-const why = (error) => (error instanceof Refused ? error.message : 'The agent does not answer.');
-
 // ---- state and orders ----
 
 function mayOrder() {
-  show(byId('tokenless'), !agent.token);
+  show(byId('tokenless'), !access.token);
   const can = {
     pause: true,
     resume: agent.status?.policy.pause || agent.status?.policy.finishing,
@@ -121,10 +84,10 @@ function mayOrder() {
   };
   for (const button of byId('orders').children) {
     // They stay focusable, so that the keyboard's place is not lost when one of them does its work.
-    button.setAttribute('aria-disabled', String(!agent.token || Boolean(agent.lost) || !can[button.dataset.order]));
+    button.setAttribute('aria-disabled', String(!access.token || Boolean(agent.lost) || !can[button.dataset.order]));
     button.classList.toggle(
       'main',
-      button.dataset.order === 'resume' && Boolean(agent.token && can.resume && !agent.lost),
+      button.dataset.order === 'resume' && Boolean(access.token && can.resume && !agent.lost),
     );
   }
   for (const form of byId('settings').querySelectorAll('form')) ready(form);
@@ -523,10 +486,10 @@ function ready(form) {
   const field = form.elements.value;
   form
     .querySelector('button')
-    .setAttribute('aria-disabled', String(!agent.token || Boolean(agent.lost) || field.value === form.itsValue));
+    .setAttribute('aria-disabled', String(!access.token || Boolean(agent.lost) || field.value === form.itsValue));
   // Without the token nothing can be written, so nothing is asked for.
-  if (field.tagName === 'SELECT') field.disabled = !agent.token;
-  else field.readOnly = !agent.token;
+  if (field.tagName === 'SELECT') field.disabled = !access.token;
+  else field.readOnly = !access.token;
 }
 
 async function save(form, key) {
@@ -542,6 +505,15 @@ async function save(form, key) {
     tell(bad, why(error));
     field.setAttribute('aria-invalid', 'true');
   }
+}
+
+/** The way to the owner's other machines, if there are any. Who may not see them is not told that they are there. */
+async function fetchRigs() {
+  if (!access.token) return show(byId('fleet'), false);
+  const { rigs } = await ask('/api/fleet?ask=false', undefined, { secret: true });
+  const others = rigs.filter((rig) => !rig.own).length;
+  say(byId('fleet'), others === 1 ? '1 rig' : `${others} rigs`);
+  show(byId('fleet'), others > 0);
 }
 
 // ---- the rhythm ----
@@ -574,6 +546,7 @@ const parts = [
   [fetchJobs, SLOW_EVERY_MS / 2],
   [fetchEarnings, SLOW_EVERY_MS],
   [fetchLog, LOG_EVERY_MS],
+  [fetchRigs, LOG_EVERY_MS],
   [async () => showSettings(await ask('/api/settings')), SLOW_EVERY_MS],
 ];
 
@@ -614,11 +587,14 @@ byId('ranges').addEventListener('click', (event) => {
   showHistory();
   fetchHistory().catch(() => {});
 });
-addEventListener('hashchange', takeToken);
 // Browsers slow down the clock of a page that nobody sees.
 document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && look());
 // Sensors and settings are long: closed at first where the page is narrow.
 for (const id of ['d-sensors', 'd-settings']) byId(id).open = !matchMedia('(max-width: 520px)').matches;
+access.changed = () => {
+  mayOrder();
+  due.delete(fetchRigs);
+};
 takeToken();
 (async function live() {
   await look();

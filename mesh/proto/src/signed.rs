@@ -14,7 +14,8 @@
 //! - the network id is BLAKE3 of the encoded genesis (name, policy, started_at_ms, epoch_ms); a job's id is
 //!   BLAKE3 of its encoded envelope, a lease's id BLAKE3 of its encoded statement, and the receipt that an
 //!   acceptance names is BLAKE3 of the receipt's encoded envelope;
-//! - kinds: `offer`, `job`, `lease`, `receipt`, `acceptance`.
+//! - kinds: `offer`, `job`, `lease`, `receipt`, `acceptance`; and of the agent's own, between an owner and his rigs,
+//!   `fleet order`.
 //!
 //! `tests/core/golden/statements.txt` holds one of each in hexadecimal digits.
 
