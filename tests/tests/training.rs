@@ -160,7 +160,7 @@ fn a_job_says_what_it_requires_and_how_long_in_tokens() -> Result<()> {
     let job = agents::train(&network.agents[0], &TEXT[..40_000], &Training { more, ..Training::of(2, 5) })?;
     let waiting = network.agents[0].job_until(&job, "the note", SOON, |job| job["note"].is_string())?;
     let note = waiting["note"].as_str().unwrap_or_default();
-    for words in ["requires 100000000 MB", "of 1 agents the largest offers", "hint: "] {
+    for words in ["requires 100000000 MB", "of 1 agent the largest offers", "hint: "] {
         ensure!(waiting["phase"] == "waiting" && note.contains(words), "{words}: {waiting}");
     }
     at(&network.agents[0], &["cancel", &job])?;
