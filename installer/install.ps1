@@ -15,7 +15,8 @@ function Install-Skein {
     param(
         # This version, even if it is older than the installed one.
         [string]$Version = '',
-        [string]$Channel = 'stable',
+        # Newest of this channel instead of stable; later updates follow it as well.
+        [string]$Channel = '',
         # No tray icon.
         [switch]$Headless,
         # Where earnings go; kept in config.toml of the data directory.
@@ -128,7 +129,8 @@ function Install-Skein {
         }
     }
 
-    # config.toml with the address of -Payout and the key of -Owner before all else, where no table has begun.
+    # config.toml with the address of -Payout, the key of -Owner and the name of -Channel before all else, where no table has
+    # begun.
     function Set-Config {
         [void](New-Item -ItemType Directory -Force $data)
         $settings = Join-Path $data 'config.toml'
@@ -136,6 +138,7 @@ function Install-Skein {
         $lines = @()
         if ($Payout) { $given += 'payout'; $lines += "payout = `"$Payout`"" }
         if ($Owner) { $given += 'owner'; $lines += "owner = `"$Owner`"" }
+        if ($Channel) { $given += 'update_channel'; $lines += "update_channel = `"$Channel`"" }
         $replaced = '^\s*(' + ($given -join '|') + ')\s*='
         if (Test-Path $settings) {
             $table = $false
@@ -209,7 +212,7 @@ function Install-Skein {
     if ($Uninstall) { Remove-Skein; return }
 
     if ($Version -and $Version -notmatch '^[0-9A-Za-z.+-]+$') { Stop-Here "-Version $Version is not a version" 'such as -Version 0.2.0' }
-    if ($Channel -cnotmatch '^[a-z0-9-]+$') { Stop-Here "-Channel $Channel is not a channel" 'stable or beta' }
+    if ($Channel -and $Channel -cnotmatch '^[a-z0-9-]+$') { Stop-Here "-Channel $Channel is not a channel" 'stable or beta' }
     if ($Payout -and $Payout -cnotmatch '^[0-9A-Za-z:._@-]{1,128}$') { Stop-Here '-Payout is not an address' 'at most 128 of A-Z a-z 0-9 : . _ @ -; copy it again' }
     if ($Owner -and $Owner -notmatch '^[0-9A-Fa-f]{64}$') { Stop-Here '-Owner is not a key: 64 hexadecimal digits' "'skein fleet key' on the owner's machine prints it" }
     if (-not $ReleaseKeys) { Stop-Here 'this copy of install.ps1 trusts no release key, so it can install nothing' 'fetch the one that lies beside the releases: it has the keys in it' }
@@ -231,7 +234,7 @@ function Install-Skein {
                 Copy-Item $beside "$manifest$end"
             }
         } else {
-            $from = if ($Version) { "$base/$Version/manifest.json" } else { "$base/$Channel.json" }
+            $from = if ($Version) { "$base/$Version/manifest.json" } else { "$base/$(if ($Channel) { $Channel } else { 'stable' }).json" }
             Write-Host "fetching $from"
             Get-Release $from $manifest 'what the release holds'
             Get-Release "$from.sshsig" "$manifest.sshsig" 'the signature'
@@ -284,7 +287,7 @@ function Install-Skein {
         foreach ($document in 'LICENSE', 'LICENSES-OF-DEPENDENCIES.txt', 'README.md') {
             if (Test-Path (Join-Path $tree $document)) { Move-Item -Force (Join-Path $tree $document) (Join-Path $bin $document) }
         }
-        if ($Payout -or $Owner) { Set-Config }
+        if ($Payout -or $Owner -or $Channel) { Set-Config }
         Set-UserPath $true
         Set-Task 'Skein' 'up --headless'
         if ($Headless) { [void](Invoke-Quietly schtasks.exe '/Delete', '/F', '/TN', 'Skein tray') } else { Set-Task 'Skein tray' 'tray' }

@@ -15,7 +15,7 @@ usage() {
 Installs the Skein agent: curl -fsSL URL/install.sh | sh -s -- [OPTIONS]
 
   --version V      this version, even if it is older than the installed one
-  --channel NAME   newest of this channel [default: stable]
+  --channel NAME   newest of this channel, which later updates follow as well [default: stable]
   --headless       nobody sits at this machine: no tray icon, no rule about an owner's use
   --payout ADDR    where earnings go; kept in config.toml of the data directory
   --owner HEX      obey the owner of this key from afar, as `skein fleet key` prints it; kept there too
@@ -55,12 +55,12 @@ only() {
 }
 
 read_options() {
-    version='' channel=stable headless='' payout='' owner='' start=yes file='' system='' prefix=${PREFIX:-}
+    version='' channel=stable follow='' headless='' payout='' owner='' start=yes file='' system='' prefix=${PREFIX:-}
     uninstall='' purge='' yes=''
     while [ $# -gt 0 ]; do
         case $1 in
         --version) value "$1" $# && version=${2#v} && shift ;;
-        --channel) value "$1" $# && channel=$2 && shift ;;
+        --channel) value "$1" $# && channel=$2 follow=yes && shift ;;
         --payout) value "$1" $# && payout=$2 && shift ;;
         --owner) value "$1" $# && owner=$2 && shift ;;
         --file) value "$1" $# && file=$2 && shift ;;
@@ -665,17 +665,20 @@ prepare_tray() {
     prepare "$tray" 644 <"$stage/text"
 }
 
-# config.toml with the address of --payout and the key of --owner before all else, where no table has begun.
+# config.toml with the address of --payout, the key of --owner and the name of --channel before all else, where no table
+# has begun.
 prepare_config() {
     given=
     [ -z "$payout" ] || given=payout
     [ -z "$owner" ] || given="${given:+$given|}owner"
+    [ -z "$follow" ] || given="${given:+$given|}update_channel"
     [ -n "$given" ] || return 0
     make_dir "$data" 700
     settings=$data/config.toml
     {
         [ -z "$payout" ] || printf 'payout = "%s"\n' "$payout"
         [ -z "$owner" ] || printf 'owner = "%s"\n' "$owner"
+        [ -z "$follow" ] || printf 'update_channel = "%s"\n' "$channel"
         [ ! -e "$settings" ] ||
             awk -v given="^[ \t]*($given)[ \t]*=" '/^[ \t]*\[/ { table = 1 } table || $0 !~ given { print }' "$settings"
     } >"$stage/text" || cannot_write "$stage"

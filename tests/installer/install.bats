@@ -176,8 +176,11 @@ echo "Failed to connect to bus" >&2; exit 1'
     for end in '' .sig .sshsig; do mv "$served/stable.json$end" "$served/beta.json$end"; done
     run install --channel beta
     [ "$status" = 0 ]
+    # Updates follow the channel that was chosen once, and a later installation that names none leaves it.
+    [ "$(cat "$root$home/.local/share/skein/config.toml")" = 'update_channel = "beta"' ]
     run install --version v0.2.0
     [ "$status" = 0 ]
+    [ "$(cat "$root$home/.local/share/skein/config.toml")" = 'update_channel = "beta"' ]
 }
 
 @test "--payout is written where no table has begun, and replaces an earlier one" {
