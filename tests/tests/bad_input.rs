@@ -246,10 +246,12 @@ impl Mount {
         Ok(fs::File::options().create(true).append(true).open(ballast)?.write_all(&bytes)?)
     }
 
+    /// Once nobody has a file there to write to: an agent's worker ends a moment after it.
     fn read_only(&self) -> Result<()> {
-        let done = Command::new("mount").args(["-o", "remount,ro"]).arg(&self.0).status()?;
-        ensure!(done.success(), "cannot make {} read-only", self.0.display());
-        Ok(())
+        wait_for("the disk to be read-only", SOON, || {
+            let done = Command::new("mount").args(["-o", "remount,ro"]).arg(&self.0).output()?;
+            Ok(done.status.success().then_some(()))
+        })
     }
 }
 
