@@ -200,6 +200,9 @@ struct Leaving {
 /// Whoever asked an agent to leave is answered within this.
 const ANSWER_WAIT: Duration = Duration::from_millis(100);
 
+/// Killed workers end within this, or the agent ends before them.
+const WORKERS_END_WAIT: Duration = Duration::from_millis(500);
+
 /// A leaving agent waits so long for its workers to let go and its receipts to be answered.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
 
@@ -236,6 +239,16 @@ impl Daemon {
         }
         self.owner.traffic.save();
         self.mesh.close().await;
+        // Whoever asked may need the devices next.
+        let gone = async {
+            for Means { worker, .. } in self.stations.all_means() {
+                worker.gone(worker.generation()).await;
+            }
+        };
+        smol::future::or(gone, async {
+            smol::Timer::after(WORKERS_END_WAIT).await;
+        })
+        .await;
         for answer in self.leaving.iter().flat_map(|leaving| &leaving.answers) {
             let _ = answer.try_send(());
         }
