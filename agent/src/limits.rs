@@ -138,6 +138,8 @@ pub(crate) const SLEPT_MIN: Duration = Duration::from_secs(10);
 pub(crate) const HISTORY_EVERY_MS: u64 = 10_000;
 /// A day of them.
 pub(crate) const HISTORY_POINTS_MAX: usize = 8_640;
+/// GPUs times points that one answer tells: with the page's own files it stays below 200 KB.
+pub(crate) const HISTORY_SAMPLES_MAX: usize = 720;
 /// How often the month's traffic is written to disk.
 pub(crate) const TRAFFIC_SAVED_EVERY_MS: u64 = 60_000;
 /// Longest pause that can be asked for, in seconds: a month.

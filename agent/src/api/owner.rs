@@ -13,9 +13,10 @@ use skein_policy::{Blocks, Event as Told, Pause, Settings, View};
 use super::control::parse;
 use super::{Door, Problem, whole_body};
 use crate::daemon::Call;
+use crate::daemon::history::Past;
 use crate::daemon::owner::unix_ms;
 use crate::daemon::status::Earned;
-use crate::limits::{HISTORY_EVERY_MS, LOG_VERIFIED_EVERY, PAUSE_S_MAX};
+use crate::limits::{LOG_VERIFIED_EVERY, PAUSE_S_MAX};
 
 /// The last verification of the own log, which need not be done for each who asks.
 pub(super) type Verified = Arc<Mutex<Option<(Instant, Value)>>>;
@@ -120,9 +121,8 @@ pub(super) struct HistoryQuery {
 pub(super) async fn history(
     State(door): State<Door>,
     Query(HistoryQuery { since_ms }): Query<HistoryQuery>,
-) -> Result<Json<Value>, Problem> {
-    let points = door.ask(|answer| Call::History { since_ms, answer }).await?;
-    Ok(Json(json!({ "every_s": HISTORY_EVERY_MS / 1_000, "points": points })))
+) -> Result<Json<Past>, Problem> {
+    door.ask(|answer| Call::History { since_ms, answer }).await.map(Json)
 }
 
 pub(super) async fn earnings(State(door): State<Door>) -> Result<Json<Vec<Earned>>, Problem> {

@@ -43,7 +43,7 @@ use smol::channel;
 use self::book::{Book, Order};
 use self::curve::Curves;
 use self::executor::{Common, Executor, Report};
-use self::history::Point;
+use self::history::Past;
 use self::journal::Journal;
 use self::owner::Owner;
 use self::pipeline::Pipeline;
@@ -129,7 +129,7 @@ pub(crate) enum Call {
     /// What sensors said after that time.
     History {
         since_ms: u64,
-        answer: channel::Sender<Vec<Point>>,
+        answer: channel::Sender<Past>,
     },
     /// The owner wants a newer version, or this one.
     Update(Option<Version>, channel::Sender<Result<(), String>>),

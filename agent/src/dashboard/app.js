@@ -288,7 +288,8 @@ async function fetchHistory() {
   // Only what is not here yet; a longer range than before is asked for as a whole.
   const since = agent.from <= from ? (agent.history.at(-1)?.at_ms ?? from) : from;
   const { every_s: every, points } = await ask(`/api/history?since_ms=${Math.floor(since)}`);
-  agent.everyMs = every * 1_000;
+  // Of a long time, or of many GPUs, fewer moments are told at first than are added later.
+  agent.everyMs = since === from ? every * 1_000 : Math.max(agent.everyMs, every * 1_000);
   const oldest = Date.now() - 24 * HOUR_MS;
   agent.history = [...agent.history.filter((point) => point.at_ms <= since && point.at_ms > oldest), ...points];
   agent.from = Math.min(agent.from, from);
