@@ -35,16 +35,7 @@ impl Host {
                 .unwrap_or_else(|| "unknown processor".into()),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory_bytes: system.total_memory(),
-            disk_free_bytes: disk_free(data_dir),
+            disk_free_bytes: skein_sensors::disk_free(data_dir).ok(),
         }
     }
-}
-
-/// Free space on the disk that holds `path`: the one mounted deepest above it.
-fn disk_free(path: &Path) -> Option<u64> {
-    // Windows' canonical paths begin with what no mount point begins with.
-    let path = if cfg!(windows) { std::path::absolute(path) } else { path.canonicalize() }.ok()?;
-    let disks = sysinfo::Disks::new_with_refreshed_list();
-    let above = disks.list().iter().filter(|disk| path.starts_with(disk.mount_point()));
-    above.max_by_key(|disk| disk.mount_point().as_os_str().len()).map(sysinfo::Disk::available_space)
 }

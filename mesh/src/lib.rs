@@ -20,6 +20,7 @@ mod keeper;
 pub mod limits;
 mod link;
 mod mesh;
+mod plain;
 mod pulse;
 mod rename;
 mod retention;

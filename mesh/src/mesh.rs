@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use skein_proto::ids::{NetworkId, NodeId};
 use smol::Timer;
 use smol::channel::{Receiver, Sender};
@@ -26,6 +26,7 @@ use crate::limits::{
     STREAM_WINDOW_BYTES,
 };
 use crate::link::Link;
+use crate::plain;
 use crate::socket;
 use crate::stream::{BulkStream, StreamKind};
 use crate::table::Table;
@@ -112,6 +113,16 @@ impl Mesh {
     /// The receiver must be drained: at [`EVENTS_MAX`] waiting events every peer is made to wait.
     /// It ends when the mesh has closed and its connections are reported down.
     pub fn bind(config: MeshConfig) -> Result<(Self, Receiver<Event>), BindError> {
+        let listen = config.listen;
+        let socket = plain::wrap(socket::bind(listen)?);
+        Self::over(config, socket.map_err(|source| BindError::Socket { address: listen, source })?)
+    }
+
+    /// The same over a socket that is bound.
+    pub(crate) fn over(
+        config: MeshConfig,
+        socket: Arc<dyn AsyncUdpSocket>,
+    ) -> Result<(Self, Receiver<Event>), BindError> {
         let MeshConfig { key, network, listen, bootstrap } = config;
         let identity = Identity::new(key, network);
         let tls = |error: rustls::Error| BindError::Tls { reason: error.to_string() };
@@ -126,9 +137,9 @@ impl Mesh {
         let connection_ids = identity.connection_ids();
         endpoint_config.cid_generator(move || Box::new(connection_ids.clone()));
 
-        let socket = socket::bind(listen)?;
         let failed = |source| BindError::Socket { address: listen, source };
-        let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(quinn::SmolRuntime))
+        let runtime = Arc::new(quinn::SmolRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)
             .map_err(failed)?;
         let local_address = endpoint.local_addr().map_err(failed)?;
         let (events, receiver) = smol::channel::bounded(EVENTS_MAX);

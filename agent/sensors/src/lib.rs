@@ -112,6 +112,14 @@ impl Sensors {
     }
 }
 
+/// Bytes that the agent may still write where `dir` is, or will be.
+///
+/// # Errors
+/// What the system says instead.
+pub fn disk_free(dir: &std::path::Path) -> Result<u64, String> {
+    platform::disk_free(dir)
+}
+
 /// The reading of the traffic, which the shell knows and fills in.
 fn traffic_unknown() -> Reading<u64> {
     Reading::Missing("not counted yet".to_owned())

@@ -63,7 +63,7 @@ fn idle_ms() -> Reading<u64> {
 
 /// Bytes free where the directory is, or will be.
 #[expect(clippy::unnecessary_cast, reason = "the fields' types differ between systems")]
-fn disk_free(dir: &std::path::Path) -> Result<u64, String> {
+pub(crate) fn disk_free(dir: &std::path::Path) -> Result<u64, String> {
     let place = dir.ancestors().find(|place| place.exists());
     let place = place.ok_or_else(|| format!("{} does not exist", dir.display()))?;
     let stat = rustix::fs::statvfs(place).map_err(|error| format!("{}: {error}", place.display()))?;

@@ -4,11 +4,11 @@
 //! write its data directory and nothing else of this machine. Must never run as SYSTEM.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use windows_service::service::{

@@ -23,6 +23,7 @@ pub const TRIAL_LIMIT: Duration = Duration::from_secs(60);
 pub const TRIAL_VARIABLE: &str = "SKEIN_TRIAL";
 
 const POLL: Duration = Duration::from_millis(100);
+#[cfg(unix)]
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 const TAIL_BYTES: usize = 2048;
 

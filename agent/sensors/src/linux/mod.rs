@@ -158,7 +158,7 @@ fn nvidia_sleep(root: &Path) -> Sleep {
 }
 
 /// Bytes that the agent may still write where `dir` is, or will be.
-fn disk_free(dir: &Path) -> Result<u64, String> {
+pub(crate) fn disk_free(dir: &Path) -> Result<u64, String> {
     let mut place: &Path = dir;
     loop {
         match rustix::fs::statvfs(place) {

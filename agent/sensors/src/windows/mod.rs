@@ -3,7 +3,7 @@
 //! A service in session 0 sees neither input nor windows: the agent must run in the owner's session.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skein_policy::readings::{Gpu, Power, Reading, Readings};
@@ -60,7 +60,7 @@ impl Platform {
                 library.read(Sleep::default(), &name)
             }),
             metered: Slow::start("the network's status", FRESH, system::metered),
-            disk: Slow::start("the file system", FRESH, move || free(data_dir.clone())),
+            disk: Slow::start("the file system", FRESH, move || disk_free(&data_dir)),
         }
     }
 
@@ -104,7 +104,7 @@ impl Platform {
 }
 
 /// Bytes free where the directory is, or will be.
-fn free(dir: PathBuf) -> Result<u64, String> {
+pub(crate) fn disk_free(dir: &Path) -> Result<u64, String> {
     let place = dir.ancestors().find(|place| place.exists());
     place.ok_or_else(|| format!("{} does not exist", dir.display())).and_then(system::disk_free)
 }
