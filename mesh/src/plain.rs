@@ -106,7 +106,6 @@ impl UdpPoller for Writable {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a broken assumption should stop the test")]
 mod tests {
     use ed25519_dalek::SigningKey;
     use skein_proto::ids::NetworkId;
