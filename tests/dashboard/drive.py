@@ -143,6 +143,9 @@ def loads(browser, agent):
     check(not page.errors, f"the console is quiet {page.errors or ''}")
     check(page.value("location.href") == agent.origin + "/", "the token is not in the address any more")
     check(page.value(HELD_TOKEN) == agent.token, "the token is in this tab's storage")
+    workers = agent.get("/api/status")["workers"]
+    rows = page.value("document.querySelectorAll('#workers tbody tr').length")
+    check(rows == len(workers) and page.value("document.getElementById('workers').hidden") == (len(workers) == 1), f"{len(workers)} workers are told of, one by one where there are several")
     told = agent.get("/api/status")["policy"]
     page.wait("the state of the API", f"{SHOWN_STATE} === {json.dumps(told['state'])}", 5)
     page.wait("the headline of the API", f"document.getElementById('headline').textContent === {json.dumps(told['headline'])}", 5)

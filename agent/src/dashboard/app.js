@@ -251,7 +251,13 @@ function showStatus(status) {
     byId('workers'),
     status.workers,
     (worker) => String(worker.index),
-    (worker) => [String(worker.index), worker.device || 'not known yet', worker.headline, warmth(worker.gpu)],
+    (worker) => [
+      String(worker.index),
+      // Cards of one make are told apart by their place, by which the charts name them too.
+      `${worker.device || 'not known yet'}${worker.gpu ? ` at ${worker.gpu}` : ''}`,
+      worker.headline,
+      warmth(worker.gpu),
+    ],
   );
   const { offer, host } = status;
   const more = status.workers.length - 1;
