@@ -49,7 +49,9 @@ impl Machine {
         for name in ["bin", "data", "releases"] {
             fs::create_dir(folder.path().join(name))?;
         }
-        fs::copy(binary()?, folder.path().join("bin/skein"))?;
+        // By a process of its own: a program that another thread's child still holds open for writing cannot be started.
+        let copied = Command::new("cp").arg(binary()?).arg(folder.path().join("bin/skein")).status()?;
+        ensure!(copied.success(), "the program cannot be copied");
         let url = format!("http://{}", serve(folder.path().join("releases"))?);
         let key = hex::encode(key().verifying_key().to_bytes());
         let config = format!(
