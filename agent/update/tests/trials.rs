@@ -143,7 +143,9 @@ fn a_version_that_dies_after_it_was_healthy_is_not_installed() {
         .find(|(_, line)| line.contains("skein.new") && line.contains(path.to_str().unwrap()));
     let (pid, _) = pid.unwrap();
     assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
-    wait_until("the trial is dead", || !alive(&pid));
+    // Its command line goes a moment before its parent can hear of its end, which is what counts here.
+    let stat = format!("/proc/{pid}/stat");
+    wait_until("the trial is dead", || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z ")));
     let error = proven.promote().unwrap_err();
     assert!(matches!(error, UpdateError::TrialFailed { .. }), "{error}");
     machine.assert_untouched();
