@@ -23,7 +23,7 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> Result<(), Failure> {
     let (key, children) = (SigningKey::from_bytes(&[2; 32]), ["mesh", "udp"]);
     match std::env::var(CHILD).as_deref() {
-        Ok("mesh") => smol::block_on(echo_frames(key)),
+        Ok("mesh") => smol::future::block_on(echo_frames(key)),
         Ok("udp") => echo_datagrams(),
         _ => {
             let peer = NodeId(key.verifying_key().to_bytes());
@@ -33,7 +33,7 @@ fn main() -> Result<(), Failure> {
                 udp.as_mut().map_err(|error| error.to_string())?,
             );
             report("UDP", datagrams(udp.address)?)?;
-            smol::block_on(frames(PeerAddress { node: Some(peer), address: mesh.address }))
+            smol::future::block_on(frames(PeerAddress { node: Some(peer), address: mesh.address }))
         }
     }
 }
@@ -76,7 +76,7 @@ async fn echo_frames(key: SigningKey) -> Result<(), Failure> {
     say(&mesh.local_address().to_string())?;
     while let Ok(event) = events.recv().await {
         if let Event::Stream { mut stream, .. } = event {
-            smol::spawn(async move {
+            skein_mesh::spawn(async move {
                 while let Ok(Some(frame)) = stream.recv_frame(1 << 20).await {
                     if stream.send_frame(&frame).await.is_err() {
                         break;

@@ -83,7 +83,7 @@ pub(crate) async fn fetch_patiently(
         while tasks.len() < BLOB_FETCHES_MAX {
             let Some((digest, bytes_max, holder)) = board.next(Instant::now())? else { break };
             let (mesh, store, answers) = (mesh.clone(), store.clone(), answers.clone());
-            let task = smol::spawn(async move {
+            let task = crate::tasks::spawn(async move {
                 let result = fetch_from(&mesh, holder, &store, digest, bytes_max, stall_timeout).await;
                 // Nobody waits for it any more if this fails.
                 let _ = answers.send((digest, holder, result)).await;

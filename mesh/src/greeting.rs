@@ -74,7 +74,7 @@ pub(crate) async fn dial(shared: &Arc<Shared>, peer: PeerAddress) -> Result<Dial
         return Ok(Dialled::Duplicate(node));
     }
     drop(claim);
-    smol::spawn(task.run(shared.clone(), sender, receiver)).detach();
+    crate::tasks::spawn(task.run(shared.clone(), sender, receiver)).detach();
     Ok(Dialled::Up(node))
 }
 

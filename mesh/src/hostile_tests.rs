@@ -124,7 +124,7 @@ async fn close_of(connection: &Connection) -> (u64, String) {
 
 #[test]
 fn an_oversized_control_frame_costs_its_sender_the_connection() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let scene = Scene::set().await;
         let (_endpoint, connection, mut sender, _receiver) = intrude(3, &scene).await;
         sender.write_all(&(2_u32 << 20).to_le_bytes()).await.unwrap();
@@ -138,7 +138,7 @@ fn an_oversized_control_frame_costs_its_sender_the_connection() {
 
 #[test]
 fn a_broken_control_stream_ends_the_connection() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let scene = Scene::set().await;
         let (_endpoint, connection, mut sender, _receiver) = intrude(4, &scene).await;
         sender.write_all(&[9, 0, 0, 0, 1]).await.unwrap();
@@ -155,7 +155,7 @@ fn a_broken_control_stream_ends_the_connection() {
 
 #[test]
 fn garbage_for_a_greeting_is_refused() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let scene = Scene::set().await;
         let (_endpoint, connection) = connect(&Identity::new(key(5), NETWORK), &scene.victim).await;
         let (mut sender, _receiver) = connection.open_bi().await.unwrap();
@@ -169,7 +169,7 @@ fn garbage_for_a_greeting_is_refused() {
 
 #[test]
 fn an_unknown_kind_of_stream_is_reset_and_the_connection_lives() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let scene = Scene::set().await;
         let (_endpoint, connection, mut sender, _receiver) = intrude(6, &scene).await;
         let (mut unknown, mut answer) = connection.open_bi().await.unwrap();
@@ -185,7 +185,7 @@ fn an_unknown_kind_of_stream_is_reset_and_the_connection_lives() {
 
 #[test]
 fn without_the_secret_key_there_is_no_connection() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let scene = Scene::set().await;
         let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
         let name = server_name(None);
@@ -214,7 +214,7 @@ fn without_the_secret_key_there_is_no_connection() {
 
 #[test]
 fn a_listener_without_the_secret_key_is_not_believed() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let identity = Identity::impersonating(key(9), NETWORK, id(10));
         let config = quinn::ServerConfig::with_crypto(Arc::new(identity.server().unwrap()));
         let thief = Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
@@ -230,7 +230,7 @@ fn a_listener_without_the_secret_key_is_not_believed() {
 
 #[test]
 fn datagrams_of_garbage_change_nothing() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let scene = Scene::set().await;
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut garbage = [0; 1400];
@@ -253,7 +253,7 @@ fn datagrams_of_garbage_change_nothing() {
 
 #[test]
 fn a_holder_that_stalls_is_given_up() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let scene = Scene::set().await;
         let directory = tempfile::tempdir().unwrap();
         let store = BlobStore::open(directory.path()).unwrap();

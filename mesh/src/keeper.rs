@@ -96,7 +96,7 @@ pub(crate) fn keep(shared: &Arc<Shared>, peer: PeerAddress, patience: Patience) 
     }
     let (wake, woken) = smol::channel::bounded(1);
     // The task starts with the lock taken, so it finds itself in the map.
-    let task = smol::spawn(run(shared.clone(), peer, woken));
+    let task = crate::tasks::spawn(run(shared.clone(), peer, woken));
     keepers.keepers.insert(peer, Keeper { patience, node: peer.node, wake, task });
     true
 }

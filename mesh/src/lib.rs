@@ -28,6 +28,7 @@ mod socket;
 mod store;
 mod stream;
 mod table;
+mod tasks;
 mod traffic;
 mod wire;
 
@@ -43,3 +44,4 @@ pub use rename::rename;
 pub use retention::{Held, Trimmed};
 pub use store::{BlobStore, StoreError};
 pub use stream::{BulkReceiver, BulkSender, BulkStream, StreamError, StreamKind};
+pub use tasks::spawn;

@@ -58,10 +58,8 @@ pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 pub const IDLE_TIMEOUT_MS: u32 = 30_000;
 /// The dialler sends a packet after this much silence, so that NAT mappings live.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// How often a link is looked at for silence.
-pub const PULSE_LOOK: Duration = Duration::from_millis(150);
-/// After this much silence the peer's machine is asked whether anybody listens there. Longer than the pause
-/// between two heartbeats, so that peers in good health are not asked.
+/// After this long without a control frame the peer's machine is asked whether anybody listens there. Longer
+/// than the pause between two heartbeats, so that peers in good health are not asked.
 pub const PULSE_QUIET: Duration = Duration::from_millis(600);
 /// Time for its answer.
 pub const PULSE_ANSWER_TIMEOUT: Duration = Duration::from_millis(200);

@@ -7,8 +7,8 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use quinn::{Connection, ReadError, RecvStream, SendStream};
 use skein_proto::ids::NodeId;
@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) connection: Connection,
     queue: Sender<Vec<u8>>,
     queued_bytes: AtomicUsize,
+    /// When the last control frame came, or the link began.
+    heard: Mutex<Instant>,
     /// Why this agent closed the connection, if it did.
     closed_here: OnceLock<String>,
     /// Closed once every queued frame is acknowledged, or never will be.
@@ -62,6 +64,7 @@ impl Link {
             connection,
             queue: queue_in,
             queued_bytes: AtomicUsize::new(0),
+            heard: Mutex::new(Instant::now()),
             closed_here: OnceLock::new(),
             flushed: flushed_out,
             ended: ended_out,
@@ -72,6 +75,11 @@ impl Link {
 
     pub(crate) fn address(&self) -> SocketAddr {
         crate::address::canonical(self.connection.remote_address())
+    }
+
+    /// When the last control frame came, or the link began.
+    pub(crate) fn heard(&self) -> Instant {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -171,7 +179,9 @@ enum End {
 
 async fn read_control(shared: &Shared, link: &Link, mut stream: RecvStream) -> End {
     loop {
-        let violation = match wire::read_frame(&mut stream, FRAME_BYTES_MAX).await {
+        let read = wire::read_frame(&mut stream, FRAME_BYTES_MAX).await;
+        *link.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let violation = match read {
             Ok(Some(frame)) if frame.is_empty() => continue,
             Ok(Some(frame)) => {
                 shared.traffic.add_received(frame.len());
@@ -233,7 +243,7 @@ async fn notice_end(link: &Link) -> End {
 async fn accept_streams(shared: &Arc<Shared>, link: &Arc<Link>) -> End {
     // QUIC itself bounds how many streams the peer may have open, and so these tasks.
     while let Ok((sender, receiver)) = link.connection.accept_bi().await {
-        smol::spawn(announce_stream(shared.clone(), link.node, sender, receiver)).detach();
+        crate::tasks::spawn(announce_stream(shared.clone(), link.node, sender, receiver)).detach();
     }
     pending().await
 }

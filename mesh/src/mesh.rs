@@ -138,7 +138,7 @@ impl Mesh {
         endpoint_config.cid_generator(move || Box::new(connection_ids.clone()));
 
         let failed = |source| BindError::Socket { address: listen, source };
-        let runtime = Arc::new(quinn::SmolRuntime);
+        let runtime = Arc::new(crate::tasks::OurTasks);
         let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)
             .map_err(failed)?;
         let local_address = endpoint.local_addr().map_err(failed)?;
@@ -156,7 +156,7 @@ impl Mesh {
             numbers: AtomicU64::new(0),
             traffic: Arc::new(Traffic::default()),
         });
-        smol::spawn(accept(shared.clone())).detach();
+        crate::tasks::spawn(accept(shared.clone())).detach();
         for peer in bootstrap {
             keeper::keep(&shared, peer, Patience::Endless);
         }
@@ -362,7 +362,7 @@ impl Shared {
 async fn accept(shared: Arc<Shared>) {
     while let Some(incoming) = shared.endpoint.accept().await {
         if let Some((incoming, greeting)) = greeting::admit(&shared, incoming) {
-            smol::spawn(greeting::answer(shared.clone(), incoming, greeting)).detach();
+            crate::tasks::spawn(greeting::answer(shared.clone(), incoming, greeting)).detach();
         }
     }
 }

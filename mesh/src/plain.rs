@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn agents_without_the_fast_ways_meet_and_a_megabyte_arrives_whole() {
-        smol::block_on(async {
+        smol::future::block_on(async {
             let (one, events) = mesh(1, Vec::new());
             let address = PeerAddress { node: Some(one.node()), address: one.local_address() };
             let (other, met) = mesh(2, vec![address]);
@@ -136,7 +136,7 @@ mod tests {
             let sent: Vec<u8> = (0..1 << 20).map(|at: u32| at.to_le_bytes()[1]).collect();
             let mut stream = other.open(one.node(), StreamKind::Blob).await.unwrap();
             let bytes = sent.clone();
-            let sending = smol::spawn(async move {
+            let sending = crate::tasks::spawn(async move {
                 stream.send_frame(&bytes).await.unwrap();
                 stream.finish().unwrap();
                 stream

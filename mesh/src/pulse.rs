@@ -13,7 +13,7 @@ use std::time::Instant;
 use smol::Timer;
 use smol::net::UdpSocket;
 
-use crate::limits::{PULSE_ANSWER_TIMEOUT, PULSE_LOOK, PULSE_QUIET};
+use crate::limits::{PULSE_ANSWER_TIMEOUT, PULSE_QUIET};
 use crate::link::Link;
 use crate::mesh::within;
 
@@ -33,30 +33,28 @@ enum Said {
 
 /// Returns once nobody listens at the peer's address any more; never, where its machine does not say.
 pub(crate) async fn ended(link: &Link) {
-    let received = || link.connection.stats().udp_rx.datagrams;
-    let (mut heard, mut heard_at) = (received(), Instant::now());
     // The peer has just spoken: from what its machine says now it is seen what its word is worth.
-    let mut address = link.address();
+    let (mut address, mut last) = (link.address(), Instant::now());
     let mut trusted = ask(address).await == Said::Nothing;
     loop {
-        Timer::after(PULSE_LOOK).await;
-        let now = received();
-        if now != heard {
-            (heard, heard_at) = (now, Instant::now());
+        // Looked at as seldom as it can be, since every look wakes an idle agent once for every peer.
+        Timer::at(last + PULSE_QUIET).await;
+        let heard = link.heard();
+        if heard > last {
+            last = heard;
             if link.address() != address {
                 address = link.address();
                 trusted = ask(address).await == Said::Nothing;
             }
             continue;
         }
-        if !trusted || heard_at.elapsed() < PULSE_QUIET {
-            continue;
-        }
-        if ask(address).await == Said::Closed && received() == heard {
+        let received = || link.connection.stats().udp_rx.datagrams;
+        let before = received();
+        if trusted && ask(address).await == Said::Closed && received() == before {
             return;
         }
         // It is only silent. It is asked again after as much silence.
-        heard_at = Instant::now();
+        last = Instant::now();
     }
 }
 
@@ -91,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_busy_listener_is_there_and_a_dead_one_is_not() {
-        smol::block_on(async {
+        smol::future::block_on(async {
             for any in ["127.0.0.1:0", "[::1]:0"] {
                 let Ok(listener) = std::net::UdpSocket::bind(any) else { continue };
                 let address = listener.local_addr().unwrap();

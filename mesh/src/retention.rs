@@ -289,7 +289,7 @@ mod tests {
         store.pin("its-sister", [digests[2]]).unwrap();
         assert_eq!(store.trim(0).unwrap(), Trimmed { bytes_used: 10, bytes_removed: 10 });
         assert_eq!(left(&store, &digests), [2]);
-        assert_eq!(smol::block_on(store.list()).unwrap(), [(digests[2], 10)], "lists are no blobs");
+        assert_eq!(smol::future::block_on(store.list()).unwrap(), [(digests[2], 10)], "lists are no blobs");
     }
 
     #[test]

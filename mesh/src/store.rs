@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn what_is_put_or_adopted_is_found_and_removed() {
-        smol::block_on(async {
+        smol::future::block_on(async {
             let directory = tempfile::tempdir().unwrap();
             let store = BlobStore::open(directory.path().join("blobs")).unwrap();
             let put = store.put_bytes(b"put".to_vec()).await.unwrap();
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn damage_on_disk_is_noticed_and_removed() {
-        smol::block_on(async {
+        smol::future::block_on(async {
             let directory = tempfile::tempdir().unwrap();
             let store = BlobStore::open(directory.path()).unwrap();
             let digest = store.put_bytes(b"content".to_vec()).await.unwrap();

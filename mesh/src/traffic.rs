@@ -82,7 +82,7 @@ mod tests {
     fn a_limit_holds_over_all_streams_and_none_costs_nothing() {
         let traffic = Traffic::default();
         let started = Instant::now();
-        smol::block_on(async {
+        smol::future::block_on(async {
             for _ in 0..1_000 {
                 traffic.sent_in_bulk(1 << 20).await;
             }
@@ -90,7 +90,7 @@ mod tests {
         assert!(started.elapsed() < Duration::from_millis(500));
         traffic.limit(Some(1_000_000));
         let started = Instant::now();
-        smol::block_on(async {
+        smol::future::block_on(async {
             let one = || async {
                 for _ in 0..5 {
                     traffic.sent_in_bulk(50_000).await;

@@ -44,9 +44,9 @@ impl Relay {
     /// # Errors
     /// When no port is free.
     pub fn over(target: SocketAddr, line: Line) -> io::Result<Self> {
-        let socket = smol::block_on(UdpSocket::bind("127.0.0.1:0"))?;
+        let socket = smol::future::block_on(UdpSocket::bind("127.0.0.1:0"))?;
         let address = socket.local_addr()?;
-        Ok(Self { address, _task: smol::spawn(forward(socket, target, line)) })
+        Ok(Self { address, _task: skein_mesh::spawn(forward(socket, target, line)) })
     }
 }
 
@@ -138,9 +138,9 @@ async fn open(socket: UdpSocket, client: SocketAddr, target: SocketAddr, back: L
     let (outward, to_send) = smol::channel::bounded::<Delayed>(UNDER_WAY_MAX);
     let (homeward, to_return) = smol::channel::bounded::<Delayed>(UNDER_WAY_MAX);
     let tasks = [
-        smol::spawn(deliver(to_send, upstream.clone(), target)),
-        smol::spawn(deliver(to_return, socket, client)),
-        smol::spawn(listen(upstream, homeward, back)),
+        skein_mesh::spawn(deliver(to_send, upstream.clone(), target)),
+        skein_mesh::spawn(deliver(to_return, socket, client)),
+        skein_mesh::spawn(listen(upstream, homeward, back)),
     ];
     Ok(Flow { outward, _tasks: tasks })
 }

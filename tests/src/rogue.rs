@@ -55,7 +55,7 @@ impl Rogue {
         let (mesh, events) = Mesh::bind(MeshConfig { key: key.clone(), network, listen, bootstrap })?;
         let reign: Arc<Mutex<Option<Reign>>> = Arc::default();
         let (beating, said) = (mesh.clone(), Arc::clone(&reign));
-        let beats = smol::spawn(async move {
+        let beats = skein_mesh::spawn(async move {
             loop {
                 let reign = *said.lock().unwrap_or_else(PoisonError::into_inner);
                 let frame = [&[CORE], encode(&Message::Beat { reign }).as_slice()].concat();
@@ -107,16 +107,17 @@ impl Rogue {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(&self, kind: StreamKind) -> Result<BulkStream> {
-        Ok(smol::block_on(self.mesh.open(self.victim, kind))?)
+        Ok(smol::future::block_on(self.mesh.open(self.victim, kind))?)
     }
 
     /// Hands every stream of this kind that the victim opens to `answer`, until `done`.
     pub fn answer(&self, kind: StreamKind, done: &AtomicBool, mut answer: impl FnMut(BulkStream)) {
         while !done.load(Ordering::Relaxed) {
-            let event = smol::block_on(smol::future::or(async { self.events.recv().await.ok() }, async {
-                smol::Timer::after(Duration::from_millis(50)).await;
-                None
-            }));
+            let event =
+                smol::future::block_on(smol::future::or(async { self.events.recv().await.ok() }, async {
+                    smol::Timer::after(Duration::from_millis(50)).await;
+                    None
+                }));
             if let Some(Event::Stream { stream, kind: opened, .. }) = event
                 && opened == kind
             {
@@ -181,14 +182,15 @@ impl Rogue {
     /// Serves what lies in `store` to whoever fetches it, and hands every message of the victim to `act`, until `done`.
     pub fn work(&self, store: &BlobStore, done: &AtomicBool, mut act: impl FnMut(Message)) {
         while !done.load(Ordering::Relaxed) {
-            let event = smol::block_on(smol::future::or(async { self.events.recv().await.ok() }, async {
-                smol::Timer::after(Duration::from_millis(50)).await;
-                None
-            }));
+            let event =
+                smol::future::block_on(smol::future::or(async { self.events.recv().await.ok() }, async {
+                    smol::Timer::after(Duration::from_millis(50)).await;
+                    None
+                }));
             match event {
                 Some(Event::Stream { stream, kind: StreamKind::Blob, .. }) => {
                     let store = store.clone();
-                    smol::spawn(async move { serve_blob(stream, &store).await }).detach();
+                    skein_mesh::spawn(async move { serve_blob(stream, &store).await }).detach();
                 }
                 Some(Event::Control { from, frame }) if from == self.victim => {
                     if let Some((&CORE, bytes)) = frame.split_first()
@@ -204,10 +206,11 @@ impl Rogue {
 
     fn next(&self, since: Instant) -> Result<Event> {
         let left = SOON.saturating_sub(since.elapsed());
-        let event = smol::block_on(smol::future::or(async { self.events.recv().await.ok() }, async {
-            smol::Timer::after(left).await;
-            None
-        }));
+        let event =
+            smol::future::block_on(smol::future::or(async { self.events.recv().await.ok() }, async {
+                smol::Timer::after(left).await;
+                None
+            }));
         match event {
             Some(event) => Ok(event),
             None => bail!("nothing within {} s", SOON.as_secs()),

@@ -265,16 +265,17 @@ fn owner() -> SigningKey {
 }
 
 fn heard(stream: &mut BulkStream) -> Result<Option<Vec<u8>>> {
-    let heard = smol::block_on(smol::future::or(async { Some(stream.recv_frame(64 << 10).await) }, async {
-        smol::Timer::after(SOON).await;
-        None
-    }));
+    let heard =
+        smol::future::block_on(smol::future::or(async { Some(stream.recv_frame(64 << 10).await) }, async {
+            smol::Timer::after(SOON).await;
+            None
+        }));
     Ok(heard.context("the rig keeps the stream open")??)
 }
 
 /// What the rig answers to these bytes.
 fn answer(mut stream: BulkStream, bytes: &[u8]) -> Result<Value> {
-    smol::block_on(stream.send_frame(bytes))?;
+    smol::future::block_on(stream.send_frame(bytes))?;
     let reply = serde_json::from_slice(&heard(&mut stream)?.context("no answer")?)?;
     ensure!(heard(&mut stream)?.is_none(), "more than one answer");
     Ok(reply)
@@ -334,13 +335,13 @@ fn a_rig_obeys_its_owner_once_for_each_word_and_nobody_else() -> Result<()> {
 
     // Too much at once is not even looked at.
     let (mut stream, _) = begin(&rogue)?;
-    smol::block_on(stream.send_frame(&[0; 4_096]))?;
+    smol::future::block_on(stream.send_frame(&[0; 4_096]))?;
     ensure!(heard(&mut stream).is_err(), "it answers 4,096 bytes");
     // One order at a time; and who says nothing loses his turn.
     let (mut silent, _) = begin(&rogue)?;
     let began = Instant::now();
     let mut second = rogue.open(StreamKind::Fleet)?;
-    let abandoned = smol::block_on(second.recv_frame(64));
+    let abandoned = smol::future::block_on(second.recv_frame(64));
     ensure!(matches!(abandoned, Err(StreamError::Abandoned { .. })), "{abandoned:?}");
     ensure!(
         heard(&mut silent).is_err() && began.elapsed() < Duration::from_secs(15),
@@ -406,7 +407,7 @@ fn who_pretends_to_be_a_rig_is_read_with_care_and_forgotten() -> Result<()> {
         std::thread::scope(|scope| -> Result<()> {
             scope.spawn(|| {
                 rogue.answer(StreamKind::Fleet, &done, |mut stream| {
-                    smol::block_on(async {
+                    smol::future::block_on(async {
                         let _ = stream.send_frame(&[[7; 32], proof].concat()).await;
                         if matches!(stream.recv_frame(1 << 10).await, Ok(Some(_))) {
                             ordered.store(true, Ordering::Relaxed);

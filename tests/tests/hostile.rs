@@ -428,7 +428,7 @@ fn a_pseudo_gradient_of_nonsense_is_left_out_and_its_maker_gets_no_more_work() -
     maker_is_found_out(|network, store| {
         let nonsense = network.folder.path().join("nonsense");
         std::fs::write(&nonsense, b"weights, believe me")?;
-        Ok(smol::block_on(store.adopt(nonsense))?)
+        Ok(smol::future::block_on(store.adopt(nonsense))?)
     })
 }
 

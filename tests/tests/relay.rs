@@ -33,7 +33,7 @@ async fn up(events: &Receiver<Event>, node: NodeId) -> std::net::SocketAddr {
 
 #[test]
 fn a_forwarded_agent_is_reached_at_the_address_it_tells_and_from_there_alone() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let ((near, near_events), (far, far_events)) = (start(1), start(2));
         let relay = Relay::start(far.local_address(), ONE_WAY).unwrap();
         near.hint(PeerAddress { node: Some(far.node()), address: relay.address });

@@ -153,7 +153,7 @@ where
 {
     let Some(place) = connections.enter() else { return };
     let router = router.clone();
-    smol::spawn(async move {
+    skein_mesh::spawn(async move {
         let (requests, closed) = (Arc::clone(&place.requests), place.closed.clone());
         let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
             let under_way = UnderWay::new(&requests);

@@ -240,7 +240,7 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
         .with_state(door);
     #[cfg(unix)]
     if let Some(socket) = door_for_owner {
-        smol::spawn(listen::on_unix(socket, router.clone().layer(axum::Extension(Trusted)))).detach();
+        skein_mesh::spawn(listen::on_unix(socket, router.clone().layer(axum::Extension(Trusted)))).detach();
     }
     listen::on_tcp(socket, router).await;
 }

@@ -50,7 +50,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<ExitCode> {
             eprintln!("{note}");
         }
     };
-    let Reply::Benched(bench) = smol::block_on(worker.call(Task::Bench, note))? else {
+    let Reply::Benched(bench) = smol::future::block_on(worker.call(Task::Bench, note))? else {
         bail!("the worker answered out of turn");
     };
     if json {

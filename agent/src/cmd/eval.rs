@@ -83,7 +83,7 @@ fn open(model: &str, data_dir: DataDir) -> Result<Imported> {
 /// # Errors
 /// When its manifest is not there.
 pub(crate) fn pieces(store: &BlobStore, model: Digest) -> Result<PieceSource> {
-    let bytes = smol::block_on(store.load(model, MANIFEST_BYTES_MAX)).with_context(|| {
+    let bytes = smol::future::block_on(store.load(model, MANIFEST_BYTES_MAX)).with_context(|| {
         format!("model {} is not here\nhint: run this where it was added, or add it", model.short())
     })?;
     let store = store.clone();

@@ -208,7 +208,7 @@ fn serve() -> Result<()> {
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     let config = Config::load(args)?;
     report(ServiceState::Running, ServiceExitCode::NO_ERROR);
-    smol::block_on(daemon::run(config))
+    smol::future::block_on(daemon::run(config))
 }
 
 /// Called by the service manager on a thread of its own.

@@ -20,7 +20,7 @@ use crate::story::Story;
 pub(crate) fn run(args: UpArgs) -> Result<ExitCode> {
     let config = Config::load(args)?;
     tell(&config.data_dir);
-    smol::block_on(daemon::run(config))?;
+    smol::future::block_on(daemon::run(config))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -120,7 +120,7 @@ impl Executor {
         let running = Running { stop, standing: execution.shard.is_standing() };
         lock(&self.shared.running).insert(execution.lease, running);
         let this = self.clone();
-        smol::spawn(async move {
+        skein_mesh::spawn(async move {
             let lease = execution.lease;
             let result = this.run(execution, stopped).await;
             lock(&this.shared.running).remove(&lease);

@@ -237,10 +237,10 @@ impl Link {
         let (to, outgoing) = channel::bounded(members);
         let (incoming, from) = channel::bounded(members);
         // What was sent last is still delivered when this end is done.
-        smol::spawn(Self::send(sender, outgoing)).detach();
+        skein_mesh::spawn(Self::send(sender, outgoing)).detach();
         let received_bytes = Arc::<AtomicU64>::default();
         let receiving = Self::receive(receiver, incoming, Arc::clone(&received_bytes));
-        Self { to, from, received_bytes, _receiving: Some(smol::spawn(receiving)) }
+        Self { to, from, received_bytes, _receiving: Some(skein_mesh::spawn(receiving)) }
     }
 
     async fn send(mut sender: BulkSender, frames: channel::Receiver<Frame>) {

@@ -305,7 +305,7 @@ impl Daemon {
                 match kind {
                     StreamKind::Blob => {
                         let store = self.store.clone();
-                        smol::spawn(async move {
+                        skein_mesh::spawn(async move {
                             if let Err(error) = serve_blob(stream, &store).await {
                                 tracing::debug!(to = %from.short(), %error, "a blob was not delivered");
                             }
@@ -313,10 +313,10 @@ impl Daemon {
                         .detach();
                     }
                     StreamKind::Stage => {
-                        smol::spawn(self.common.pipeline.clone().accept(from, stream)).detach();
+                        skein_mesh::spawn(self.common.pipeline.clone().accept(from, stream)).detach();
                     }
                     StreamKind::Group => {
-                        smol::spawn(self.common.groups.clone().accept(from, stream)).detach();
+                        skein_mesh::spawn(self.common.groups.clone().accept(from, stream)).detach();
                     }
                     StreamKind::Fleet => self.fleet.accept(from, stream),
                 }
@@ -429,7 +429,7 @@ impl Daemon {
         self.treasury_outputs(outputs)?;
         for Means { worker, executor } in self.stations.all_means() {
             let (worker, keep) = (worker.clone(), executor.holds_stages());
-            smol::spawn(async move { worker.retire_if_idle(keep).await }).detach();
+            skein_mesh::spawn(async move { worker.retire_if_idle(keep).await }).detach();
         }
         Ok(())
     }
@@ -652,7 +652,7 @@ fn forward<T: Send + 'static>(
     to: channel::Sender<Event>,
     wrap: impl Fn(T) -> Event + Send + 'static,
 ) {
-    smol::spawn(async move {
+    skein_mesh::spawn(async move {
         while let Ok(item) = from.recv().await {
             if to.send(wrap(item)).await.is_err() {
                 return;
@@ -664,7 +664,7 @@ fn forward<T: Send + 'static>(
 
 /// Paces the core.
 fn tick_for_ever(to: channel::Sender<Event>) {
-    smol::spawn(async move {
+    skein_mesh::spawn(async move {
         loop {
             smol::Timer::after(Duration::from_millis(TICK_MS)).await;
             if to.send(Event::Tick).await.is_err() {

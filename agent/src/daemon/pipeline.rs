@@ -355,7 +355,7 @@ impl Pipeline {
         let mut link = if to == self.shared.me {
             let (sender, receiver) = channel::bounded(LINK_FRAMES_QUEUED_MAX);
             let (this, me) = (self.clone(), self.shared.me);
-            smol::spawn(this.serve_boxed(me, LinkReceiver::Local(receiver))).detach();
+            skein_mesh::spawn(this.serve_boxed(me, LinkReceiver::Local(receiver))).detach();
             LinkSender::Local(sender)
         } else {
             let stream = in_time(async {

@@ -108,7 +108,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         desk,
         curves.clone(),
     );
-    smol::spawn(crate::api::serve(api_socket, door)).detach();
+    skein_mesh::spawn(crate::api::serve(api_socket, door)).detach();
     let settings = owner::load(&owner::settings_file(&data_dir), owner::preset(config.headless))?;
     let owner = Owner::start(&data_dir, feed.clone())?;
     let common = Common {
@@ -168,7 +168,7 @@ fn recover(config: &Config) {
 
 /// Now and then takes models out of service that nobody asks for, and makes room on the disk.
 fn tidy_up(desk: Desk, store: BlobStore, disk_bytes: u64) {
-    smol::spawn(async move {
+    skein_mesh::spawn(async move {
         loop {
             smol::Timer::after(TIDY_EVERY).await;
             desk.retire_idle().await;

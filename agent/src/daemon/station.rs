@@ -412,7 +412,7 @@ impl Daemon {
         let measuring = self.measurement(worker, chosen, sharing, trial.clone());
         self.stations.all[at].measuring = Some((bench, trial));
         let feed = feed.clone();
-        smol::spawn(async move {
+        skein_mesh::spawn(async move {
             let measured = measuring.await.map(Box::new);
             let _ = feed.send(Event::Measured { worker, bench, measured }).await;
         })
@@ -427,7 +427,7 @@ impl Daemon {
         }
         self.stations.survey = Survey::UnderWay;
         let (requested, feed) = (self.config.devices.clone(), feed.clone());
-        smol::spawn(async move {
+        skein_mesh::spawn(async move {
             let surveyed = smol::unblock(move || choose_devices(&requested)).await;
             let _ = feed.send(Event::Surveyed(surveyed)).await;
         })

@@ -127,7 +127,7 @@ impl Daemon {
             let staged = updater.stage(&release, &mut |_, _| {})?;
             Ok(Some(staged.version().clone()))
         };
-        smol::spawn(async move {
+        skein_mesh::spawn(async move {
             let fetched = smol::unblock(fetch).await.map_err(|error| error.to_string());
             let _ = feed.send(Event::Fetched(fetched)).await;
         })

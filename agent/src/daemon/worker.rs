@@ -292,7 +292,7 @@ impl Worker {
         };
         tracing::debug!(pid = child.id(), generation, "worker started");
         let listening = self.clone().listen(child, stdout, generation, killed);
-        smol::spawn(async move {
+        skein_mesh::spawn(async move {
             listening.await;
             drop(alive);
         })
@@ -377,7 +377,7 @@ impl Drop for Call<'_> {
     fn drop(&mut self) {
         if !self.done {
             let (worker, id) = (self.worker.clone(), self.id);
-            smol::spawn(async move { worker.cancel(id).await }).detach();
+            skein_mesh::spawn(async move { worker.cancel(id).await }).detach();
         }
     }
 }

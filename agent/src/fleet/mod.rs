@@ -86,7 +86,7 @@ impl Fleet {
     /// Somebody opened a stream to give an order.
     pub(crate) fn accept(&self, from: NodeId, stream: BulkStream) {
         match self.shared.owner {
-            Some(owner) => smol::spawn(self.clone().obey(owner, from, stream)).detach(),
+            Some(owner) => skein_mesh::spawn(self.clone().obey(owner, from, stream)).detach(),
             // What is dropped is abandoned: so the other side knows that this agent is nobody's rig.
             None => drop(stream),
         }

@@ -217,7 +217,7 @@ impl Fleet {
             .into_iter()
             .map(|node| {
                 let (fleet, key, ask) = (self.clone(), key.clone(), ask.clone());
-                (node, smol::spawn(async move { fleet.ask(&key, node, ask, limit).await }))
+                (node, skein_mesh::spawn(async move { fleet.ask(&key, node, ask, limit).await }))
             })
             .collect();
         let mut heard = BTreeMap::new();

@@ -18,7 +18,7 @@ pub(crate) fn leave_requests() -> Result<Receiver<()>> {
     let (ask, requests) = channel::bounded(1);
     let mut signals =
         Signals::new([Signal::Term, Signal::Int, Signal::Hup]).context("cannot listen for signals")?;
-    smol::spawn(async move {
+    skein_mesh::spawn(async move {
         while signals.next().await.is_some() {
             // One request that waits is as good as many.
             let _ = ask.try_send(());

@@ -117,7 +117,7 @@ impl Answer {
         let tokens = question.prompts.first().map_or(0, |prompt| question.room(prompt, context).first());
         let first = served.slots.queue(tokens)?;
         let (sender, pieces) = channel::bounded(PIECES_QUEUED_MAX);
-        let _choices = smol::spawn(choices(served, question, first, sender));
+        let _choices = skein_mesh::spawn(choices(served, question, first, sender));
         Ok(Self { pieces, usage, _choices })
     }
 
@@ -190,7 +190,7 @@ async fn choices(served: Arc<Served>, question: Question, first: Turn, sender: S
             let ignore_ends = question.ignore_ends;
             let place = Place { slot: Some(slot), room };
             let choice = choice(Arc::clone(&served), generation, wording, ignore_ends, place, sender.clone());
-            under_way.push(smol::spawn(choice));
+            under_way.push(skein_mesh::spawn(choice));
         }
     }
     // The channel ends with the last choice.
@@ -279,7 +279,7 @@ async fn choice(
             served.samples.offer(sample).await;
         }
     };
-    smol::spawn(ending).detach();
+    skein_mesh::spawn(ending).detach();
 }
 
 /// The wording of one choice: tokens in, pieces out.

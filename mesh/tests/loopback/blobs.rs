@@ -12,11 +12,11 @@ const MEGABYTE: u64 = 1 << 20;
 /// Serves blobs to whoever asks until dropped.
 pub(crate) fn serve(node: &Node, store: &BlobStore) -> Task<()> {
     let (events, store) = (node.events.clone(), store.clone());
-    smol::spawn(async move {
+    skein_mesh::spawn(async move {
         while let Ok(event) = events.recv().await {
             if let Event::Stream { kind: StreamKind::Blob, stream, .. } = event {
                 let store = store.clone();
-                smol::spawn(async move {
+                skein_mesh::spawn(async move {
                     // The fetcher may stop early; it says why.
                     let _ = serve_blob(stream, &store).await;
                 })
@@ -29,7 +29,7 @@ pub(crate) fn serve(node: &Node, store: &BlobStore) -> Task<()> {
 /// Answers every request with these bytes, whatever was asked.
 pub(crate) fn answer_with(node: &Node, answer: Vec<u8>) -> Task<()> {
     let events = node.events.clone();
-    smol::spawn(async move {
+    skein_mesh::spawn(async move {
         while let Ok(event) = events.recv().await {
             if let Event::Stream { mut stream, .. } = event {
                 stream.read_exact(&mut [0; 32]).await.unwrap();
@@ -66,7 +66,7 @@ fn files(store: &tempfile::TempDir) -> usize {
 
 #[test]
 fn blobs_of_every_size_arrive_intact_and_together() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (mine, theirs) = (BlobStore::open(here.path()).unwrap(), BlobStore::open(there.path()).unwrap());
         let (one, two) = (Node::start(1), Node::start(2));
@@ -90,7 +90,7 @@ fn blobs_of_every_size_arrive_intact_and_together() {
 
 #[test]
 fn the_next_holder_is_asked_when_one_lies_or_has_nothing() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (here, there, nothing) =
             (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (mine, theirs) = (BlobStore::open(here.path()).unwrap(), BlobStore::open(there.path()).unwrap());
@@ -135,7 +135,7 @@ fn the_next_holder_is_asked_when_one_lies_or_has_nothing() {
 
 #[test]
 fn holders_cannot_exceed_the_bound_or_stop_short() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let here = tempfile::tempdir().unwrap();
         let mine = BlobStore::open(here.path()).unwrap();
         let nodes: Vec<Node> = (21..=24).map(Node::start).collect();
@@ -171,7 +171,7 @@ fn holders_cannot_exceed_the_bound_or_stop_short() {
 
 #[test]
 fn a_store_that_cannot_be_written_ends_the_fetch_with_its_own_error() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let directory = here.path().join("blobs");
         let (mine, theirs) = (BlobStore::open(&directory).unwrap(), BlobStore::open(there.path()).unwrap());

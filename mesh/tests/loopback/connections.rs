@@ -7,7 +7,7 @@ use skein_proto::ids::NetworkId;
 
 #[test]
 fn frames_arrive_in_order_both_ways() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (one, two) = pair(1, 2).await;
         for number in 0..200_u32 {
             one.mesh.send(two.id(), number.to_le_bytes().to_vec()).unwrap();
@@ -32,7 +32,7 @@ fn frames_arrive_in_order_both_ways() {
 
 #[test]
 fn sending_is_bounded_and_says_why_not() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (one, two) = pair(3, 4).await;
         let to = two.id();
         assert_eq!(one.mesh.send(to, vec![]), Err(SendError::Empty));
@@ -61,7 +61,7 @@ fn sending_is_bounded_and_says_why_not() {
 
 #[test]
 fn an_address_alone_is_enough() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let two = Node::start(6);
         let one = Node::with(config(5, vec![PeerAddress::from(two.mesh.local_address())]));
         one.until_up(two.id()).await;
@@ -71,7 +71,7 @@ fn an_address_alone_is_enough() {
 
 #[test]
 fn a_wrong_key_is_refused_and_both_ids_are_named() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let two = Node::start(8);
         let one = Node::start(7);
         one.mesh.keep(PeerAddress { node: Some(id(99)), ..two.contact() });
@@ -90,7 +90,7 @@ fn a_wrong_key_is_refused_and_both_ids_are_named() {
 
 #[test]
 fn another_network_is_refused_on_both_sides() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let two = Node::start(11);
         let other = MeshConfig { network: NetworkId([1; 32]), ..config(10, vec![two.contact()]) };
         assert_ne!(other.network, NETWORK);
@@ -106,7 +106,7 @@ fn another_network_is_refused_on_both_sides() {
 
 #[test]
 fn nobody_connects_to_oneself() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let one = Node::start(12);
         let two = Node::start(13);
         one.mesh.keep(one.contact());
@@ -120,7 +120,7 @@ fn nobody_connects_to_oneself() {
 
 #[test]
 fn simultaneous_dials_end_with_one_connection_on_both_sides() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         for round in 0..20_u8 {
             let one = Node::start(round);
             let two = Node::start(100 + round);
@@ -162,7 +162,7 @@ fn simultaneous_dials_end_with_one_connection_on_both_sides() {
 
 #[test]
 fn an_orderly_restart_is_noticed_at_once_and_the_peer_returns() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (one, two) = pair(14, 15).await;
         let address = two.mesh.local_address();
         two.mesh.send(one.id(), b"last words".to_vec()).unwrap();
@@ -189,7 +189,7 @@ fn an_orderly_restart_is_noticed_at_once_and_the_peer_returns() {
 
 #[test]
 fn disconnect_ends_it_on_both_sides_and_a_kept_peer_returns() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (one, two) = pair(16, 17).await;
         two.mesh.disconnect(one.id(), "no answer to pings");
         assert_eq!(two.until_down(one.id()).await, "closed here: no answer to pings");
@@ -209,7 +209,7 @@ fn disconnect_ends_it_on_both_sides_and_a_kept_peer_returns() {
 
 #[test]
 fn a_port_in_use_is_a_clear_error() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let one = Node::start(19);
         let error =
             Mesh::bind(MeshConfig { listen: one.mesh.local_address(), ..config(20, vec![]) }).unwrap_err();
@@ -224,7 +224,7 @@ fn a_port_in_use_is_a_clear_error() {
 
 #[test]
 fn a_bulk_stream_carries_frames_in_order_and_its_end() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (one, two) = pair(21, 22).await;
         // The dialled side opens as well as the dialling one.
         for (opener, other) in [(&one, &two), (&two, &one)] {
@@ -256,7 +256,7 @@ fn a_bulk_stream_carries_frames_in_order_and_its_end() {
 
 #[test]
 fn a_dropped_or_oversized_bulk_stream_is_an_error_and_the_connection_lives() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (one, two) = pair(23, 24).await;
         let mut stream = one.mesh.open(two.id(), StreamKind::Stage).await.unwrap();
         stream.send_frame(b"complete").await.unwrap();
@@ -287,7 +287,7 @@ async fn next_stream(node: &Node) -> (skein_proto::ids::NodeId, StreamKind, skei
 
 #[test]
 fn the_last_handle_closes_the_mesh() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let (one, two) = pair(25, 26).await;
         let clone = one.mesh.clone();
         let Node { mesh, events } = one;

@@ -38,7 +38,7 @@ fn givers(fetched: &[Fetched]) -> BTreeMap<Option<NodeId>, usize> {
 
 #[test]
 fn two_holders_serve_at_once_and_a_second_try_fetches_only_what_is_missing() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let ((_here, mine), (_there, first), (_yonder, second)) = (store(), store(), store());
         let nodes: Vec<Node> = (41..=43).map(Node::start).collect();
         let holders = connect(&nodes[0], &[&nodes[1], &nodes[2]]).await;
@@ -66,7 +66,7 @@ fn two_holders_serve_at_once_and_a_second_try_fetches_only_what_is_missing() {
 
 #[test]
 fn liars_and_the_silent_lose_to_the_honest() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let ((_here, mine), (_there, honest)) = (store(), store());
         let nodes: Vec<Node> = (51..=54).map(Node::start).collect();
         let holders = connect(&nodes[0], &[&nodes[1], &nodes[2], &nodes[3]]).await;
@@ -87,7 +87,7 @@ fn liars_and_the_silent_lose_to_the_honest() {
 
 #[test]
 fn what_nobody_has_is_named_and_what_came_before_is_kept() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let ((_here, mine), (_there, first), (_yonder, second)) = (store(), store(), store());
         let nodes: Vec<Node> = (61..=63).map(Node::start).collect();
         let holders = connect(&nodes[0], &[&nodes[1], &nodes[2]]).await;

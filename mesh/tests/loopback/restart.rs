@@ -55,7 +55,7 @@ fn child() {
     let Ok(arguments) = std::env::var(CHILD) else { return };
     let (listen, dial) = arguments.split_once(' ').unwrap();
     let bootstrap = dial.split_whitespace().map(|peer| peer.parse().unwrap()).collect();
-    smol::block_on(async {
+    smol::future::block_on(async {
         let node =
             Node::with(MeshConfig { listen: listen.parse().unwrap(), ..config(CHILD_SEED, bootstrap) });
         println!("listening on {}", node.mesh.local_address());
@@ -70,7 +70,7 @@ fn child() {
 
 #[test]
 fn a_killed_peer_that_is_dialled_is_back_with_the_first_packet() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let node = Node::start(1);
         let peer = Peer::start("127.0.0.1:0".parse().unwrap(), None);
         node.mesh.keep(PeerAddress { node: Some(id(CHILD_SEED)), address: peer.address });
@@ -93,7 +93,7 @@ fn a_killed_peer_that_is_dialled_is_back_with_the_first_packet() {
 
 #[test]
 fn a_killed_peer_is_missed_long_before_quic_gives_up() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let node = Node::start(4);
         let mut gaps = Vec::new();
         for _ in 0..5 {
@@ -117,7 +117,7 @@ fn a_killed_peer_is_missed_long_before_quic_gives_up() {
 
 #[test]
 fn a_killed_peer_that_dials_replaces_its_old_connection() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let node = Node::start(2);
         let anywhere = "127.0.0.1:0".parse().unwrap();
         for dial in [node.contact(), PeerAddress::from(node.mesh.local_address())] {
@@ -142,7 +142,7 @@ fn a_killed_peer_that_dials_replaces_its_old_connection() {
 
 #[test]
 fn a_killed_peer_that_was_dialled_and_now_dials_is_known_to_have_restarted() {
-    smol::block_on(async {
+    smol::future::block_on(async {
         let node = Node::start(3);
         let anywhere = "127.0.0.1:0".parse().unwrap();
         let peer = Peer::start(anywhere, None);
