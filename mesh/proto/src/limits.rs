@@ -104,6 +104,8 @@ pub const LEASE_TTL_MS: u32 = 15_000;
 pub const RENEW_MS: u64 = 2_000;
 /// Agents that a job tells of as refused.
 pub const REFUSED_MAX: usize = 64;
+/// Who failed again and again trains nothing for at most so many rounds at a time.
+pub const ROUNDS_SAT_OUT_MAX: u32 = 16;
 /// A shard that failed so often fails its job.
 pub const ATTEMPTS_MAX: u8 = 5;
 /// What the coordinator has not answered about an own job is said again so often.

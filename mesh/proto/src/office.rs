@@ -320,14 +320,14 @@ impl Office {
         }
         job.status.regrants = job.status.regrants.saturating_add(1);
         let mut task = grant.task;
+        let worker = grant.lease.statement().worker_id();
         let next = match &mut job.plan {
-            Plan::Train(plan) => plan.lost(task.slot, reason, &mut job.status),
+            Plan::Train(plan) => plan.lost(task.slot, reason.map(|reason| (worker, reason)), &mut job.status),
             Plan::Serve(plan) => {
                 job.told_at = Millis(0);
                 plan.lost(task.slot, &mut job.status)
             }
         };
-        let worker = grant.lease.statement().worker_id();
         if reason.is_some() {
             task.attempts += 1;
             task.avoid.insert(worker);

@@ -12,7 +12,7 @@ use super::{Next, Outcome, Slot, Task, ablest};
 use crate::group::{Team, may_be_split, teams};
 use crate::ids::{Digest, Millis, NodeId, WorkerId};
 use crate::job::{Part, Shard, TrainSpec};
-use crate::limits::{ATTEMPTS_MAX, PACE_NOISE, REFUSED_MAX};
+use crate::limits::{ATTEMPTS_MAX, PACE_NOISE, REFUSED_MAX, ROUNDS_SAT_OUT_MAX};
 use crate::links::Links;
 use crate::message::{JobStatus, Trained, bounded_reason};
 use crate::placement::{Hand, crowd};
@@ -39,7 +39,18 @@ pub struct TrainPlan {
     pace: BTreeMap<WorkerId, u64>,
     /// Which pseudo-gradient was refused, by whom.
     accused: BTreeMap<Digest, BTreeSet<NodeId>>,
+    /// Workers that failed in training.
+    failed: BTreeMap<WorkerId, Failed>,
     checks: Checks,
+}
+
+/// A worker failed, and does nothing for a while that others can do: twice as long each time.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    /// In a row.
+    times: u32,
+    /// The round from which it may try again.
+    until: u32,
 }
 
 #[derive(Debug)]
@@ -100,26 +111,32 @@ impl TrainPlan {
             failures: 0,
             makers: BTreeMap::new(),
             accused: BTreeMap::new(),
+            failed: BTreeMap::new(),
             checks: Checks::default(),
         }
     }
 
     /// The tasks of the next step, over the workers at hand (at least one); none, and a note, if neither one of them nor
-    /// a group has the memory. Whoever gave a pseudo-gradient that most of the others refused gets none, unless nobody
-    /// else is there.
+    /// a group has the memory. Whoever gave a pseudo-gradient that most of the others refused gets none, and who failed
+    /// lately trains nothing, unless nobody else is there.
     pub fn tasks(&mut self, now: Millis, hands: &[Hand], links: &Links, status: &mut JobStatus) -> Vec<Task> {
         let trusted: Vec<Hand> =
             hands.iter().filter(|hand| !status.refused.contains(&hand.worker.node)).copied().collect();
         let trusted = if trusted.is_empty() { hands } else { &trusted };
-        let mut formed =
-            [trusted, hands].into_iter().map(|hands| teams(&self.spec, self.owner, hands, links));
+        let waits =
+            |hand: &Hand| self.failed.get(&hand.worker).is_some_and(|failed| self.round < failed.until);
+        let sound: Vec<Hand> = trusted.iter().filter(|hand| !waits(hand)).copied().collect();
+        let mut formed = [sound.as_slice(), trusted, hands]
+            .into_iter()
+            .map(|hands| teams(&self.spec, self.owner, hands, links));
         let Some(teams) = formed.find(|teams| !teams.is_empty()) else {
             status.note = Some(self.no_memory(hands));
             return Vec::new();
         };
         status.note = None;
         let mut tasks = if self.is_finished() { Vec::new() } else { self.tasks_for(now, &teams, trusted) };
-        let able = ablest(trusted).into_values().filter_map(|workers| workers.first().copied());
+        let able = if sound.is_empty() { trusted } else { sound.as_slice() };
+        let able = ablest(able).into_values().filter_map(|workers| workers.first().copied());
         let able = able.filter(|hand| self.can_judge(hand)).map(|hand| hand.worker).collect();
         tasks.extend(self.checks.tasks(&self.spec, able));
         for task in &mut tasks {
@@ -153,6 +170,11 @@ impl TrainPlan {
     /// Whether all that is left are checks.
     fn is_finished(&self) -> bool {
         self.round >= self.spec.rounds && !self.unjudged
+    }
+
+    /// Whether it failed lately, so that others are asked first.
+    fn waits(&self, hand: &Hand) -> bool {
+        self.failed.get(&hand.worker).is_some_and(|failed| self.round < failed.until)
     }
 
     fn can_judge(&self, hand: &Hand) -> bool {
@@ -261,7 +283,10 @@ impl TrainPlan {
 
     fn merge_tasks(&mut self, state: Digest, deltas: Vec<Vec<Digest>>, hands: &[Hand]) -> Vec<Task> {
         let TrainStep::Training { samples, .. } = self.step else { return Vec::new() };
-        let agents = ablest(hands);
+        let mut agents = ablest(hands);
+        for workers in agents.values_mut() {
+            workers.sort_by_key(|hand| (!self.can_judge(hand), self.waits(hand)));
+        }
         // Who takes it over must be able to judge too, and the ablest of them comes first.
         let others = |workers: &[Hand]| {
             let judges = workers.first().is_some_and(|first| self.can_judge(first));
@@ -341,6 +366,7 @@ impl TrainPlan {
                     return Next::Wait;
                 };
                 deltas.insert((slice, stage), output);
+                self.failed.remove(&worker);
                 let sequences = u64::from(steps).saturating_mul(u64::from(self.spec.batch));
                 self.makers.insert(output, (worker.node, first..first.saturating_add(sequences)));
                 if let (1, Some(state), Some(began)) = (stages, self.state, more.first().copied()) {
@@ -401,6 +427,7 @@ impl TrainPlan {
 
     /// An agent is gone, and whatever it made with it: nobody is to blame for that.
     pub fn vanished(&mut self, node: NodeId) {
+        self.failed.retain(|worker, _| worker.node != node);
         self.makers.retain(|_, (maker, _)| *maker != node);
         if let TrainStep::Merging { out, .. } = &mut self.step {
             out.entry(node).and_modify(Vec::clear);
@@ -420,8 +447,14 @@ impl TrainPlan {
         }
     }
 
-    /// A shard came back unfinished: its agent vanished, or failed with `reason`.
-    pub fn lost(&mut self, slot: Slot, reason: Option<&str>, status: &mut JobStatus) -> Next {
+    /// A shard came back unfinished: its agent vanished, or a worker failed for some reason.
+    pub fn lost(&mut self, slot: Slot, failure: Option<(WorkerId, &str)>, status: &mut JobStatus) -> Next {
+        let reason = failure.map(|(_, reason)| reason);
+        if let (Slot::Train { .. } | Slot::Judge { .. }, Some((worker, _))) = (slot, failure) {
+            let failed = self.failed.entry(worker).or_insert(Failed { times: 0, until: 0 });
+            let rounds = 1 << failed.times.min(ROUNDS_SAT_OUT_MAX.ilog2());
+            *failed = Failed { times: failed.times + 1, until: self.round.saturating_add(rounds) };
+        }
         match (&mut self.step, slot) {
             (TrainStep::Merging { out, failure, .. }, Slot::Merge(node)) => {
                 if let Some(next) = out.get_mut(&node).and_then(Vec::pop) {

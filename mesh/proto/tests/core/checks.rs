@@ -141,16 +141,16 @@ fn who_shows_another_beginning_or_none_at_all_is_found_out() {
 
     let mut run = Run::new(3, 1_000_000, 5);
     let (merges, shows) = run.round();
-    run.plan.lost(shows[0].slot, Some("started anew"), &mut run.status);
+    run.plan.lost(shows[0].slot, Some((shows[0].pinned.unwrap(), "started anew")), &mut run.status);
     // Who died did not refuse to show it.
     run.plan.lost(shows[1].slot, None, &mut run.status);
     let check = run.shows(&shows[2]);
     run.plan.missed(check.slot, Digest::of(&[1, 2, 1]), &mut run.status);
-    run.plan.lost(check.slot, Some("nobody has it"), &mut run.status);
+    run.plan.lost(check.slot, Some((check.pinned.unwrap(), "nobody has it")), &mut run.status);
     assert_eq!(run.status.refused, [], "once may be chance");
     run.merged(&merges);
     let (_, shows) = run.round();
-    run.plan.lost(shows[0].slot, Some("started anew"), &mut run.status);
+    run.plan.lost(shows[0].slot, Some((shows[0].pinned.unwrap(), "started anew")), &mut run.status);
     run.plan.lost(shows[1].slot, None, &mut run.status);
     assert_eq!(run.status.refused, [shows[0].pinned.unwrap().node]);
 }

@@ -188,7 +188,8 @@ fn a_slice_that_group_after_group_fails_ends_the_job_with_the_reason() {
     let mut run = Run::begun(spec, &all);
     for attempt in 1..=ATTEMPTS_MAX {
         let tasks = run.tasks(&all);
-        let next = run.plan.lost(tasks[1].slot, Some("out of memory"), &mut run.status);
+        let next =
+            run.plan.lost(tasks[1].slot, Some((tasks[1].pinned.unwrap(), "out of memory")), &mut run.status);
         if attempt < ATTEMPTS_MAX {
             assert_eq!(next, Next::Dissolve);
         } else {

@@ -21,9 +21,13 @@ struct Run {
 impl Run {
     /// The first weights are made.
     fn new(hands: u8) -> Self {
+        Self::of(hands, fixture::train())
+    }
+
+    fn of(hands: u8, spec: TrainSpec) -> Self {
         let job = Signed::new(fixture::job(), &fixture::network(), &fixture::key(3));
         let hands = (1..=hands).map(|number| fixture::hand(NodeId([number; 32]))).collect();
-        let plan = TrainPlan::new(fixture::train(), fixture::id(3), None);
+        let plan = TrainPlan::new(spec, fixture::id(3), None);
         let mut run = Self { plan, status: JobStatus::new(&job), hands, now: Millis(1) };
         let tasks = run.tasks();
         assert_eq!(tasks.iter().map(|task| task.slot).collect::<Vec<_>>(), vec![Slot::Init]);
@@ -63,7 +67,8 @@ impl Run {
     }
 
     fn lost(&mut self, slot: Slot, reason: Option<&str>) -> Next {
-        self.plan.lost(slot, reason, &mut self.status)
+        let node = if let Slot::Merge(node) = slot { node } else { NodeId([1; 32]) };
+        self.plan.lost(slot, reason.map(|reason| (fixture::first(node), reason)), &mut self.status)
     }
 
     /// All slices of a round, up to the tasks of its outer step.
@@ -123,6 +128,31 @@ fn whose_work_nobody_can_fetch_gets_no_more_and_the_round_is_repeated() {
         }
     }
     assert_eq!((run.status.round, run.status.refused.as_slice()), (1, &[NodeId([2; 32])][..]));
+}
+
+#[test]
+fn who_fails_again_and_again_is_asked_more_and_more_rarely() {
+    let mut run = Run::of(3, TrainSpec { rounds: 18, ..fixture::train() });
+    let mut asked = Vec::new();
+    for round in 0..18 {
+        let mut slices = run.tasks();
+        // The second agent fails whatever it gets; another takes its slice.
+        let of_second = |task: &&Task| task.pinned == Some(fixture::first(NodeId([2; 32])));
+        if let Some(task) = slices.iter().find(of_second).cloned() {
+            asked.push(round);
+            let failure = Some((fixture::first(NodeId([2; 32])), "out of memory"));
+            assert_eq!(run.plan.lost(task.slot, failure, &mut run.status), Next::Retry);
+        }
+        for (task, maker) in slices.drain(..).zip([1, 3, 1]) {
+            run.completed(task.slot, maker, format!("delta {maker} {:?}", task.slot).as_bytes());
+        }
+        let merges = run.tasks();
+        assert_eq!(merges.len(), 3, "it may still merge");
+        for task in &merges {
+            run.completed(task.slot, task.pinned.unwrap().node.0[0], format!("state {round}").as_bytes());
+        }
+    }
+    assert_eq!(asked, [0, 1, 3, 7, 15]);
 }
 
 #[test]
