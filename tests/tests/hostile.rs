@@ -46,6 +46,17 @@ fn the_local_api_obeys_nobody_but_its_owner() -> Result<()> {
     {
         refuses(&get(&[("origin", origin)])?, 403, &["web pages", "Origin"])?;
     }
+    // An image or a link on a page sends no Origin.
+    for site in ["cross-site", "same-site", "new-in-2030"] {
+        refuses(&get(&[("sec-fetch-site", site)])?, 403, &["web pages"])?;
+        for page in ["/", "/fleet"] {
+            let led = request("GET", page, agent.api, &[("sec-fetch-site", site)], &[]);
+            ensure!(send(agent.api, &led)?.status == 200, "a link may lead to {page}");
+        }
+    }
+    for site in ["none", "same-origin"] {
+        ensure!(get(&[("sec-fetch-site", site)])?.status == 200, "`{site}` is no other page");
+    }
     for host in ["localhost", &format!("localhost:{port}"), "127.0.0.1", &format!("[::1]:{port}")] {
         ensure!(get(&[("host", host)])?.status == 200, "`{host}` is this machine");
     }
@@ -63,6 +74,28 @@ fn the_local_api_obeys_nobody_but_its_owner() -> Result<()> {
         std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o077 == 0,
         "the token is for all to read"
     );
+    network.finish()
+}
+
+#[test]
+fn what_a_stranger_wrote_is_no_page_of_the_agents() -> Result<()> {
+    let network = Network::of(1, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    let blob = agent.put(b"<script>fetch('/api/down', { method: 'POST' })</script>")?;
+    let get = |path: &str| send(agent.api, &request("GET", path, agent.api, &[], &[]));
+    let blob = get(&format!("/api/blobs/{blob}"))?;
+    for header in [
+        "content-type: application/octet-stream",
+        "content-disposition: attachment",
+        "content-security-policy: default-src 'none'; sandbox",
+    ] {
+        ensure!(blob.status == 200 && blob.head.contains(header), "no `{header}`: {}", blob.head);
+    }
+    for answer in [blob, get("/")?, get("/api/status")?, get("/api/nothing")?, get("/v1/models")?] {
+        for header in ["x-content-type-options: nosniff", "cross-origin-resource-policy: same-origin"] {
+            ensure!(answer.head.matches(header).count() == 1, "`{header}` once: {}", answer.head);
+        }
+    }
     network.finish()
 }
 

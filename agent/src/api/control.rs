@@ -5,6 +5,7 @@ use std::io::Write;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -241,7 +242,13 @@ pub(super) async fn get_blob(
             Err(error) => Some((Err(error), file)),
         }
     });
-    Ok(Body::from_stream(chunks).into_response())
+    // Bytes that anybody may have written: no browser may take them for a page of this agent's.
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream"),
+        (header::CONTENT_DISPOSITION, "attachment"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
+    ];
+    Ok((headers, Body::from_stream(chunks)).into_response())
 }
 
 fn parse_job(text: &str) -> Result<JobId, Problem> {

@@ -42,12 +42,11 @@ pub(super) async fn style() -> impl IntoResponse {
 }
 
 /// Never from a cache without asking: after an update the page has to be the new agent's.
-fn file(content_type: &'static str, text: &'static str) -> ([(HeaderName, &'static str); 5], &'static str) {
+fn file(content_type: &'static str, text: &'static str) -> ([(HeaderName, &'static str); 4], &'static str) {
     let headers = [
         (header::CONTENT_TYPE, content_type),
         (header::CACHE_CONTROL, "no-cache"),
         (header::CONTENT_SECURITY_POLICY, ONLY_FROM_HERE),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
     ];
     (headers, text)

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -269,11 +269,25 @@ async fn refuse_browsers(State(door): State<Door>, request: Request, next: Next)
     let headers = request.headers();
     let local = host(headers).is_some_and(is_local);
     let foreign = headers.contains_key(header::ORIGIN) && !is_own_page(headers);
-    if !is_trusted(&request) && (foreign || (door.loopback && !local)) {
+    // A link on any page may lead to the agent's own pages, and to nothing else of it.
+    let led = is_from_elsewhere(headers) && !matches!(request.uri().path(), "/" | "/fleet");
+    let mut response = if !is_trusted(&request) && (foreign || led || (door.loopback && !local)) {
         let message = "requests from web pages are refused\nhint: use 127.0.0.1 or localhost as the host, and no Origin";
-        return Problem::new(StatusCode::FORBIDDEN, "permission_error", message).into_response();
-    }
-    next.run(request).await
+        Problem::new(StatusCode::FORBIDDEN, "permission_error", message).into_response()
+    } else {
+        next.run(request).await
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let policy = HeaderName::from_static("cross-origin-resource-policy");
+    headers.insert(policy, HeaderValue::from_static("same-origin"));
+    response
+}
+
+/// What a browser says of a request that another page caused, an image or a link, where it sends no `Origin`.
+fn is_from_elsewhere(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site");
+    site.is_some_and(|site| site != "none" && site != "same-origin")
 }
 
 fn is_trusted(request: &Request) -> bool {
