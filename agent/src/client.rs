@@ -127,8 +127,7 @@ impl Client {
     /// # Errors
     /// When it is not held, or the file cannot be written.
     pub(crate) fn get_blob(&self, digest: Digest, into: &Path) -> Result<u64> {
-        let answer = self.agent.get(self.url(&format!("/api/blobs/{digest}?fetch=true"))).call();
-        let mut response = self.answered(answer)?;
+        let mut response = self.blob(digest)?;
         let mut file =
             std::fs::File::create(into).with_context(|| format!("cannot write {}", into.display()))?;
         let mut body = response.body_mut().as_reader();
@@ -141,14 +140,19 @@ impl Client {
     /// # Errors
     /// When it is not held, or too large.
     pub(crate) fn get_bytes(&self, digest: Digest, most: u64) -> Result<Vec<u8>> {
-        let answer = self.agent.get(self.url(&format!("/api/blobs/{digest}?fetch=true"))).call();
-        let mut response = self.answered(answer)?;
+        let mut response = self.blob(digest)?;
         let mut bytes = Vec::new();
         std::io::Read::take(response.body_mut().as_reader(), most + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > most || Digest::of(&bytes) != digest {
             bail!("the agent gave back another blob than {}, or a larger one than expected", digest.short());
         }
         Ok(bytes)
+    }
+
+    /// From wherever it is, which is an order to the agent.
+    fn blob(&self, digest: Digest) -> Result<ureq::http::Response<ureq::Body>> {
+        let request = self.agent.get(self.url(&format!("/api/blobs/{digest}?fetch=true")));
+        self.answered(request.header("Authorization", self.bearer()).call())
     }
 
     /// Submits a job.

@@ -68,6 +68,13 @@ fn the_local_api_obeys_nobody_but_its_owner() -> Result<()> {
             refuses(&answer, 401, &["token", "agent.json"])?;
         }
     }
+    // To ask others for a blob and keep it is an order, too.
+    let fetch = |headers: &[(&str, &str)]| {
+        let path = format!("/api/blobs/{}?fetch=true", "00".repeat(32));
+        send(agent.api, &request("GET", &path, agent.api, headers, &[]))
+    };
+    refuses(&fetch(&[])?, 401, &["token", "agent.json"])?;
+    refuses(&fetch(&[("authorization", &format!("Bearer {}", agent.token))])?, 404, &["not held"])?;
     let mode = std::fs::metadata(agent.data_dir.join("agent.json"))?;
     #[cfg(unix)]
     ensure!(

@@ -153,6 +153,11 @@ impl Problem {
     fn leaving() -> Self {
         Self::unavailable("the agent is leaving")
     }
+
+    fn no_token() -> Self {
+        let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
+    }
 }
 
 /// The whole body of a request that is not a blob; a client that stalls does not keep its connection.
@@ -317,11 +322,11 @@ async fn need_token(State(door): State<Door>, request: Request, next: Next) -> R
     if request.method() == hyper::Method::GET || may_order(&door, &request) {
         return next.run(request).await;
     }
-    no_token()
+    Problem::no_token().into_response()
 }
 
 async fn need_token_to_read(State(door): State<Door>, request: Request, next: Next) -> Response {
-    if may_order(&door, &request) { next.run(request).await } else { no_token() }
+    if may_order(&door, &request) { next.run(request).await } else { Problem::no_token().into_response() }
 }
 
 fn may_order(door: &Door, request: &Request) -> bool {
@@ -330,9 +335,4 @@ fn may_order(door: &Door, request: &Request) -> bool {
     // The digest, so that the comparison's time tells nothing about the token.
     let expected = blake3::hash(door.token.as_bytes());
     given.is_some_and(|given| blake3::hash(given.as_bytes()) == expected) || is_trusted(request)
-}
-
-fn no_token() -> Response {
-    let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
-    Problem::new(StatusCode::UNAUTHORIZED, "authentication_error", message).into_response()
 }
