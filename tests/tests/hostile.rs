@@ -85,6 +85,30 @@ fn the_local_api_obeys_nobody_but_its_owner() -> Result<()> {
 }
 
 #[test]
+fn an_api_for_other_machines_tells_nothing_to_a_name_that_leads_to_it() -> Result<()> {
+    let mut network = Network::empty(LONG_EPOCH_MS)?;
+    network.start(&["--api", "0.0.0.0:0"])?;
+    let agent = &network.agents[0];
+    let port = agent.api.port();
+    let here = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let bearer = format!("Bearer {}", agent.token);
+    let get = |path: &str, headers: &[(&str, &str)]| send(here, &request("GET", path, here, headers, &[]));
+    for host in ["evil.example", &format!("evil.example:{port}"), "127.0.0.1.evil.example", ""] {
+        for path in ["/", "/api/status", "/api/jobs", "/api/log", "/v1/models"] {
+            refuses(&get(path, &[("host", host)])?, 401, &["by a name", "token", "IP address"])?;
+        }
+        ensure!(get("/metrics", &[("host", host)])?.status == 200, "collectors know `{host}`");
+        let mine = get("/api/status", &[("host", host), ("authorization", &bearer)])?;
+        ensure!(mine.status == 200, "{mine:?}");
+    }
+    for host in ["192.0.2.1", &format!("127.0.0.1:{port}"), "[2001:db8::1]", "[::1]:80", "localhost"] {
+        let answer = get("/api/status", &[("host", host)])?;
+        ensure!(answer.status == 200, "`{host}` is nobody's name: {answer:?}");
+    }
+    network.finish()
+}
+
+#[test]
 fn what_a_stranger_wrote_is_no_page_of_the_agents() -> Result<()> {
     let network = Network::of(1, LONG_EPOCH_MS)?;
     let agent = &network.agents[0];

@@ -12,7 +12,7 @@ mod metrics;
 mod openai;
 mod owner;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -158,6 +158,11 @@ impl Problem {
         let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
     }
+
+    fn no_token_by_name() -> Self {
+        let message = "who asks by a name needs the agent's token\nhint: use the IP address instead, or send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
+    }
 }
 
 /// The whole body of a request that is not a blob; a client that stalls does not keep its connection.
@@ -279,6 +284,9 @@ async fn refuse_browsers(State(door): State<Door>, request: Request, next: Next)
     let mut response = if !is_trusted(&request) && (foreign || led || (door.loopback && !local)) {
         let message = "requests from web pages are refused\nhint: use 127.0.0.1 or localhost as the host, and no Origin";
         Problem::new(StatusCode::FORBIDDEN, "permission_error", message).into_response()
+    } else if !door.loopback && !is_number(headers) && request.uri().path() != "/metrics" && !may_order(&door, &request) {
+        // Where names are allowed, a page's own name may lead here.
+        Problem::no_token_by_name().into_response()
     } else {
         next.run(request).await
     };
@@ -311,11 +319,22 @@ fn is_own_page(headers: &HeaderMap) -> bool {
 }
 
 fn is_local(host: &str) -> bool {
-    let name = match host.parse::<SocketAddr>() {
-        Ok(address) => return address.ip().is_loopback(),
-        Err(_) => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    name_of(host) == "localhost" || ip_of(host).is_some_and(|ip| ip.is_loopback())
+}
+
+/// Whether the host is an address, which no page's name can be made to lead to.
+fn is_number(headers: &HeaderMap) -> bool {
+    host(headers).is_some_and(|host| name_of(host) == "localhost" || ip_of(host).is_some())
+}
+
+fn name_of(host: &str) -> &str {
+    host.rsplit_once(':').map_or(host, |(name, _)| name)
+}
+
+fn ip_of(host: &str) -> Option<IpAddr> {
+    let with_port = host.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let bare = || host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    with_port.or_else(bare).or_else(|| name_of(host).parse().ok())
 }
 
 async fn need_token(State(door): State<Door>, request: Request, next: Next) -> Response {
