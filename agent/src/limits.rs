@@ -82,6 +82,8 @@ pub(crate) const BLOB_BYTES_MAX: u64 = 4 << 30;
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
 /// Connections that the local API serves at once.
 pub(crate) const API_CONNECTIONS_MAX: usize = 128;
+/// So many of them may carry customers' requests; the rest are for the owner.
+pub(crate) const API_CUSTOMERS_MAX: usize = 96;
 /// A client that has not sent its request by then is cut off.
 pub(crate) const API_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that has not sent the body of its request by then is told so; a blob may pause so long.

@@ -279,6 +279,47 @@ fn half_open_connections_do_not_keep_others_out() -> Result<()> {
     network.finish()
 }
 
+#[test]
+fn customers_who_stall_do_not_keep_the_owner_out() -> Result<()> {
+    let network = Network::of(1, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    let pauses = |what: &str| -> Result<()> {
+        let asked = std::time::Instant::now();
+        let paused = agent.post("/api/pause", b"{}")?;
+        let took = asked.elapsed();
+        ensure!(
+            paused.status == 200 && took < std::time::Duration::from_secs(5),
+            "{what}: {took:?}, {paused:?}"
+        );
+        Ok(())
+    };
+    let blob = agent.put(&vec![7; 8 << 20])?;
+    let mut held = Vec::new();
+    let mut stall = |count: usize, head: &[u8]| -> Result<()> {
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(agent.api)?;
+            stream.write_all(head)?;
+            held.push(stream);
+        }
+        Ok(())
+    };
+    stall(128, format!("GET /api/blobs/{blob} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())?;
+    pauses("blobs that nobody reads")?;
+    stall(200, b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")?;
+    pauses("bodies that do not come")?;
+    // The next customer is told to come back.
+    let body = json!({ "model": "tiny", "prompt": "To be" }).to_string();
+    let answer = agent.post("/v1/completions", body.as_bytes())?;
+    refuses(&answer, 429, &["busy", "hint:"])?;
+    ensure!(answer.head.to_ascii_lowercase().contains("retry-after: "), "{answer:?}");
+    drop(held);
+    wait_for("a place for customers", SOON, || {
+        let answer = agent.post("/v1/completions", body.as_bytes())?;
+        Ok((answer.status != 429).then_some(()))
+    })?;
+    network.finish()
+}
+
 /// Training, as the API takes it.
 fn work(blob: &str) -> Value {
     json!({

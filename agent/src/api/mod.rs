@@ -5,6 +5,7 @@
 //! Must never touch the core: it asks the daemon's loop.
 
 mod control;
+mod crowd;
 mod dashboard;
 mod fleet;
 mod listen;
@@ -45,6 +46,7 @@ pub(crate) struct Door {
     verified: owner::Verified,
     token: Arc<str>,
     loopback: bool,
+    crowd: crowd::Crowd,
     desk: Desk,
     curves: Curves,
 }
@@ -70,6 +72,7 @@ impl Door {
             verified: owner::Verified::default(),
             token: running.token.as_str().into(),
             loopback: running.api.ip().is_loopback(),
+            crowd: crowd::Crowd::default(),
             desk,
             curves,
         }
@@ -246,6 +249,7 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(door.clone(), crowd::bound))
         .layer(middleware::from_fn_with_state(door.clone(), refuse_browsers))
         .with_state(door);
     #[cfg(unix)]
@@ -284,7 +288,11 @@ async fn refuse_browsers(State(door): State<Door>, request: Request, next: Next)
     let mut response = if !is_trusted(&request) && (foreign || led || (door.loopback && !local)) {
         let message = "requests from web pages are refused\nhint: use 127.0.0.1 or localhost as the host, and no Origin";
         Problem::new(StatusCode::FORBIDDEN, "permission_error", message).into_response()
-    } else if !door.loopback && !is_number(headers) && request.uri().path() != "/metrics" && !may_order(&door, &request) {
+    } else if !door.loopback
+        && !is_number(headers)
+        && request.uri().path() != "/metrics"
+        && !may_order(&door, &request)
+    {
         // Where names are allowed, a page's own name may lead here.
         Problem::no_token_by_name().into_response()
     } else {
