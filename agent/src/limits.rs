@@ -174,6 +174,8 @@ pub(crate) const FLEET_ORDER_BYTES_MAX: usize = 1_024;
 pub(crate) const FLEET_REPLY_BYTES_MAX: usize = 64 << 10;
 /// A rig waits so long for an order on a stream that was opened for one.
 pub(crate) const FLEET_ORDER_WAIT: Duration = Duration::from_secs(5);
+/// A peer that said that it is no rig of this owner's is not asked again for so long.
+pub(crate) const FLEET_STRANGER_REST: Duration = Duration::from_secs(60);
 /// Every rig tells how it is within this, or is shown as it was last seen.
 pub(crate) const FLEET_REPORT_WAIT: Duration = Duration::from_secs(3);
 /// Every rig says within this whether it obeyed.

@@ -16,7 +16,7 @@ pub(crate) mod order;
 pub(crate) mod report;
 mod rig;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -52,8 +52,8 @@ struct Shared {
     heard: Mutex<BTreeSet<NodeId>>,
     /// The rigs of the owner whose key is here.
     book: Mutex<Book>,
-    /// Peers that said, since they connected, that they are none.
-    strangers: Mutex<BTreeSet<NodeId>>,
+    /// Peers that said, since they connected, that they are none, and when.
+    strangers: Mutex<BTreeMap<NodeId, Instant>>,
     /// Held while rigs are asked: a rig listens to one order of an agent at a time.
     asking: smol::lock::Mutex<()>,
 }
