@@ -73,8 +73,8 @@ impl Client {
     /// # Errors
     /// When the agent does not answer, or answers with an error.
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let answer = self.agent.get(self.url(path)).call();
-        parse(self.answered(answer)?)
+        let request = self.agent.get(self.url(path)).config().timeout_global(limit(path)).build();
+        parse(self.answered(request.call())?)
     }
 
     /// GET of what only the owner may read, as JSON.
@@ -82,8 +82,8 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub(crate) fn get_own<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let answer = self.agent.get(self.url(path)).header("Authorization", self.bearer()).call();
-        parse(self.answered(answer)?)
+        let request = self.agent.get(self.url(path)).config().timeout_global(limit(path)).build();
+        parse(self.answered(request.header("Authorization", self.bearer()).call())?)
     }
 
     /// POST of JSON with the token, as JSON.
@@ -91,8 +91,8 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let request = self.agent.post(self.url(path)).header("Authorization", self.bearer());
-        parse(self.answered(request.send_json(body))?)
+        let request = self.agent.post(self.url(path)).config().timeout_global(limit(path)).build();
+        parse(self.answered(request.header("Authorization", self.bearer()).send_json(body))?)
     }
 
     /// Gives the agent a blob, which it keeps.
@@ -233,3 +233,16 @@ impl Client {
 fn parse<T: DeserializeOwned>(mut response: ureq::http::Response<ureq::Body>) -> Result<T> {
     response.body_mut().read_json().context("the agent's answer is not what this version expects")
 }
+/// How long an answer may take; models take as long as they need.
+fn limit(path: &str) -> Option<Duration> {
+    if path.starts_with("/v1/") {
+        return None;
+    }
+    let seconds = match path {
+        "/api/down" => 15,
+        path if path.starts_with("/api/fleet") => 30,
+        _ => 10,
+    };
+    Some(Duration::from_secs(seconds))
+}
+

@@ -129,6 +129,35 @@ fn settings_are_kept_explained_and_checked() -> Result<()> {
 }
 
 #[test]
+fn what_an_agent_did_not_hear_is_not_called_set() -> Result<()> {
+    let mut network = Network::of(1, 3_600_000)?;
+    let dir = network.agents[0].dir();
+    let (running, policy) =
+        (network.agents[0].data_dir.join("agent.json"), network.agents[0].data_dir.join("policy.toml"));
+    let (told, kept) = (std::fs::read(&running)?, std::fs::read(&policy)?);
+    // Where its API is said to be, somebody takes connections and never answers.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let mut silent: Value = serde_json::from_slice(&told)?;
+    silent["api"] = json!(mute.local_addr()?.to_string());
+    std::fs::write(&running, silent.to_string())?;
+    let asked = Instant::now();
+    run(&["set", "hours", "mon-fri 00:00-00:01", "--data-dir", &dir])?
+        .refuses(&["does not answer", "hint:"])?;
+    ensure!(asked.elapsed() < Duration::from_secs(30), "it waited for {:?}", asked.elapsed());
+    drop(mute);
+    run(&["get", "hours", "--data-dir", &dir])?.refuses(&["does not answer", "hint:"])?;
+    run(&["pause", "--data-dir", &dir])?.refuses(&["does not answer", "hint:"])?;
+    ensure!(std::fs::read(&policy)? == kept, "it was written where the agent does not look");
+    // Without the agent, the file is what counts.
+    network.agents[0].kill()?;
+    let set = run(&["set", "hours", "mon-fri 00:00-00:01", "--data-dir", &dir])?;
+    ensure!(set.code == 0 && std::fs::read(&policy)? != kept, "{set:?}");
+    network.agents[0].restart()?;
+    ensure!(network.agents[0].get("/api/settings")?["hours"] == "mon-fri 00:00-00:01");
+    network.finish()
+}
+
+#[test]
 fn the_owners_page_and_socket_may_command_and_foreign_pages_may_not() -> Result<()> {
     let network = Network::of(1, 3_600_000)?;
     let agent = &network.agents[0];

@@ -56,7 +56,7 @@ use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::host::Host;
 
-pub(crate) use self::start::{RUNNING_FILE, Running, run};
+pub(crate) use self::start::{RUNNING_FILE, Running, run, runs_nowhere};
 
 /// Everything that can happen to the daemon.
 pub(crate) enum Event {
