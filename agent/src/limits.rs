@@ -148,7 +148,7 @@ pub(crate) const TRAFFIC_SAVED_EVERY_MS: u64 = 60_000;
 pub(crate) const PAUSE_S_MAX: u64 = 31 * 86_400;
 /// A worker that died so often in a row is trouble that the owner should hear of.
 pub(crate) const WORKER_FAILURES_TOLD: u32 = 3;
-/// How often the log's own verification is done anew, when somebody asks.
+/// How often the log's own verification is done anew at most, when somebody asks.
 pub(crate) const LOG_VERIFIED_EVERY: Duration = Duration::from_secs(60);
 /// The agent's own story on disk: the present file and one before it have at most so many bytes each.
 pub(crate) const STORY_BYTES_MAX: u64 = 8 << 20;

@@ -270,7 +270,10 @@ fn the_dashboards_data_is_there() -> Result<()> {
     })?;
     ensure!(earnings[0]["started_at_ms"].is_u64(), "{earnings}");
     ensure!(agent.status()?["earned_today"] != "0.00000000");
-    let log = agent.get("/api/log")?;
+    let log = wait_for("the log to be verified", SOON, || {
+        let log = agent.get("/api/log")?;
+        Ok((!log["verified"].is_null()).then_some(log))
+    })?;
     ensure!(log["verified"] == true && log["entries"].as_u64() > Some(0), "{log}");
     network.finish()
 }

@@ -430,6 +430,13 @@ async function fetchLog() {
   say(node, log.verified ? 'Verified' : 'Not verified');
   facts(byId('log-facts'), [
     ['Entries', log.entries === null ? 'unknown' : String(log.entries)],
+  if (log.verified === null) {
+    node.dataset.verified = 'unknown';
+    say(node, 'Being verified');
+    // Asked again with the next status.
+    due.delete(fetchLog);
+    return;
+  }
     ['Checked at', clock(log.checked_at_ms, true)],
     ['Result', log.message, 'whole'],
     ['Root', log.root ?? 'none', 'whole mono'],
