@@ -111,10 +111,15 @@ impl Fleet {
 
 /// At most so many characters of a text, none of which does anything but stand there.
 pub(crate) fn plain(text: &str, chars_max: usize) -> String {
-    // Beside control characters, those that turn the direction of what follows or are not seen at all.
-    let hidden = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     let shown = text.chars().map(|c| if c.is_whitespace() { ' ' } else { c });
-    shown.filter(|&c| !c.is_control() && !hidden(c)).take(chars_max).collect()
+    shown.filter(|&c| !acts(c)).take(chars_max).collect()
+}
+
+/// Whether a character does something to a terminal: beside control characters, those that turn the direction of what
+/// follows or are not seen at all.
+pub(crate) fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
