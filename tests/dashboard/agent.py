@@ -156,7 +156,8 @@ def earnings():
 
 
 def rig(place, name, state, headline, **more):
-    gpus = [{"device": device, "backend": "wgpu", "state": state, "temperature_c": 58 + 7 * place, "power_mw": 141_600 + 9_000 * place, "busy_percent": 97 - place,
+    backend = more.pop("backend", "wgpu")
+    gpus = [{"device": device, "backend": backend, "state": state, "temperature_c": 58 + 7 * place, "power_mw": 141_600 + 9_000 * place, "busy_percent": 97 - place,
              "memory_used_bytes": None if place == 2 else 9_100_000_000} for device in more.pop("gpus", ["NVIDIA GeForce RTX 3060"])]
     report = {"name": name, "node": f"{0xa0 + place:02x}" * 32, "version": "0.1.0", "on_trial": False, "state": state, "headline": headline, "reasons": [], "workers": gpus,
               "leases": int(state == "working"), "leases_taken": 120 + place, "coordinator": "02" * 32, "balance": f"{72_057_594 + place}.00000001", "earned_today": f"{place}.25000000",
@@ -180,7 +181,7 @@ def fleet():
         may(2, "cellar", "paused", "Paused: GPU 0000:01:00.0 is at 88 °C",
             report={"reasons": [{"text": "GPU 0000:01:00.0 is at 88 °C; it works again below 75 °C", "value": "88 °C", "threshold": "85 °C"}],
                     "update_trouble": "version 0.2.0 did not answer within 60 s; 0.1.0 runs again"}),
-        may(3, HOSTILE, "trouble", f"Trouble: {HOSTILE}", report={"reasons": [{"text": HOSTILE, "value": None, "threshold": None}], "orders_refused": 3, "on_trial": True}, gpus=[]),
+        may(3, HOSTILE, "trouble", f"Trouble: {HOSTILE}", report={"reasons": [{"text": HOSTILE, "value": None, "threshold": None}], "orders_refused": 3, "on_trial": True}, gpus=["a card that is not measured yet"], backend=""),
         may(4, "rig-with-a-rather-long-name.in-the-garage.example", "waiting", "Waiting for work", gpus=["AMD Radeon RX 7900 XTX", "NVIDIA GeForce RTX 4090"],
             report={"reasons": [{"text": "no lease: no job needs this agent at the moment", "value": None, "threshold": None}]}),
         rig(5, "shed", "working", "Working", connected=False, answers=False, trouble="not connected", seen_ms=now() - 3 * HOUR - 60_000),

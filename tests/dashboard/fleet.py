@@ -66,6 +66,8 @@ def stand_in(browser, out):
         check("432345579.00 coins" in page.text("#facts"), f"exact coins are added exactly: {page.text('#facts')!r}")
         check(page.value(f"{ROW}.find((row) => row.dataset.state === 'gone').textContent.includes('3 h 1 min ago')"), "a rig that is gone says since when")
         for width in [360, 600, 900, 1100, 1280]:
+        cards = dict(page.value(f"{ROW}.map((row) => [row.querySelector('.name').textContent, row.children[3].textContent])"))
+        check(cards["attic"] == "6" and cards[HOSTILE] == "–", f"what is not measured yet is neither GPU nor CPU: {cards}")
             fits(page, width)
         pictures(page, out, "fleet")
         for name in ["cellar", "attic", "shed"]:

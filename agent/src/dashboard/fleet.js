@@ -132,7 +132,7 @@ function updateRow(row, rig) {
   const gpus = gpusOf(rig).length;
   const texts = [
     NAMES[state],
-    gpus ? String(gpus) : report.workers.length ? 'CPU' : '–',
+    gpus ? String(gpus) : report.workers.length && report.workers.every((worker) => worker.backend) ? 'CPU' : '–',
     celsius(heat(rig)),
     watts(sum(power(rig))),
     report.version + (report.on_trial ? ' (on trial)' : ''),
