@@ -44,6 +44,8 @@ class World:
     finishing = False
     game = False
     rigs_paused = set()
+    cards = 2
+    tickets = set()
     settings = {
         "user_idle": "3 min", "full_screen": "on", "game": "on", "remote_desktop": "on", "gpu_others_memory": "10 %",
         "gpu_others_busy": "30 %", "gpu_memory_taken": "50 %", "gpu_temperature_max": "85 °C", "gpu_temperature_band": "10 °C",
@@ -81,7 +83,7 @@ def policy():
         {"sensor": "metered", "missing": "NetworkManager does not answer on D-Bus"}, {"sensor": "disk_free", "value": "412 GB"},
         {"sensor": "hours", "value": "mon 14:05"}, {"sensor": "processor_others", "value": "7 %"}, {"sensor": "traffic_month", "value": "18.2 GB"},
     ]
-    for place, gpu in enumerate(GPUS):
+    for place, gpu in enumerate(GPUS[:World.cards]):
         said = [("gpu_busy", "97 %"), ("gpu_temperature", "71 °C"), ("gpu_power", "288 W"), ("gpu_power_limit", "350 W"), ("gpu_memory", "9.1 GB"),
                 ("gpu_memory_total", "24 GB"), ("gpu_fan", None if place else "54 %"), ("gpu_others", "none")]
         sensors += [{"sensor": name, "gpu": gpu, **({"value": value} if value else {"missing": "the driver does not say"})} for name, value in said]
@@ -115,7 +117,7 @@ def point(at):
     state = "paused" if 2 < ago < 4.5 or 0.2 < ago < 0.35 else "waiting" if 9 < ago < 10 else "working"
     noise = math.sin(at / 47_000) * 2 + math.sin(at / 310_000) * 3
     gpus = []
-    for place, gpu in enumerate(GPUS):
+    for place, gpu in enumerate(GPUS[:World.cards]):
         busy = {"working": 94, "paused": 62 if ago > 1 else 8, "waiting": 3}[state] - place * 12
         gpus.append({"id": gpu, "busy_percent": max(0, min(100, round(busy + noise))), "temperature_c": round(38 + busy * 0.36 + noise / 2 - 3 * place),
                      "power_mw": None if place and ago < 0.5 else round((30 + busy * 2.9 + noise) * 1000), "memory_used_bytes": 9_100_000_000})
@@ -267,6 +269,8 @@ class Answers(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     World.token = sys.argv[2]
+        elif self.path == "/cards":
+            World.cards = body["count"]
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answers)
     print(server.server_address[1], flush=True)
     server.serve_forever()

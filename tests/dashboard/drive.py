@@ -316,8 +316,9 @@ def stand_in(browser, out):
         pictures(page, out, "paused")
         agent.post("/game", {"runs": False})
         check(not page.errors, f"the console was quiet all the time {page.errors or ''}")
-        reads_only(browser, agent, None, 5)
-        reads_only(browser, agent, "wrong", 5)
+        for given in [None, "a spent ticket", "a wrong ticket", "a token in the address", "an older token"]:
+            reads_only(browser, agent, given, 5)
+        cards(browser, agent, out)
         dies(page, agent)
         agent.kill()
         page.wait("silence", "!document.getElementById('silent').hidden", 20)
@@ -346,6 +347,20 @@ def real(browser, skein, work, out):
         page.wait("the loss curve", "document.querySelectorAll('#jobs details[open] path.line').length === 3", 60)
         check(page.text("#jobs .name") == "geese", "the job is there, with its curve")
         check(page.text("#log").startswith("Verified"), "the log is verified")
+def cards(browser, agent, out):
+    """A machine with more cards than there are colours."""
+    agent.post("/cards", {"count": 9})
+    page = Page(browser, agent.url())
+    page.wait("a line of each card", "document.querySelectorAll('#c-heat path.line').length === 9")
+    for what, styles in [("line", "[...document.querySelectorAll('#c-heat path.line')].map((one) => getComputedStyle(one)).map((style) => style.stroke + style.strokeDasharray)"),
+                         ("name", "[...document.querySelectorAll('#legend span')].map((one) => getComputedStyle(one, '::before')).map((style) => style.backgroundColor + style.maskImage)")]:
+        told = page.value(styles)
+        check(len(told) == len(set(told)) == 9, f"no {what} of nine cards looks like another")
+    pictures(page, out, "cards")
+    page.close()
+    agent.post("/cards", {"count": 2})
+
+
         fits(page, 360)
         pictures(page, out, "real")
         pauses(page, first)
