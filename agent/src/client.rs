@@ -155,6 +155,20 @@ impl Client {
         self.answered(request.header("Authorization", self.bearer()).call())
     }
 
+    /// The dashboard's address with a ticket, which its page is given the token for, once.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) fn dashboard(&self) -> Result<String> {
+        #[derive(serde::Deserialize)]
+        struct Issued {
+            ticket: String,
+        }
+        let issued: Issued = self.post("/api/ticket", &())?;
+        // Behind the `#`, which a browser keeps to itself.
+        Ok(self.url(&format!("/#ticket={}", issued.ticket)))
+    }
+
     /// Submits a job.
     ///
     /// # Errors
@@ -230,9 +244,6 @@ impl Client {
     }
 }
 
-fn parse<T: DeserializeOwned>(mut response: ureq::http::Response<ureq::Body>) -> Result<T> {
-    response.body_mut().read_json().context("the agent's answer is not what this version expects")
-}
 /// How long an answer may take; models take as long as they need.
 fn limit(path: &str) -> Option<Duration> {
     if path.starts_with("/v1/") {
@@ -246,3 +257,6 @@ fn limit(path: &str) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
+fn parse<T: DeserializeOwned>(mut response: ureq::http::Response<ureq::Body>) -> Result<T> {
+    response.body_mut().read_json().context("the agent's answer is not what this version expects")
+}

@@ -88,6 +88,10 @@ pub(crate) const API_CUSTOMERS_MAX: usize = 96;
 pub(crate) const API_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that has not sent the body of its request by then is told so; a blob may pause so long.
 pub(crate) const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A ticket that `skein dashboard` or the tray hands to a browser is good for so long.
+pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// So many may be good at once.
+pub(crate) const TICKETS_MAX: usize = 16;
 /// Events queued for the daemon's loop.
 pub(crate) const EVENTS_QUEUED_MAX: usize = 4_096;
 

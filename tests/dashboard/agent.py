@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import re
+import secrets
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,7 @@ PAGE = {"/": (["index.html"], "text/html"), "/app.js": (["ask.js", "draw.js", "j
         "/fleet": (["fleet.html"], "text/html"), "/fleet.js": (["ask.js", "draw.js", "fleet.js"], "text/javascript")}
 HOSTILE = "<img src=x onerror=alert(1)>"
 NODE = "5f0c" * 16
-GPUS = ["0000:01:00.0", "0000:41:00.0"]
+GPUS = [f"0000:{place:02x}:00.0" for place in [0x01, 0x41, *range(0x42, 0x49)]]
 HOUR = 3_600_000
 START = int(time.time() * 1000)
 METRIC = ["geese-30m", "a" * 64], ["shakespeare", "b" * 64], [HOSTILE, "c" * 64], ["smol-chat", "d" * 64]
@@ -43,9 +44,9 @@ class World:
     pause = None
     finishing = False
     game = False
-    rigs_paused = set()
     cards = 2
     tickets = set()
+    rigs_paused = set()
     settings = {
         "user_idle": "3 min", "full_screen": "on", "game": "on", "remote_desktop": "on", "gpu_others_memory": "10 %",
         "gpu_others_busy": "30 %", "gpu_memory_taken": "50 %", "gpu_temperature_max": "85 °C", "gpu_temperature_band": "10 °C",
@@ -246,8 +247,17 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/api/token":
+            if body["ticket"] not in World.tickets:
+                return self.answer(401, {"error": {"message": "used already, or older than 30 s\nhint: open the page again by the tray icon or `skein dashboard`"}})
+            World.tickets.remove(body["ticket"])
+            return self.answer(200, {"token": World.token})
         if self.headers.get("authorization") != f"Bearer {World.token}":
             return self.answer(401, {"error": {"message": "this needs the agent's token\nhint: it is in agent.json"}})
+        if self.path == "/api/ticket":
+            ticket = secrets.token_hex(32)
+            World.tickets.add(ticket)
+            return self.answer(200, {"ticket": ticket, "lives_s": 30})
         if self.path.startswith("/api/fleet/"):
             return self.answer(200, told(self.path, body))
         if self.path == "/api/pause":
@@ -259,6 +269,8 @@ class Answers(BaseHTTPRequestHandler):
             World.finishing = True
         elif self.path == "/game":
             World.game = body["runs"]
+        elif self.path == "/cards":
+            World.cards = body["count"]
         elif self.path == "/api/settings":
             if body["key"] == "gpu_temperature_max" and not 40 <= int(re.sub(r"\D", "", body["value"]) or 0) <= 110:
                 return self.answer(400, {"error": {"message": f"{body['value']} is out of range for `gpu_temperature_max`\nhint: give a value from 40 °C to 110 °C, or `off`"}})
@@ -269,8 +281,6 @@ class Answers(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     World.token = sys.argv[2]
-        elif self.path == "/cards":
-            World.cards = body["count"]
     server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answers)
     print(server.server_address[1], flush=True)
     server.serve_forever()

@@ -61,7 +61,7 @@ fn the_local_api_obeys_nobody_but_its_owner() -> Result<()> {
         ensure!(get(&[("host", host)])?.status == 200, "`{host}` is this machine");
     }
     // Orders need the token.
-    for path in ["/api/jobs", "/api/down", "/api/claim", "/api/blobs", "/api/jobs/00/cancel"] {
+    for path in ["/api/jobs", "/api/down", "/api/claim", "/api/blobs", "/api/jobs/00/cancel", "/api/ticket"] {
         for given in ["", "Bearer ", "Bearer 00", &agent.token, &format!("Basic {}", agent.token)] {
             let headers: &[(&str, &str)] = if given.is_empty() { &[] } else { &[("authorization", given)] };
             let answer = send(agent.api, &request("POST", path, agent.api, headers, b"{}"))?;

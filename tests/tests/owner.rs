@@ -196,6 +196,40 @@ fn the_owners_page_and_socket_may_command_and_foreign_pages_may_not() -> Result<
 }
 
 #[test]
+fn a_ticket_gives_the_token_once_and_to_no_foreign_page() -> Result<()> {
+    let network = Network::of(1, 3_600_000)?;
+    let agent = &network.agents[0];
+    let issued = agent.post("/api/ticket", b"{}")?;
+    ensure!(issued.head.contains("cache-control: no-store"), "{issued:?}");
+    let issued = issued.json()?;
+    let ticket = issued["ticket"].as_str().context("no ticket")?;
+    ensure!(ticket.len() == 64 && issued["lives_s"] == 30, "{issued}");
+    let redeem = |ticket: &str, headers: &[(&str, &str)]| {
+        let body = json!({ "ticket": ticket }).to_string();
+        http::send(agent.api, &http::request("POST", "/api/token", agent.api, headers, body.as_bytes()))
+    };
+    for headers in [
+        &[("origin", "http://evil.example")][..],
+        &[("host", "evil.example")],
+        &[("sec-fetch-site", "same-site")],
+    ] {
+        let answer = redeem(ticket, headers)?;
+        ensure!(answer.status == 403, "{headers:?}: {answer:?}");
+    }
+    let own = format!("http://{}", agent.api);
+    let given = redeem(ticket, &[("origin", &own)])?;
+    ensure!(given.status == 200 && given.head.contains("cache-control: no-store"), "{given:?}");
+    ensure!(given.json()? == json!({ "token": agent.token }), "{given:?}");
+    for bad in [ticket, &"00".repeat(32), "", &agent.token] {
+        let answer = redeem(bad, &[])?;
+        ensure!(answer.status == 401 && answer.message()?.contains("skein dashboard"), "{bad}: {answer:?}");
+    }
+    let odd = http::request("POST", "/api/token", agent.api, &[], br#"{"ticket":"","more":1}"#);
+    ensure!(http::send(agent.api, &odd)?.status == 400);
+    network.finish()
+}
+
+#[test]
 fn a_thousand_slow_connections_are_shed() -> Result<()> {
     let network = Network::of(1, 3_600_000)?;
     let agent = &network.agents[0];

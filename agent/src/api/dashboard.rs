@@ -1,7 +1,7 @@
 //! The owner's pages, of this agent and of all his rigs: pages, scripts and a style that are part of the binary.
 //!
 //! The browser is told to load nothing from elsewhere and to show the page in nobody's frame. The token is in none of them: the
-//! tray hands it over in the address' fragment, which browsers send to nobody. Must never answer with anything that a stranger said.
+//! page gets it for a ticket (`ticket.rs`), which comes in the address' fragment, which browsers send to nobody. Must never answer with anything that a stranger said.
 
 use axum::http::{HeaderName, header};
 use axum::response::IntoResponse;

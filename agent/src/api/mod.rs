@@ -12,6 +12,7 @@ mod listen;
 mod metrics;
 mod openai;
 mod owner;
+mod ticket;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -47,6 +48,7 @@ pub(crate) struct Door {
     token: Arc<str>,
     loopback: bool,
     crowd: crowd::Crowd,
+    tickets: ticket::Tickets,
     desk: Desk,
     curves: Curves,
 }
@@ -73,6 +75,7 @@ impl Door {
             token: running.token.as_str().into(),
             loopback: running.api.ip().is_loopback(),
             crowd: crowd::Crowd::default(),
+            tickets: ticket::Tickets::default(),
             desk,
             curves,
         }
@@ -204,6 +207,7 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
         .route("/api/resume", post(owner::resume))
         .route("/api/finish", post(owner::finish))
         .route("/api/down", post(control::down))
+        .route("/api/ticket", post(ticket::issue))
         .route("/api/blobs", post(control::put_blob).layer(DefaultBodyLimit::disable()))
         .route("/api/update", get(owner::updates).post(owner::update))
         .route("/api/settings", get(owner::settings).post(owner::set))
@@ -224,6 +228,7 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
         .route("/fleet.js", get(dashboard::fleet_script))
         .route("/style.css", get(dashboard::style))
         .route("/metrics", get(metrics::metrics))
+        .route("/api/token", post(ticket::redeem))
         .route("/api/status", get(control::status))
         .route("/api/history", get(owner::history))
         .route("/api/earnings", get(owner::earnings))

@@ -430,10 +430,6 @@ async function fetchEarnings() {
 async function fetchLog() {
   const log = await ask('/api/log');
   const node = byId('log');
-  node.dataset.verified = log.verified ? 'yes' : 'no';
-  say(node, log.verified ? 'Verified' : 'Not verified');
-  facts(byId('log-facts'), [
-    ['Entries', log.entries === null ? 'unknown' : String(log.entries)],
   if (log.verified === null) {
     node.dataset.verified = 'unknown';
     say(node, 'Being verified');
@@ -441,6 +437,10 @@ async function fetchLog() {
     due.delete(fetchLog);
     return;
   }
+  node.dataset.verified = log.verified ? 'yes' : 'no';
+  say(node, log.verified ? 'Verified' : 'Not verified');
+  facts(byId('log-facts'), [
+    ['Entries', log.entries === null ? 'unknown' : String(log.entries)],
     ['Checked at', clock(log.checked_at_ms, true)],
     ['Result', log.message, 'whole'],
     ['Root', log.root ?? 'none', 'whole mono'],
@@ -613,8 +613,8 @@ access.changed = () => {
   mayOrder();
   due.delete(fetchRigs);
 };
-takeToken();
-(async function live() {
+async function live() {
   await look();
   setTimeout(live, STATUS_EVERY_MS);
-})();
+}
+takeToken().then(live);

@@ -346,7 +346,8 @@ async function look() {
     if (said.key === null) say(byId('headline'), 'No rigs yet');
     else showFleet();
   } catch (error) {
-    if (error.status === 401) return dropToken();
+    // The token is dropped by now, and that is shown.
+    if (error.status === 401) return;
     fleet.lost ||= Date.now();
     tell(
       byId('silent'),
