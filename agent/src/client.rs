@@ -73,8 +73,8 @@ impl Client {
     /// # Errors
     /// When the agent does not answer, or answers with an error.
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let answer = self.agent.get(self.url(path)).call();
-        parse(self.answered(answer)?)
+        let request = self.agent.get(self.url(path)).config().timeout_global(limit(path)).build();
+        parse(self.answered(request.call())?)
     }
 
     /// GET of what only the owner may read, as JSON.
@@ -82,8 +82,8 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub(crate) fn get_own<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let answer = self.agent.get(self.url(path)).header("Authorization", self.bearer()).call();
-        parse(self.answered(answer)?)
+        let request = self.agent.get(self.url(path)).config().timeout_global(limit(path)).build();
+        parse(self.answered(request.header("Authorization", self.bearer()).call())?)
     }
 
     /// POST of JSON with the token, as JSON.
@@ -91,8 +91,8 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let request = self.agent.post(self.url(path)).header("Authorization", self.bearer());
-        parse(self.answered(request.send_json(body))?)
+        let request = self.agent.post(self.url(path)).config().timeout_global(limit(path)).build();
+        parse(self.answered(request.header("Authorization", self.bearer()).send_json(body))?)
     }
 
     /// Gives the agent a blob, which it keeps.
@@ -127,8 +127,7 @@ impl Client {
     /// # Errors
     /// When it is not held, or the file cannot be written.
     pub(crate) fn get_blob(&self, digest: Digest, into: &Path) -> Result<u64> {
-        let answer = self.agent.get(self.url(&format!("/api/blobs/{digest}?fetch=true"))).call();
-        let mut response = self.answered(answer)?;
+        let mut response = self.blob(digest)?;
         let mut file =
             std::fs::File::create(into).with_context(|| format!("cannot write {}", into.display()))?;
         let mut body = response.body_mut().as_reader();
@@ -141,14 +140,33 @@ impl Client {
     /// # Errors
     /// When it is not held, or too large.
     pub(crate) fn get_bytes(&self, digest: Digest, most: u64) -> Result<Vec<u8>> {
-        let answer = self.agent.get(self.url(&format!("/api/blobs/{digest}?fetch=true"))).call();
-        let mut response = self.answered(answer)?;
+        let mut response = self.blob(digest)?;
         let mut bytes = Vec::new();
         std::io::Read::take(response.body_mut().as_reader(), most + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > most || Digest::of(&bytes) != digest {
             bail!("the agent gave back another blob than {}, or a larger one than expected", digest.short());
         }
         Ok(bytes)
+    }
+
+    /// From wherever it is, which is an order to the agent.
+    fn blob(&self, digest: Digest) -> Result<ureq::http::Response<ureq::Body>> {
+        let request = self.agent.get(self.url(&format!("/api/blobs/{digest}?fetch=true")));
+        self.answered(request.header("Authorization", self.bearer()).call())
+    }
+
+    /// The dashboard's address with a ticket, which its page is given the token for, once.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) fn dashboard(&self) -> Result<String> {
+        #[derive(serde::Deserialize)]
+        struct Issued {
+            ticket: String,
+        }
+        let issued: Issued = self.post("/api/ticket", &())?;
+        // Behind the `#`, which a browser keeps to itself.
+        Ok(self.url(&format!("/#ticket={}", issued.ticket)))
     }
 
     /// Submits a job.
@@ -224,6 +242,19 @@ impl Client {
         let message = said.as_ref().and_then(|said| said["error"]["message"].as_str());
         bail!("{}", message.map_or_else(|| format!("the agent answered {status}"), str::to_owned))
     }
+}
+
+/// How long an answer may take; models take as long as they need.
+fn limit(path: &str) -> Option<Duration> {
+    if path.starts_with("/v1/") {
+        return None;
+    }
+    let seconds = match path {
+        "/api/down" => 15,
+        path if path.starts_with("/api/fleet") => 30,
+        _ => 10,
+    };
+    Some(Duration::from_secs(seconds))
 }
 
 fn parse<T: DeserializeOwned>(mut response: ureq::http::Response<ureq::Body>) -> Result<T> {

@@ -82,10 +82,16 @@ pub(crate) const BLOB_BYTES_MAX: u64 = 4 << 30;
 pub(crate) const BODY_BYTES_MAX: usize = 1 << 20;
 /// Connections that the local API serves at once.
 pub(crate) const API_CONNECTIONS_MAX: usize = 128;
+/// So many of them may carry customers' requests; the rest are for the owner.
+pub(crate) const API_CUSTOMERS_MAX: usize = 96;
 /// A client that has not sent its request by then is cut off.
 pub(crate) const API_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that has not sent the body of its request by then is told so; a blob may pause so long.
 pub(crate) const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A ticket that `skein dashboard` or the tray hands to a browser is good for so long.
+pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// So many may be good at once.
+pub(crate) const TICKETS_MAX: usize = 16;
 /// Events queued for the daemon's loop.
 pub(crate) const EVENTS_QUEUED_MAX: usize = 4_096;
 
@@ -146,7 +152,7 @@ pub(crate) const TRAFFIC_SAVED_EVERY_MS: u64 = 60_000;
 pub(crate) const PAUSE_S_MAX: u64 = 31 * 86_400;
 /// A worker that died so often in a row is trouble that the owner should hear of.
 pub(crate) const WORKER_FAILURES_TOLD: u32 = 3;
-/// How often the log's own verification is done anew, when somebody asks.
+/// How often the log's own verification is done anew at most, when somebody asks.
 pub(crate) const LOG_VERIFIED_EVERY: Duration = Duration::from_secs(60);
 /// The agent's own story on disk: the present file and one before it have at most so many bytes each.
 pub(crate) const STORY_BYTES_MAX: u64 = 8 << 20;
@@ -172,6 +178,8 @@ pub(crate) const FLEET_ORDER_BYTES_MAX: usize = 1_024;
 pub(crate) const FLEET_REPLY_BYTES_MAX: usize = 64 << 10;
 /// A rig waits so long for an order on a stream that was opened for one.
 pub(crate) const FLEET_ORDER_WAIT: Duration = Duration::from_secs(5);
+/// A peer that said that it is no rig of this owner's is not asked again for so long.
+pub(crate) const FLEET_STRANGER_REST: Duration = Duration::from_secs(60);
 /// Every rig tells how it is within this, or is shown as it was last seen.
 pub(crate) const FLEET_REPORT_WAIT: Duration = Duration::from_secs(3);
 /// Every rig says within this whether it obeyed.

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse().verb) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", cmd::harmless(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import re
+import secrets
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,7 @@ PAGE = {"/": (["index.html"], "text/html"), "/app.js": (["ask.js", "draw.js", "j
         "/fleet": (["fleet.html"], "text/html"), "/fleet.js": (["ask.js", "draw.js", "fleet.js"], "text/javascript")}
 HOSTILE = "<img src=x onerror=alert(1)>"
 NODE = "5f0c" * 16
-GPUS = ["0000:01:00.0", "0000:41:00.0"]
+GPUS = [f"0000:{place:02x}:00.0" for place in [0x01, 0x41, *range(0x42, 0x49)]]
 HOUR = 3_600_000
 START = int(time.time() * 1000)
 METRIC = ["geese-30m", "a" * 64], ["shakespeare", "b" * 64], [HOSTILE, "c" * 64], ["smol-chat", "d" * 64]
@@ -43,6 +44,8 @@ class World:
     pause = None
     finishing = False
     game = False
+    cards = 2
+    tickets = set()
     rigs_paused = set()
     settings = {
         "user_idle": "3 min", "full_screen": "on", "game": "on", "remote_desktop": "on", "gpu_others_memory": "10 %",
@@ -81,7 +84,7 @@ def policy():
         {"sensor": "metered", "missing": "NetworkManager does not answer on D-Bus"}, {"sensor": "disk_free", "value": "412 GB"},
         {"sensor": "hours", "value": "mon 14:05"}, {"sensor": "processor_others", "value": "7 %"}, {"sensor": "traffic_month", "value": "18.2 GB"},
     ]
-    for place, gpu in enumerate(GPUS):
+    for place, gpu in enumerate(GPUS[:World.cards]):
         said = [("gpu_busy", "97 %"), ("gpu_temperature", "71 °C"), ("gpu_power", "288 W"), ("gpu_power_limit", "350 W"), ("gpu_memory", "9.1 GB"),
                 ("gpu_memory_total", "24 GB"), ("gpu_fan", None if place else "54 %"), ("gpu_others", "none")]
         sensors += [{"sensor": name, "gpu": gpu, **({"value": value} if value else {"missing": "the driver does not say"})} for name, value in said]
@@ -115,7 +118,7 @@ def point(at):
     state = "paused" if 2 < ago < 4.5 or 0.2 < ago < 0.35 else "waiting" if 9 < ago < 10 else "working"
     noise = math.sin(at / 47_000) * 2 + math.sin(at / 310_000) * 3
     gpus = []
-    for place, gpu in enumerate(GPUS):
+    for place, gpu in enumerate(GPUS[:World.cards]):
         busy = {"working": 94, "paused": 62 if ago > 1 else 8, "waiting": 3}[state] - place * 12
         gpus.append({"id": gpu, "busy_percent": max(0, min(100, round(busy + noise))), "temperature_c": round(38 + busy * 0.36 + noise / 2 - 3 * place),
                      "power_mw": None if place and ago < 0.5 else round((30 + busy * 2.9 + noise) * 1000), "memory_used_bytes": 9_100_000_000})
@@ -156,7 +159,8 @@ def earnings():
 
 
 def rig(place, name, state, headline, **more):
-    gpus = [{"device": device, "backend": "wgpu", "state": state, "temperature_c": 58 + 7 * place, "power_mw": 141_600 + 9_000 * place, "busy_percent": 97 - place,
+    backend = more.pop("backend", "wgpu")
+    gpus = [{"device": device, "backend": backend, "state": state, "temperature_c": 58 + 7 * place, "power_mw": 141_600 + 9_000 * place, "busy_percent": 97 - place,
              "memory_used_bytes": None if place == 2 else 9_100_000_000} for device in more.pop("gpus", ["NVIDIA GeForce RTX 3060"])]
     report = {"name": name, "node": f"{0xa0 + place:02x}" * 32, "version": "0.1.0", "on_trial": False, "state": state, "headline": headline, "reasons": [], "workers": gpus,
               "leases": int(state == "working"), "leases_taken": 120 + place, "coordinator": "02" * 32, "balance": f"{72_057_594 + place}.00000001", "earned_today": f"{place}.25000000",
@@ -180,7 +184,7 @@ def fleet():
         may(2, "cellar", "paused", "Paused: GPU 0000:01:00.0 is at 88 °C",
             report={"reasons": [{"text": "GPU 0000:01:00.0 is at 88 °C; it works again below 75 °C", "value": "88 °C", "threshold": "85 °C"}],
                     "update_trouble": "version 0.2.0 did not answer within 60 s; 0.1.0 runs again"}),
-        may(3, HOSTILE, "trouble", f"Trouble: {HOSTILE}", report={"reasons": [{"text": HOSTILE, "value": None, "threshold": None}], "orders_refused": 3, "on_trial": True}, gpus=[]),
+        may(3, HOSTILE, "trouble", f"Trouble: {HOSTILE}", report={"reasons": [{"text": HOSTILE, "value": None, "threshold": None}], "orders_refused": 3, "on_trial": True}, gpus=["a card that is not measured yet"], backend=""),
         may(4, "rig-with-a-rather-long-name.in-the-garage.example", "waiting", "Waiting for work", gpus=["AMD Radeon RX 7900 XTX", "NVIDIA GeForce RTX 4090"],
             report={"reasons": [{"text": "no lease: no job needs this agent at the moment", "value": None, "threshold": None}]}),
         rig(5, "shed", "working", "Working", connected=False, answers=False, trouble="not connected", seen_ms=now() - 3 * HOUR - 60_000),
@@ -243,8 +247,17 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/api/token":
+            if body["ticket"] not in World.tickets:
+                return self.answer(401, {"error": {"message": "used already, or older than 30 s\nhint: open the page again by the tray icon or `skein dashboard`"}})
+            World.tickets.remove(body["ticket"])
+            return self.answer(200, {"token": World.token})
         if self.headers.get("authorization") != f"Bearer {World.token}":
             return self.answer(401, {"error": {"message": "this needs the agent's token\nhint: it is in agent.json"}})
+        if self.path == "/api/ticket":
+            ticket = secrets.token_hex(32)
+            World.tickets.add(ticket)
+            return self.answer(200, {"ticket": ticket, "lives_s": 30})
         if self.path.startswith("/api/fleet/"):
             return self.answer(200, told(self.path, body))
         if self.path == "/api/pause":
@@ -256,6 +269,8 @@ class Answers(BaseHTTPRequestHandler):
             World.finishing = True
         elif self.path == "/game":
             World.game = body["runs"]
+        elif self.path == "/cards":
+            World.cards = body["count"]
         elif self.path == "/api/settings":
             if body["key"] == "gpu_temperature_max" and not 40 <= int(re.sub(r"\D", "", body["value"]) or 0) <= 110:
                 return self.answer(400, {"error": {"message": f"{body['value']} is out of range for `gpu_temperature_max`\nhint: give a value from 40 °C to 110 °C, or `off`"}})

@@ -50,8 +50,11 @@ class Agent:
     def origin(self):
         return f"http://127.0.0.1:{self.port}"
 
+    def ticket(self):
+        return self.post("/api/ticket", {})["ticket"]
+
     def url(self):
-        return f"{self.origin}/#token={self.token}"
+        return f"{self.origin}/#ticket={self.ticket()}"
 
     def get(self, path):
         with urllib.request.urlopen(self.origin + path, timeout=20) as answer:
@@ -141,7 +144,7 @@ def loads(browser, agent):
     outside = [url for url in page.asked if not url.startswith((agent.origin + "/", "data:")) and url != "about:blank"]
     check(not outside, f"no request goes elsewhere: {outside or len(page.asked)}")
     check(not page.errors, f"the console is quiet {page.errors or ''}")
-    check(page.value("location.href") == agent.origin + "/", "the token is not in the address any more")
+    check(page.value("location.href") == agent.origin + "/" and page.value("history.length") <= 2, "the ticket is not in the address any more")
     check(page.value(HELD_TOKEN) == agent.token, "the token is in this tab's storage")
     workers = agent.get("/api/status")["workers"]
     rows = page.value("document.querySelectorAll('#workers tbody tr').length")
@@ -236,21 +239,31 @@ def settings(page, agent):
     agent.post("/api/settings", {"key": "gpu_temperature_max", "value": before.split()[0]})
 
 
-def reads_only(browser, agent, token, patience):
-    """Without a token, or with one that is not the agent's, everything is read and nothing is ordered."""
-    page = Page(browser, agent.origin + "/" + (f"#token={token}" if token else ""))
+def reads_only(browser, agent, given, patience):
+    """Without a token, with a ticket that is none or spent, or with the token of an earlier run, everything is read and nothing is ordered."""
+    fragment = {"a spent ticket": lambda: f"#ticket={spent(agent)}", "a wrong ticket": lambda: "#ticket=wrong", "a token in the address": lambda: f"#token={agent.token}"}
+    page = Page(browser, agent.origin + "/" + fragment.get(given, str)())
     page.wait("the page to be live", LIVE)
-    if token:
+    if given == "an older token":
+        page.value("sessionStorage.setItem('token', 'older'); location.reload()")
+        page.wait("the token to be dropped, though nothing is ordered", f"document.readyState === 'complete' && {HELD_TOKEN} === null && {LIVE}")
+    if given:
         page.wait("a state", f"{SHOWN_STATE} !== 'unknown'")
-        page.click("#orders [data-order='pause']")
-        page.wait("the refusal", "!document.getElementById('refused').hidden", patience)
-        page.errors.clear()
+        check(page.value(HELD_TOKEN) is None, f"{given} gives no token")
+        page.errors = [error for error in page.errors if "401" not in error]
     page.wait("the explanation", SHOWS.format("'open it from the tray icon or with skein dashboard'"), patience)
-    check(page.value("[...document.querySelectorAll('#orders button')].every((one) => one.ariaDisabled === 'true')"), f"{'with a wrong' if token else 'without a'} token, buttons rest and say how to get one")
+    check(page.value("[...document.querySelectorAll('#orders button')].every((one) => one.ariaDisabled === 'true')"), f"with {given or 'no token'}, buttons rest and say how to get one")
     page.click("#orders [data-order='pause']")
     page.wait("a sensor", "document.querySelectorAll('#sensors dd').length > 5")
     check(agent.get("/api/status")["policy"]["pause"] is None and not page.errors, f"reading works, ordering does not {page.errors or ''}")
     page.close()
+
+
+def spent(agent):
+    """A ticket that somebody was quicker to use."""
+    ticket = agent.ticket()
+    check(agent.post("/api/token", {"ticket": ticket})["token"] == agent.token, "a ticket is good for the token")
+    return ticket
 
 
 def dies(page, agent):
@@ -261,8 +274,14 @@ def dies(page, agent):
     agent.start()
     took = page.wait("the page to be live again", f"{LIVE} && document.getElementById('silent').hidden", 30)
     check(page.value("!document.getElementById('main').classList.contains('stale')"), f"{took:.1f} s after the agent is back on its port, the page is live by itself")
-    page.value(f"location.hash = 'token={agent.token}'")
+    page.wait("the old token to be dropped", "!document.getElementById('tokenless').hidden", 5)
+    check(page.value(f"{HELD_TOKEN} === null && [...document.querySelectorAll('#orders button')].every((one) => one.ariaDisabled === 'true')"), "what it may not order any more it does not offer")
+    page.value(f"location.hash = 'ticket={agent.ticket()}'")
     page.wait("the new token to be taken", f"{HELD_TOKEN} === {json.dumps(agent.token)} && location.hash === ''")
+    page.value("location.hash = 'ticket=wrong'")
+    page.wait("a wrong ticket to be put away", "location.hash === ''")
+    until("the answer to it", lambda: page.value("1") and any("/api/token" in error for error in page.errors), 5)
+    check(page.value(HELD_TOKEN) == agent.token, "a ticket that is none costs no token that is held")
     press(page, "#orders [data-order='pause']")
     page.wait("the pause", f"{SHOWN_STATE} === 'paused'", 5)
     agent.post("/api/resume", {})
@@ -316,8 +335,9 @@ def stand_in(browser, out):
         pictures(page, out, "paused")
         agent.post("/game", {"runs": False})
         check(not page.errors, f"the console was quiet all the time {page.errors or ''}")
-        reads_only(browser, agent, None, 5)
-        reads_only(browser, agent, "wrong", 5)
+        for given in [None, "a spent ticket", "a wrong ticket", "a token in the address", "an older token"]:
+            reads_only(browser, agent, given, 5)
+        cards(browser, agent, out)
         dies(page, agent)
         agent.kill()
         page.wait("silence", "!document.getElementById('silent').hidden", 20)
@@ -325,6 +345,20 @@ def stand_in(browser, out):
         page.close()
     finally:
         agent.kill()
+
+
+def cards(browser, agent, out):
+    """A machine with more cards than there are colours."""
+    agent.post("/cards", {"count": 9})
+    page = Page(browser, agent.url())
+    page.wait("a line of each card", "document.querySelectorAll('#c-heat path.line').length === 9")
+    for what, styles in [("line", "[...document.querySelectorAll('#c-heat path.line')].map((one) => getComputedStyle(one)).map((style) => style.stroke + style.strokeDasharray)"),
+                         ("name", "[...document.querySelectorAll('#legend span')].map((one) => getComputedStyle(one, '::before')).map((style) => style.backgroundColor + style.maskImage)")]:
+        told = page.value(styles)
+        check(len(told) == len(set(told)) == 9, f"no {what} of nine cards looks like another")
+    pictures(page, out, "cards")
+    page.close()
+    agent.post("/cards", {"count": 2})
 
 
 def real(browser, skein, work, out):
@@ -352,8 +386,8 @@ def real(browser, skein, work, out):
         keyboard(browser, first)
         settings(page, first)
         check(not page.errors, f"the console was quiet all the time {page.errors or ''}")
-        reads_only(browser, first, None, 5)
-        reads_only(browser, first, "wrong", 5)
+        for given in [None, "a spent ticket", "an older token"]:
+            reads_only(browser, first, given, 5)
         dies(page, first)
         page.close()
     finally:

@@ -46,7 +46,10 @@ def pick(page, name):
 
 
 def reads_nothing(browser, agent, token):
-    page = Page(browser, f"{agent.origin}/fleet" + (f"#token={token}" if token else ""))
+    page = Page(browser, f"{agent.origin}/fleet")
+    if token:
+        page.value(f"sessionStorage.setItem('token', {json.dumps(token)}); location.reload()")
+        page.wait("the token to be dropped", f"document.readyState === 'complete' && {HELD_TOKEN} === null")
     page.wait("the explanation", "!document.getElementById('tokenless').hidden")
     check(page.value("document.getElementById('fleet').hidden && !document.querySelector('#rigs tbody tr')"), f"{'with a wrong' if token else 'without a'} token nothing is told of other machines")
     if token:
@@ -63,6 +66,8 @@ def stand_in(browser, out):
         page = opened(browser, agent)
         check(page.text("#headline") == "6 rigs: 2 working, 1 waiting, 1 paused, 1 trouble, 1 gone", f"the headline counts them: {page.text('#headline')!r}")
         check(HOSTILE in page.value(NAMES) and page.value("document.images.length") == 0, "a name that is markup is shown as text")
+        cards = dict(page.value(f"{ROW}.map((row) => [row.querySelector('.name').textContent, row.children[3].textContent])"))
+        check(cards["attic"] == "6" and cards[HOSTILE] == "–", f"what is not measured yet is neither GPU nor CPU: {cards}")
         check("432345579.00 coins" in page.text("#facts"), f"exact coins are added exactly: {page.text('#facts')!r}")
         check(page.value(f"{ROW}.find((row) => row.dataset.state === 'gone').textContent.includes('3 h 1 min ago')"), "a rig that is gone says since when")
         for width in [360, 600, 900, 1100, 1280]:
@@ -109,7 +114,7 @@ def stand_in(browser, out):
         page.wait("silence to be told", "!document.getElementById('silent').hidden", 30)
         check("does not answer" in page.text("#silent"), "an agent that was killed is missed")
         agent.start()
-        page.value(f"location.hash = 'token={agent.token}'")
+        page.value(f"location.hash = 'ticket={agent.ticket()}'")
         page.wait("the page to be live again", f"{LIVE} && document.getElementById('silent').hidden", 30)
         page.close()
     finally:

@@ -235,7 +235,9 @@ impl Agent {
         if !self.arguments.iter().any(|argument| argument == "--listen") {
             command.args(["--listen", &self.listen.to_string()]);
         }
-        command.args(["--api", "127.0.0.1:0"]);
+        if !self.arguments.iter().any(|argument| argument == "--api") {
+            command.args(["--api", "127.0.0.1:0"]);
+        }
         command
             .arg("--data-dir")
             .arg(&self.data_dir)

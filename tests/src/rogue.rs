@@ -141,7 +141,8 @@ impl Rogue {
     /// Offers to work, as an honest newcomer would, to everybody it is connected to.
     pub fn offer(&self, now: Millis) {
         let worker = WorkerOffer {
-            device: "rogue".into(),
+            // What a terminal would obey is not told on: others show `rogue`.
+            device: "\u{1b}rog\u{202e}ue".into(),
             backend: "cpu".into(),
             matrix_mflops: 100_000,
             memory_mbps: 10_000,

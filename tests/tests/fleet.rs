@@ -376,6 +376,50 @@ fn a_rig_obeys_its_owner_once_for_each_word_and_nobody_else() -> Result<()> {
 }
 
 #[test]
+fn a_rig_that_broke_off_once_is_asked_again() -> Result<()> {
+    let mut network = Network::empty(LONG_EPOCH_MS)?;
+    network.start(&["--name", "desk"])?;
+    network.met(1)?;
+    let agent = &network.agents[0];
+    let mut public = [0; 32];
+    hex::decode_to_slice(key(agent)?, &mut public)?;
+    let own = rigs(agent, "the owner's own agent", |rigs| answering(rigs, 1))?;
+    let mut report = rig(&own, "desk")?["report"].clone();
+    report["name"] = json!("attic");
+    let reply = serde_json::to_vec(&json!({ "report": report }))?;
+    let rogue = Rogue::join(agent, 60)?;
+    let proof = proof(&public, &[7; 32], rogue.node(), rogue.victim);
+    let (done, breaks) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| -> Result<()> {
+        scope.spawn(|| {
+            rogue.answer(StreamKind::Fleet, &done, |mut stream| {
+                // What is dropped is abandoned, which is also what nobody's rig does.
+                if breaks.swap(false, Ordering::Relaxed) {
+                    return;
+                }
+                smol::future::block_on(async {
+                    let _ = stream.send_frame(&[[7; 32], proof].concat()).await;
+                    let _ = stream.recv_frame(1 << 10).await;
+                    let _ = stream.send_frame(&reply).await;
+                    let _ = stream.finish();
+                });
+            });
+        });
+        let checked = (|| {
+            rigs(agent, "the rig", |rigs| answering(rigs, 2))?;
+            breaks.store(true, Ordering::Relaxed);
+            let silent = |rigs: &[Value]| rig(rigs, "attic").is_ok_and(|attic| attic["answers"] == false);
+            rigs(agent, "its silence", silent)?;
+            rigs(agent, "its next answer", |rigs| answering(rigs, 2))?;
+            Ok(())
+        })();
+        done.store(true, Ordering::Relaxed);
+        checked
+    })?;
+    network.finish()
+}
+
+#[test]
 fn who_pretends_to_be_a_rig_is_read_with_care_and_forgotten() -> Result<()> {
     let mut network = Network::empty(LONG_EPOCH_MS)?;
     network.start(&["--name", "desk"])?;

@@ -46,23 +46,87 @@ fn the_local_api_obeys_nobody_but_its_owner() -> Result<()> {
     {
         refuses(&get(&[("origin", origin)])?, 403, &["web pages", "Origin"])?;
     }
+    // An image or a link on a page sends no Origin.
+    for site in ["cross-site", "same-site", "new-in-2030"] {
+        refuses(&get(&[("sec-fetch-site", site)])?, 403, &["web pages"])?;
+        for page in ["/", "/fleet"] {
+            let led = request("GET", page, agent.api, &[("sec-fetch-site", site)], &[]);
+            ensure!(send(agent.api, &led)?.status == 200, "a link may lead to {page}");
+        }
+    }
+    for site in ["none", "same-origin"] {
+        ensure!(get(&[("sec-fetch-site", site)])?.status == 200, "`{site}` is no other page");
+    }
     for host in ["localhost", &format!("localhost:{port}"), "127.0.0.1", &format!("[::1]:{port}")] {
         ensure!(get(&[("host", host)])?.status == 200, "`{host}` is this machine");
     }
     // Orders need the token.
-    for path in ["/api/jobs", "/api/down", "/api/claim", "/api/blobs", "/api/jobs/00/cancel"] {
+    for path in ["/api/jobs", "/api/down", "/api/claim", "/api/blobs", "/api/jobs/00/cancel", "/api/ticket"] {
         for given in ["", "Bearer ", "Bearer 00", &agent.token, &format!("Basic {}", agent.token)] {
             let headers: &[(&str, &str)] = if given.is_empty() { &[] } else { &[("authorization", given)] };
             let answer = send(agent.api, &request("POST", path, agent.api, headers, b"{}"))?;
             refuses(&answer, 401, &["token", "agent.json"])?;
         }
     }
+    // To ask others for a blob and keep it is an order, too.
+    let fetch = |headers: &[(&str, &str)]| {
+        let path = format!("/api/blobs/{}?fetch=true", "00".repeat(32));
+        send(agent.api, &request("GET", &path, agent.api, headers, &[]))
+    };
+    refuses(&fetch(&[])?, 401, &["token", "agent.json"])?;
+    refuses(&fetch(&[("authorization", &format!("Bearer {}", agent.token))])?, 404, &["not held"])?;
     let mode = std::fs::metadata(agent.data_dir.join("agent.json"))?;
     #[cfg(unix)]
     ensure!(
         std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o077 == 0,
         "the token is for all to read"
     );
+    network.finish()
+}
+
+#[test]
+fn an_api_for_other_machines_tells_nothing_to_a_name_that_leads_to_it() -> Result<()> {
+    let mut network = Network::empty(LONG_EPOCH_MS)?;
+    network.start(&["--api", "0.0.0.0:0"])?;
+    let agent = &network.agents[0];
+    let port = agent.api.port();
+    let here = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let bearer = format!("Bearer {}", agent.token);
+    let get = |path: &str, headers: &[(&str, &str)]| send(here, &request("GET", path, here, headers, &[]));
+    for host in ["evil.example", &format!("evil.example:{port}"), "127.0.0.1.evil.example", ""] {
+        for path in ["/", "/api/status", "/api/jobs", "/api/log", "/v1/models"] {
+            refuses(&get(path, &[("host", host)])?, 401, &["by a name", "token", "IP address"])?;
+        }
+        ensure!(get("/metrics", &[("host", host)])?.status == 200, "collectors know `{host}`");
+        let mine = get("/api/status", &[("host", host), ("authorization", &bearer)])?;
+        ensure!(mine.status == 200, "{mine:?}");
+    }
+    for host in ["192.0.2.1", &format!("127.0.0.1:{port}"), "[2001:db8::1]", "[::1]:80", "localhost"] {
+        let answer = get("/api/status", &[("host", host)])?;
+        ensure!(answer.status == 200, "`{host}` is nobody's name: {answer:?}");
+    }
+    network.finish()
+}
+
+#[test]
+fn what_a_stranger_wrote_is_no_page_of_the_agents() -> Result<()> {
+    let network = Network::of(1, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    let blob = agent.put(b"<script>fetch('/api/down', { method: 'POST' })</script>")?;
+    let get = |path: &str| send(agent.api, &request("GET", path, agent.api, &[], &[]));
+    let blob = get(&format!("/api/blobs/{blob}"))?;
+    for header in [
+        "content-type: application/octet-stream",
+        "content-disposition: attachment",
+        "content-security-policy: default-src 'none'; sandbox",
+    ] {
+        ensure!(blob.status == 200 && blob.head.contains(header), "no `{header}`: {}", blob.head);
+    }
+    for answer in [blob, get("/")?, get("/api/status")?, get("/api/nothing")?, get("/v1/models")?] {
+        for header in ["x-content-type-options: nosniff", "cross-origin-resource-policy: same-origin"] {
+            ensure!(answer.head.matches(header).count() == 1, "`{header}` once: {}", answer.head);
+        }
+    }
     network.finish()
 }
 
@@ -212,6 +276,47 @@ fn half_open_connections_do_not_keep_others_out() -> Result<()> {
     explains(&answer, &["did not come", "content-length"])?;
     drop(held);
     wait_for("a place at the API", SOON, || Ok(agent.status().ok()))?;
+    network.finish()
+}
+
+#[test]
+fn customers_who_stall_do_not_keep_the_owner_out() -> Result<()> {
+    let network = Network::of(1, LONG_EPOCH_MS)?;
+    let agent = &network.agents[0];
+    let pauses = |what: &str| -> Result<()> {
+        let asked = std::time::Instant::now();
+        let paused = agent.post("/api/pause", b"{}")?;
+        let took = asked.elapsed();
+        ensure!(
+            paused.status == 200 && took < std::time::Duration::from_secs(5),
+            "{what}: {took:?}, {paused:?}"
+        );
+        Ok(())
+    };
+    let blob = agent.put(&vec![7; 8 << 20])?;
+    let mut held = Vec::new();
+    let mut stall = |count: usize, head: &[u8]| -> Result<()> {
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(agent.api)?;
+            stream.write_all(head)?;
+            held.push(stream);
+        }
+        Ok(())
+    };
+    stall(128, format!("GET /api/blobs/{blob} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())?;
+    pauses("blobs that nobody reads")?;
+    stall(200, b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")?;
+    pauses("bodies that do not come")?;
+    // The next customer is told to come back.
+    let body = json!({ "model": "tiny", "prompt": "To be" }).to_string();
+    let answer = agent.post("/v1/completions", body.as_bytes())?;
+    refuses(&answer, 429, &["busy", "hint:"])?;
+    ensure!(answer.head.to_ascii_lowercase().contains("retry-after: "), "{answer:?}");
+    drop(held);
+    wait_for("a place for customers", SOON, || {
+        let answer = agent.post("/v1/completions", body.as_bytes())?;
+        Ok((answer.status != 429).then_some(()))
+    })?;
     network.finish()
 }
 

@@ -129,6 +129,35 @@ fn settings_are_kept_explained_and_checked() -> Result<()> {
 }
 
 #[test]
+fn what_an_agent_did_not_hear_is_not_called_set() -> Result<()> {
+    let mut network = Network::of(1, 3_600_000)?;
+    let dir = network.agents[0].dir();
+    let (running, policy) =
+        (network.agents[0].data_dir.join("agent.json"), network.agents[0].data_dir.join("policy.toml"));
+    let (told, kept) = (std::fs::read(&running)?, std::fs::read(&policy)?);
+    // Where its API is said to be, somebody takes connections and never answers.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let mut silent: Value = serde_json::from_slice(&told)?;
+    silent["api"] = json!(mute.local_addr()?.to_string());
+    std::fs::write(&running, silent.to_string())?;
+    let asked = Instant::now();
+    run(&["set", "hours", "mon-fri 00:00-00:01", "--data-dir", &dir])?
+        .refuses(&["does not answer", "hint:"])?;
+    ensure!(asked.elapsed() < Duration::from_secs(30), "it waited for {:?}", asked.elapsed());
+    drop(mute);
+    run(&["get", "hours", "--data-dir", &dir])?.refuses(&["does not answer", "hint:"])?;
+    run(&["pause", "--data-dir", &dir])?.refuses(&["does not answer", "hint:"])?;
+    ensure!(std::fs::read(&policy)? == kept, "it was written where the agent does not look");
+    // Without the agent, the file is what counts.
+    network.agents[0].kill()?;
+    let set = run(&["set", "hours", "mon-fri 00:00-00:01", "--data-dir", &dir])?;
+    ensure!(set.code == 0 && std::fs::read(&policy)? != kept, "{set:?}");
+    network.agents[0].restart()?;
+    ensure!(network.agents[0].get("/api/settings")?["hours"] == "mon-fri 00:00-00:01");
+    network.finish()
+}
+
+#[test]
 fn the_owners_page_and_socket_may_command_and_foreign_pages_may_not() -> Result<()> {
     let network = Network::of(1, 3_600_000)?;
     let agent = &network.agents[0];
@@ -163,6 +192,40 @@ fn the_owners_page_and_socket_may_command_and_foreign_pages_may_not() -> Result<
         socket.read_to_string(&mut answer)?;
         ensure!(answer.starts_with("HTTP/1.1 200"), "the socket needs no token: {answer}");
     }
+    network.finish()
+}
+
+#[test]
+fn a_ticket_gives_the_token_once_and_to_no_foreign_page() -> Result<()> {
+    let network = Network::of(1, 3_600_000)?;
+    let agent = &network.agents[0];
+    let issued = agent.post("/api/ticket", b"{}")?;
+    ensure!(issued.head.contains("cache-control: no-store"), "{issued:?}");
+    let issued = issued.json()?;
+    let ticket = issued["ticket"].as_str().context("no ticket")?;
+    ensure!(ticket.len() == 64 && issued["lives_s"] == 30, "{issued}");
+    let redeem = |ticket: &str, headers: &[(&str, &str)]| {
+        let body = json!({ "ticket": ticket }).to_string();
+        http::send(agent.api, &http::request("POST", "/api/token", agent.api, headers, body.as_bytes()))
+    };
+    for headers in [
+        &[("origin", "http://evil.example")][..],
+        &[("host", "evil.example")],
+        &[("sec-fetch-site", "same-site")],
+    ] {
+        let answer = redeem(ticket, headers)?;
+        ensure!(answer.status == 403, "{headers:?}: {answer:?}");
+    }
+    let own = format!("http://{}", agent.api);
+    let given = redeem(ticket, &[("origin", &own)])?;
+    ensure!(given.status == 200 && given.head.contains("cache-control: no-store"), "{given:?}");
+    ensure!(given.json()? == json!({ "token": agent.token }), "{given:?}");
+    for bad in [ticket, &"00".repeat(32), "", &agent.token] {
+        let answer = redeem(bad, &[])?;
+        ensure!(answer.status == 401 && answer.message()?.contains("skein dashboard"), "{bad}: {answer:?}");
+    }
+    let odd = http::request("POST", "/api/token", agent.api, &[], br#"{"ticket":"","more":1}"#);
+    ensure!(http::send(agent.api, &odd)?.status == 400);
     network.finish()
 }
 
@@ -241,7 +304,10 @@ fn the_dashboards_data_is_there() -> Result<()> {
     })?;
     ensure!(earnings[0]["started_at_ms"].is_u64(), "{earnings}");
     ensure!(agent.status()?["earned_today"] != "0.00000000");
-    let log = agent.get("/api/log")?;
+    let log = wait_for("the log to be verified", SOON, || {
+        let log = agent.get("/api/log")?;
+        Ok((!log["verified"].is_null()).then_some(log))
+    })?;
     ensure!(log["verified"] == true && log["entries"].as_u64() > Some(0), "{log}");
     network.finish()
 }

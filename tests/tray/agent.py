@@ -18,6 +18,7 @@ class Agent:
 
     def __init__(self, data_dir):
         self.orders = []
+        self.tickets = []
         self.looks = 0
         self.silent = threading.Event()
         self.token = secrets.token_hex(16)
@@ -50,6 +51,10 @@ class Agent:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.headers["Authorization"] != f"Bearer {agent.token}":
                     self.answer(401, {"error": {"message": "this needs the agent's token\nhint: none"}})
+                    return
+                if self.path == "/api/ticket":
+                    agent.tickets.append(secrets.token_hex(32))
+                    self.answer(200, {"ticket": agent.tickets[-1], "lives_s": 30})
                     return
                 agent.orders.append((self.path, body))
                 agent.obey(self.path, body)

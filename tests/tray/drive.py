@@ -267,9 +267,9 @@ def dashboard(agent):
     click("Open dashboard")
     opened = WORK / "opened"
     until("the dashboard was opened", opened.exists)
-    until("by its address and token", lambda: opened.read_text().strip() == f"http://{agent.api}/#token={agent.token}")
-    shown = json.dumps([get("Title"), get("ToolTip"), menu()])
-    assert agent.token not in shown and agent.token not in (OUT / "tray.log").read_text()
+    until("by its address and a ticket", lambda: agent.tickets and opened.read_text().strip() == f"http://{agent.api}/#ticket={agent.tickets[-1]}")
+    shown = json.dumps([get("Title"), get("ToolTip"), menu()]) + (OUT / "tray.log").read_text()
+    assert agent.token not in opened.read_text() and agent.token not in shown and agent.tickets[-1] not in shown
 
 
 def slow_agent(agent):

@@ -4,7 +4,8 @@ use std::io::Write;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use skein_proto::job::JobSpec;
 use skein_proto::message::JobStatus;
 use smol::stream::StreamExt;
 
-use super::{Door, Problem, whole_body};
+use super::{Door, Problem, may_order, whole_body};
 use crate::daemon::Call;
 use crate::daemon::curve::Point;
 use crate::daemon::status::{ClaimState, Status};
@@ -204,7 +205,7 @@ pub(super) async fn put_blob(
 
 #[derive(Deserialize)]
 pub(super) struct DownloadQuery {
-    /// Whether to ask the connected agents for a blob that is not here.
+    /// Whether to ask the connected agents for a blob that is not here, which is an order.
     #[serde(default)]
     fetch: bool,
 }
@@ -213,11 +214,16 @@ pub(super) async fn get_blob(
     State(door): State<Door>,
     Path(digest): Path<String>,
     Query(query): Query<DownloadQuery>,
+    request: Request,
 ) -> Result<Response, Problem> {
     let digest: Digest = digest.parse().map_err(|error: skein_proto::ids::BadId| {
         Problem::invalid(format!("{error}\nhint: POST /api/blobs answers with a blob's digest"))
     })?;
     if query.fetch && !door.store.has(&digest) {
+        if !may_order(&door, &request) {
+            return Err(Problem::no_token());
+        }
+        drop(request);
         let holders: Vec<_> = door.mesh.peers().into_iter().map(|(node, _)| node).collect();
         // If nobody has it, that is told below.
         let _ = fetch_blob(&door.mesh, &door.store, digest, &holders, BLOB_BYTES_MAX).await;
@@ -241,7 +247,13 @@ pub(super) async fn get_blob(
             Err(error) => Some((Err(error), file)),
         }
     });
-    Ok(Body::from_stream(chunks).into_response())
+    // Bytes that anybody may have written: no browser may take them for a page of this agent's.
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream"),
+        (header::CONTENT_DISPOSITION, "attachment"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
+    ];
+    Ok((headers, Body::from_stream(chunks)).into_response())
 }
 
 fn parse_job(text: &str) -> Result<JobId, Problem> {

@@ -1,7 +1,7 @@
 //! The owner's pages, of this agent and of all his rigs: pages, scripts and a style that are part of the binary.
 //!
 //! The browser is told to load nothing from elsewhere and to show the page in nobody's frame. The token is in none of them: the
-//! tray hands it over in the address' fragment, which browsers send to nobody. Must never answer with anything that a stranger said.
+//! page gets it for a ticket (`ticket.rs`), which comes in the address' fragment, which browsers send to nobody. Must never answer with anything that a stranger said.
 
 use axum::http::{HeaderName, header};
 use axum::response::IntoResponse;
@@ -42,12 +42,11 @@ pub(super) async fn style() -> impl IntoResponse {
 }
 
 /// Never from a cache without asking: after an update the page has to be the new agent's.
-fn file(content_type: &'static str, text: &'static str) -> ([(HeaderName, &'static str); 5], &'static str) {
+fn file(content_type: &'static str, text: &'static str) -> ([(HeaderName, &'static str); 4], &'static str) {
     let headers = [
         (header::CONTENT_TYPE, content_type),
         (header::CACHE_CONTROL, "no-cache"),
         (header::CONTENT_SECURITY_POLICY, ONLY_FROM_HERE),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
     ];
     (headers, text)

@@ -1,13 +1,15 @@
 //! Takes connections: on TCP for everybody on this machine, on a Unix socket for its owner.
 //!
 //! Slow and half-open connections are shed, oldest first, as soon as others need their places: whoever sends a request
-//! gets an answer, however many do not. Must never look at a request.
+//! gets an answer, however many do not. A connection whose client takes nothing of its answer for a minute is closed. Must
+//! never look at a request.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -18,7 +20,7 @@ use smol_hyper::rt::{FuturesIo, SmolTimer};
 use tower_service::Service;
 
 use crate::daemon::lock;
-use crate::limits::{API_CONNECTIONS_MAX, API_HEADER_TIMEOUT};
+use crate::limits::{API_CONNECTIONS_MAX, API_HEADER_TIMEOUT, READER_STALLED_MAX};
 
 /// The open connections of one listener.
 #[derive(Clone, Default)]
@@ -89,10 +91,42 @@ impl Drop for UnderWay {
     }
 }
 
+/// Since when a client has not taken what an answer had for it.
+#[derive(Clone, Default)]
+struct Reader {
+    given: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Reader {
+    fn note(&self, given: Option<Instant>) {
+        *lock(&self.given) = given;
+    }
+
+    /// How long from `now` to look again; nothing when the client is taken for gone.
+    fn patience(&self, now: Instant) -> Option<Duration> {
+        let Some(given) = *lock(&self.given) else { return Some(READER_STALLED_MAX) };
+        READER_STALLED_MAX.checked_sub(now.duration_since(given)).filter(|left| !left.is_zero())
+    }
+
+    /// Ends when the client has stalled.
+    async fn stalled(&self) {
+        while let Some(left) = self.patience(Instant::now()) {
+            smol::Timer::after(left).await;
+        }
+    }
+}
+
 /// An answer's body, which may be a stream of hours.
 struct Answer {
     body: axum::body::Body,
+    reader: Reader,
     _under_way: UnderWay,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.reader.note(None);
+    }
 }
 
 impl Body for Answer {
@@ -103,7 +137,10 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        // hyper asks for more only when the client has taken what came before.
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        self.reader.note(matches!(polled, Poll::Ready(Some(Ok(_)))).then(Instant::now));
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -155,10 +192,15 @@ where
     let router = router.clone();
     skein_mesh::spawn(async move {
         let (requests, closed) = (Arc::clone(&place.requests), place.closed.clone());
+        let reader = Reader::default();
+        let readers = reader.clone();
         let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
             let under_way = UnderWay::new(&requests);
             let answer = router.clone().call(request);
-            async move { answer.await.map(|answer| answer.map(|body| Answer { body, _under_way: under_way })) }
+            let reader = readers.clone();
+            async move {
+                answer.await.map(|answer| answer.map(|body| Answer { body, reader, _under_way: under_way }))
+            }
         });
         let served = async {
             hyper::server::conn::http1::Builder::new()
@@ -174,10 +216,45 @@ where
                 Err(_) => smol::future::pending().await,
             }
         };
-        if let Err(error) = smol::future::or(served, shed).await {
+        let stalled = async {
+            reader.stalled().await;
+            Err("its client takes nothing of its answer".to_owned())
+        };
+        if let Err(error) = smol::future::or(served, smol::future::or(shed, stalled)).await {
             tracing::debug!(%error, "a connection to the local API ended early");
         }
         drop(place);
     })
     .detach();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_takes_nothing_for_a_minute_is_gone_and_one_that_waits_is_not() {
+        let (reader, begun) = (Reader::default(), Instant::now());
+        let answer = |frames: Vec<&'static str>| Answer {
+            body: axum::body::Body::from_stream(smol::stream::iter(
+                frames.into_iter().map(Ok::<_, std::io::Error>),
+            )),
+            reader: reader.clone(),
+            _under_way: UnderWay::new(&Arc::default()),
+        };
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let late = |s| begun + READER_STALLED_MAX + Duration::from_secs(s);
+        assert!(reader.patience(late(1_000)).is_some(), "no answer is under way");
+        let mut body = answer(vec!["one"]);
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut context), Poll::Ready(Some(Ok(_)))));
+        assert!(reader.patience(begun + Duration::from_secs(50)).is_some());
+        assert!(reader.patience(late(50)).is_none(), "nobody asked for more");
+        // The end was asked for, and so the first was taken.
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut context), Poll::Ready(None)));
+        assert!(reader.patience(late(1_000)).is_some());
+        let mut body = answer(vec!["one"]);
+        let _ = Pin::new(&mut body).poll_frame(&mut context);
+        drop(body);
+        assert!(reader.patience(late(1_000)).is_some(), "an answer that ended keeps nobody waiting");
+    }
 }

@@ -5,21 +5,23 @@
 //! Must never touch the core: it asks the daemon's loop.
 
 mod control;
+mod crowd;
 mod dashboard;
 mod fleet;
 mod listen;
 mod metrics;
 mod openai;
 mod owner;
+mod ticket;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -45,6 +47,8 @@ pub(crate) struct Door {
     verified: owner::Verified,
     token: Arc<str>,
     loopback: bool,
+    crowd: crowd::Crowd,
+    tickets: ticket::Tickets,
     desk: Desk,
     curves: Curves,
 }
@@ -70,6 +74,8 @@ impl Door {
             verified: owner::Verified::default(),
             token: running.token.as_str().into(),
             loopback: running.api.ip().is_loopback(),
+            crowd: crowd::Crowd::default(),
+            tickets: ticket::Tickets::default(),
             desk,
             curves,
         }
@@ -153,6 +159,16 @@ impl Problem {
     fn leaving() -> Self {
         Self::unavailable("the agent is leaving")
     }
+
+    fn no_token() -> Self {
+        let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
+    }
+
+    fn no_token_by_name() -> Self {
+        let message = "who asks by a name needs the agent's token\nhint: use the IP address instead, or send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
+    }
 }
 
 /// The whole body of a request that is not a blob; a client that stalls does not keep its connection.
@@ -191,6 +207,7 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
         .route("/api/resume", post(owner::resume))
         .route("/api/finish", post(owner::finish))
         .route("/api/down", post(control::down))
+        .route("/api/ticket", post(ticket::issue))
         .route("/api/blobs", post(control::put_blob).layer(DefaultBodyLimit::disable()))
         .route("/api/update", get(owner::updates).post(owner::update))
         .route("/api/settings", get(owner::settings).post(owner::set))
@@ -211,6 +228,7 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
         .route("/fleet.js", get(dashboard::fleet_script))
         .route("/style.css", get(dashboard::style))
         .route("/metrics", get(metrics::metrics))
+        .route("/api/token", post(ticket::redeem))
         .route("/api/status", get(control::status))
         .route("/api/history", get(owner::history))
         .route("/api/earnings", get(owner::earnings))
@@ -236,6 +254,7 @@ pub(crate) async fn serve(socket: smol::net::TcpListener, door: Door) {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(door.clone(), crowd::bound))
         .layer(middleware::from_fn_with_state(door.clone(), refuse_browsers))
         .with_state(door);
     #[cfg(unix)]
@@ -269,11 +288,32 @@ async fn refuse_browsers(State(door): State<Door>, request: Request, next: Next)
     let headers = request.headers();
     let local = host(headers).is_some_and(is_local);
     let foreign = headers.contains_key(header::ORIGIN) && !is_own_page(headers);
-    if !is_trusted(&request) && (foreign || (door.loopback && !local)) {
+    // A link on any page may lead to the agent's own pages, and to nothing else of it.
+    let led = is_from_elsewhere(headers) && !matches!(request.uri().path(), "/" | "/fleet");
+    let mut response = if !is_trusted(&request) && (foreign || led || (door.loopback && !local)) {
         let message = "requests from web pages are refused\nhint: use 127.0.0.1 or localhost as the host, and no Origin";
-        return Problem::new(StatusCode::FORBIDDEN, "permission_error", message).into_response();
-    }
-    next.run(request).await
+        Problem::new(StatusCode::FORBIDDEN, "permission_error", message).into_response()
+    } else if !door.loopback
+        && !is_number(headers)
+        && request.uri().path() != "/metrics"
+        && !may_order(&door, &request)
+    {
+        // Where names are allowed, a page's own name may lead here.
+        Problem::no_token_by_name().into_response()
+    } else {
+        next.run(request).await
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let policy = HeaderName::from_static("cross-origin-resource-policy");
+    headers.insert(policy, HeaderValue::from_static("same-origin"));
+    response
+}
+
+/// What a browser says of a request that another page caused, an image or a link, where it sends no `Origin`.
+fn is_from_elsewhere(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site");
+    site.is_some_and(|site| site != "none" && site != "same-origin")
 }
 
 fn is_trusted(request: &Request) -> bool {
@@ -292,22 +332,33 @@ fn is_own_page(headers: &HeaderMap) -> bool {
 }
 
 fn is_local(host: &str) -> bool {
-    let name = match host.parse::<SocketAddr>() {
-        Ok(address) => return address.ip().is_loopback(),
-        Err(_) => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    name_of(host) == "localhost" || ip_of(host).is_some_and(|ip| ip.is_loopback())
+}
+
+/// Whether the host is an address, which no page's name can be made to lead to.
+fn is_number(headers: &HeaderMap) -> bool {
+    host(headers).is_some_and(|host| name_of(host) == "localhost" || ip_of(host).is_some())
+}
+
+fn name_of(host: &str) -> &str {
+    host.rsplit_once(':').map_or(host, |(name, _)| name)
+}
+
+fn ip_of(host: &str) -> Option<IpAddr> {
+    let with_port = host.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let bare = || host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    with_port.or_else(bare).or_else(|| name_of(host).parse().ok())
 }
 
 async fn need_token(State(door): State<Door>, request: Request, next: Next) -> Response {
     if request.method() == hyper::Method::GET || may_order(&door, &request) {
         return next.run(request).await;
     }
-    no_token()
+    Problem::no_token().into_response()
 }
 
 async fn need_token_to_read(State(door): State<Door>, request: Request, next: Next) -> Response {
-    if may_order(&door, &request) { next.run(request).await } else { no_token() }
+    if may_order(&door, &request) { next.run(request).await } else { Problem::no_token().into_response() }
 }
 
 fn may_order(door: &Door, request: &Request) -> bool {
@@ -316,9 +367,4 @@ fn may_order(door: &Door, request: &Request) -> bool {
     // The digest, so that the comparison's time tells nothing about the token.
     let expected = blake3::hash(door.token.as_bytes());
     given.is_some_and(|given| blake3::hash(given.as_bytes()) == expected) || is_trusted(request)
-}
-
-fn no_token() -> Response {
-    let message = "this needs the agent's token\nhint: send `Authorization: Bearer TOKEN`; the token is in agent.json of the data directory";
-    Problem::new(StatusCode::UNAUTHORIZED, "authentication_error", message).into_response()
 }

@@ -1,7 +1,7 @@
 //! `/api/*` for the owner: pause, resume, finish, settings, and what the dashboard shows over time.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Body;
@@ -12,14 +12,57 @@ use skein_policy::{Blocks, Event as Told, Pause, Settings, View};
 
 use super::control::parse;
 use super::{Door, Problem, whole_body};
-use crate::daemon::Call;
 use crate::daemon::history::Past;
 use crate::daemon::owner::unix_ms;
 use crate::daemon::status::Earned;
+use crate::daemon::{Call, lock};
 use crate::limits::{LOG_VERIFIED_EVERY, PAUSE_S_MAX};
 
-/// The last verification of the own log, which need not be done for each who asks.
-pub(super) type Verified = Arc<Mutex<Option<(Instant, Value)>>>;
+/// The verification of the own log, which is not done for each who asks, and never waited for. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Verified(Arc<Mutex<Verification>>);
+
+#[derive(Default)]
+struct Verification {
+    last: Option<Verdict>,
+    under_way: Option<smol::Task<()>>,
+}
+
+struct Verdict {
+    at: Instant,
+    took: Duration,
+    value: Value,
+}
+
+impl Verdict {
+    /// A long log is verified the less often: it takes a hundredth of one processor at most.
+    fn is_due(&self, now: Instant) -> bool {
+        now.duration_since(self.at) >= LOG_VERIFIED_EVERY.max(self.took.saturating_mul(100))
+    }
+}
+
+impl Verified {
+    /// The last verdict; a new one is on its way when that is old, and nobody waits for it.
+    fn told(&self, verify: impl FnOnce() -> Value + Send + 'static) -> Value {
+        let mut kept = lock(&self.0);
+        let due = kept.last.as_ref().is_none_or(|verdict| verdict.is_due(Instant::now()));
+        if due && kept.under_way.as_ref().is_none_or(smol::Task::is_finished) {
+            let verified = self.clone();
+            kept.under_way = Some(skein_mesh::spawn(smol::unblock(move || {
+                let began = Instant::now();
+                let value = verify();
+                let verdict = Verdict { at: Instant::now(), took: began.elapsed(), value };
+                lock(&verified.0).last = Some(verdict);
+            })));
+        }
+        match &kept.last {
+            Some(verdict) => verdict.value.clone(),
+            None => json!({
+                "entries": null, "root": null, "verified": null, "message": "being verified", "checked_at_ms": null,
+            }),
+        }
+    }
+}
 
 /// What to pause, and for how long: until resumed, unless one of the two times is given.
 #[derive(Default, Deserialize)]
@@ -131,22 +174,8 @@ pub(super) async fn earnings(State(door): State<Door>) -> Result<Json<Vec<Earned
 
 /// The log as `skein log verify` sees it: from its files, not from memory.
 pub(super) async fn log(State(door): State<Door>) -> Json<Value> {
-    let (directory, verified) = (door.data_dir.join("log"), Arc::clone(&door.verified));
-    Json(
-        smol::unblock(move || {
-            // Held meanwhile, so that many who ask wait for one verification.
-            let mut last = crate::daemon::lock(&verified);
-            if let Some((at, value)) = last.as_ref()
-                && at.elapsed() < LOG_VERIFIED_EVERY
-            {
-                return value.clone();
-            }
-            let value = verify(&directory);
-            *last = Some((Instant::now(), value.clone()));
-            value
-        })
-        .await,
-    )
+    let directory = door.data_dir.join("log");
+    Json(door.verified.told(move || verify(&directory)))
 }
 
 fn verify(directory: &std::path::Path) -> Value {
@@ -170,5 +199,35 @@ fn verify(directory: &std::path::Path) -> Value {
         Err(message) => {
             json!({ "entries": null, "root": null, "verified": false, "message": message, "checked_at_ms": unix_ms() })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn one_verification_runs_at_a_time_and_nobody_waits_for_it() {
+        let (verified, (end, ended)) = (Verified::default(), mpsc::channel::<Value>());
+        let first = verified.told(move || ended.recv().unwrap());
+        assert!(first["verified"].is_null() && first["message"] == "being verified", "{first}");
+        let again = verified.told(|| panic!("a second one beside it"));
+        assert_eq!(again, first);
+        end.send(json!("good")).unwrap();
+        let task = lock(&verified.0).under_way.take().unwrap();
+        smol::future::block_on(task);
+        assert_eq!(verified.told(|| panic!("the last one is new")), "good");
+    }
+
+    #[test]
+    fn what_takes_long_is_done_seldom() {
+        let verdict = |took| Verdict { at: Instant::now(), took, value: Value::Null };
+        let due = |verdict: &Verdict, seconds| verdict.is_due(verdict.at + Duration::from_secs(seconds));
+        let short = verdict(Duration::from_millis(3));
+        assert!(!due(&short, 59) && due(&short, 60));
+        let long = verdict(Duration::from_secs(7));
+        assert!(!due(&long, 699) && due(&long, 700));
     }
 }

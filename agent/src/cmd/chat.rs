@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use super::say;
+use super::{harmless, say};
 use crate::cli::ChatArgs;
 use crate::client::Client;
 
@@ -82,7 +82,7 @@ fn answer(client: &Client, args: &ChatArgs, messages: &[Value]) -> Result<String
                 spinner.finish_and_clear();
                 first = Some(started.elapsed());
             }
-            write!(out, "{piece}")?;
+            write!(out, "{}", harmless(piece))?;
             out.flush()?;
             said.push_str(piece);
         }

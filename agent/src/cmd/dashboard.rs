@@ -14,8 +14,8 @@ use crate::client::Client;
 /// When no agent runs there.
 pub(crate) fn run(data_dir: DataDir) -> Result<ExitCode> {
     let client = Client::find(data_dir)?;
-    // Behind the `#`, which a browser keeps to itself.
-    let address = format!("{}#token={}", client.url("/"), client.running().token);
+    // Others on this machine may read the browser's command line.
+    let address = client.dashboard()?;
     let (program, first): (&str, &[&str]) = match std::env::consts::OS {
         "windows" => ("rundll32", &["url.dll,FileProtocolHandler"]),
         "macos" => ("open", &[]),
@@ -27,7 +27,7 @@ pub(crate) fn run(data_dir: DataDir) -> Result<ExitCode> {
         say(&client.url("/"))?;
     } else {
         eprintln!(
-            "no browser could be started here; this address may also give orders, so show it to nobody:"
+            "no browser could be started here; who opens this address may also give orders; it works once, within 30 s:"
         );
         say(&address)?;
     }

@@ -8,10 +8,12 @@ use serde_json::{Value, json};
 use skein_proto::job::Work;
 use skein_proto::message::{JobStatus, Phase};
 
-use super::{bytes_text, count_text, nats, print_json, say, train};
+use super::{bytes_text, count_text, harmless, nats, print_json, say, train};
 use crate::cli::{DataDir, JobChoice};
 use crate::client::Client;
 use crate::daemon::curve::Point;
+use crate::fleet::plain;
+use crate::limits::RIG_TEXT_CHARS_MAX;
 
 /// # Errors
 /// When no agent runs there.
@@ -132,7 +134,9 @@ fn line(job: &JobStatus) -> String {
         }
         Work::Serve(_) => ("serve", format!("{} stages ready", job.stages.len())),
     };
-    format!("{}  {:<5} {:<20} {:<10} {progress}", job.id.short(), kind, job.name, phase_text(&job.phase))
+    // In one line, whatever its owner called it.
+    let name = plain(&job.name, RIG_TEXT_CHARS_MAX);
+    format!("{}  {:<5} {:<20} {:<10} {progress}", job.id.short(), kind, name, phase_text(&job.phase))
 }
 
 /// A phase in words.
@@ -142,7 +146,7 @@ pub(crate) fn phase_text(phase: &Phase) -> String {
         Phase::Running => "running".into(),
         Phase::Done => "done".into(),
         Phase::Cancelled => "cancelled".into(),
-        Phase::Failed { reason } => format!("failed: {reason}"),
+        Phase::Failed { reason } => format!("failed: {}", harmless(reason)),
     }
 }
 

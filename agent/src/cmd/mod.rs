@@ -29,17 +29,34 @@ pub(crate) mod up;
 pub(crate) mod update;
 pub(crate) mod worker;
 
+use std::fmt::Write as _;
 use std::io::Write;
 
 use anyhow::Result;
 use serde::Serialize;
+
+use crate::fleet::acts;
 
 /// Prints the answer as JSON.
 ///
 /// # Errors
 /// When stdout is closed.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
-    say(&serde_json::to_string_pretty(value)?)
+    let mut text = String::new();
+    // Programs get all of it, and terminals nothing that they would obey.
+    for c in serde_json::to_string_pretty(value)?.chars() {
+        if c != '\n' && acts(c) {
+            let _ = write!(text, "\\u{:04x}", u32::from(c));
+        } else {
+            text.push(c);
+        }
+    }
+    say(&text)
+}
+
+/// What is shown of a text that others may have written: all but what a terminal would obey.
+pub(crate) fn harmless(text: &str) -> String {
+    text.chars().filter(|&c| matches!(c, '\n' | '\t') || !acts(c)).collect()
 }
 
 /// Prints one part of the answer, and a line's end.
@@ -48,7 +65,7 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
 /// When stdout is closed.
 pub(crate) fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}")?;
+    writeln!(out, "{}", harmless(text))?;
     Ok(())
 }
 
@@ -76,5 +93,16 @@ pub(crate) fn count_text(count: u64) -> String {
         0..1_000_000 => count.to_string(),
         1_000_000..1_000_000_000 => format!("{:.0} M", count as f64 / 1e6),
         _ => format!("{:.1} B", count as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn what_others_wrote_is_shown_and_not_obeyed() {
+        let text = "peer  \u{1b}]0;mine\u{7}\u{9b}2J\ra\u{202e}b\u{feff}\n\t熊 – µs\n";
+        assert_eq!(harmless(text), "peer  ]0;mine2Jab\n\t熊 – µs\n");
     }
 }

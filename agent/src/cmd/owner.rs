@@ -10,6 +10,7 @@ use skein_policy::{Settings, View};
 use super::{print_json, say};
 use crate::cli::{DataDir, PauseTime};
 use crate::client::Client;
+use crate::daemon::RUNNING_FILE;
 use crate::daemon::owner::{keep, load, preset, settings_file};
 
 /// # Errors
@@ -54,7 +55,7 @@ pub(crate) fn describe(view: &View) -> String {
 /// When there is no such setting, or it cannot have that value.
 pub(crate) fn set(data_dir: DataDir, key: &str, value: &str) -> Result<ExitCode> {
     let directory = crate::config::data_dir(data_dir.data_dir)?;
-    let text = match running(&directory) {
+    let text = match running(&directory)? {
         Some((client, _)) => {
             let settings: Map<String, Value> =
                 client.post("/api/settings", &json!({ "key": key, "value": value }))?;
@@ -77,7 +78,7 @@ pub(crate) fn set(data_dir: DataDir, key: &str, value: &str) -> Result<ExitCode>
 /// When there is no such setting.
 pub(crate) fn get(data_dir: DataDir, key: Option<&str>, json: bool) -> Result<ExitCode> {
     let directory = crate::config::data_dir(data_dir.data_dir)?;
-    let settings = match running(&directory) {
+    let settings = match running(&directory)? {
         Some((_, told)) => {
             let mut settings = Settings::default();
             for (key, value) in &told {
@@ -105,9 +106,18 @@ pub(crate) fn get(data_dir: DataDir, key: Option<&str>, json: bool) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// The agent that runs there and its settings; nothing if none answers, which a killed one does not.
-fn running(directory: &Path) -> Option<(Client, Map<String, Value>)> {
-    let client = Client::of(directory).ok()?;
-    let settings = client.get("/api/settings").ok()?;
-    Some((client, settings))
+/// The agent that runs there and its settings; nothing if none runs.
+///
+/// # Errors
+/// When one runs and does not answer: what is written to its file then, it would not read.
+fn running(directory: &Path) -> Result<Option<(Client, Map<String, Value>)>> {
+    if !directory.join(RUNNING_FILE).exists() {
+        return Ok(None);
+    }
+    let asked = Client::of(directory).and_then(|client| {
+        let settings = client.get("/api/settings")?;
+        Ok(Some((client, settings)))
+    });
+    // One that was killed leaves its file, but not its lock.
+    if asked.is_err() && crate::daemon::runs_nowhere(directory) { Ok(None) } else { asked }
 }

@@ -53,10 +53,11 @@ use self::treasury::Treasury;
 use self::updating::Updating;
 use self::worker::Worker;
 use crate::config::Config;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, plain};
 use crate::host::Host;
+use crate::limits::RIG_TEXT_CHARS_MAX;
 
-pub(crate) use self::start::{RUNNING_FILE, Running, run};
+pub(crate) use self::start::{RUNNING_FILE, Running, run, runs_nowhere};
 
 /// Everything that can happen to the daemon.
 pub(crate) enum Event {
@@ -552,7 +553,9 @@ impl Daemon {
         let held = self.node.held();
         let device_of = |node: NodeId| {
             let mut offers = self.node.offers();
-            offers.find(|offer| offer.signer() == node).map(|offer| status::devices(offer.statement()))
+            offers
+                .find(|offer| offer.signer() == node)
+                .map(|offer| plain(&status::devices(offer.statement()), RIG_TEXT_CHARS_MAX))
         };
         let peers = self.mesh.peers().into_iter().map(|(node, address)| Peer {
             node,

@@ -268,6 +268,11 @@ fn scratch(data_dir: &Path) -> Result<PathBuf> {
     Ok(scratch)
 }
 
+/// Whether no agent runs in this data directory.
+pub(crate) fn runs_nowhere(data_dir: &Path) -> bool {
+    lock(data_dir).is_ok()
+}
+
 fn lock(data_dir: &Path) -> Result<File> {
     let path = data_dir.join("lock");
     let file = File::options()

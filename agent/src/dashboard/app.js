@@ -7,6 +7,7 @@ const STATUS_EVERY_MS = 2_000;
 const SLOW_EVERY_MS = 10_000;
 const LOG_EVERY_MS = 60_000;
 const COLOURS = ['one', 'two', 'three', 'four'];
+const DASHES = ['', ' dash1', ' dash2'];
 const STATES = ['working', 'waiting', 'paused', 'trouble'];
 const SIGNS = {
   working: 'M19 15 L33 24 L19 33 Z',
@@ -307,10 +308,13 @@ function showHistory() {
   const from = to - agent.hours * HOUR_MS;
   const points = agent.history.filter((point) => point.at_ms >= from);
   const gpus = [...new Set(points.flatMap((point) => point.gpus.map((gpu) => gpu.id)))].sort();
+  // A fifth card has the first one's colour, and dashes.
+  const look = (place) =>
+    COLOURS[place % COLOURS.length] + DASHES[Math.floor(place / COLOURS.length) % DASHES.length];
   const lines = (field, scale) =>
     gpus.map((id, place) => ({
       kind: 'line',
-      colour: COLOURS[place % COLOURS.length],
+      colour: look(place),
       gap: agent.everyMs * 3,
       name: id,
       points: points.map((point) => {
@@ -383,7 +387,7 @@ function showHistory() {
       ([, colour]) => element('span', { class: colour }),
       (node, [name]) => say(node, name),
     );
-  legend('legend', gpus.length > 1 ? gpus.map((id, place) => [`GPU ${id}`, COLOURS[place % COLOURS.length]]) : []);
+  legend('legend', gpus.length > 1 ? gpus.map((id, place) => [`GPU ${id}`, look(place)]) : []);
   legend(
     'shares',
     share.map(([state, ms]) => [`${state} ${span(ms)}`, state]),
@@ -426,6 +430,13 @@ async function fetchEarnings() {
 async function fetchLog() {
   const log = await ask('/api/log');
   const node = byId('log');
+  if (log.verified === null) {
+    node.dataset.verified = 'unknown';
+    say(node, 'Being verified');
+    // Asked again with the next status.
+    due.delete(fetchLog);
+    return;
+  }
   node.dataset.verified = log.verified ? 'yes' : 'no';
   say(node, log.verified ? 'Verified' : 'Not verified');
   facts(byId('log-facts'), [
@@ -602,8 +613,8 @@ access.changed = () => {
   mayOrder();
   due.delete(fetchRigs);
 };
-takeToken();
-(async function live() {
+async function live() {
   await look();
   setTimeout(live, STATUS_EVERY_MS);
-})();
+}
+takeToken().then(live);

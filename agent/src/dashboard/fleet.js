@@ -132,7 +132,7 @@ function updateRow(row, rig) {
   const gpus = gpusOf(rig).length;
   const texts = [
     NAMES[state],
-    gpus ? String(gpus) : report.workers.length ? 'CPU' : '–',
+    gpus ? String(gpus) : report.workers.length && report.workers.every((worker) => worker.backend) ? 'CPU' : '–',
     celsius(heat(rig)),
     watts(sum(power(rig))),
     report.version + (report.on_trial ? ' (on trial)' : ''),
@@ -346,7 +346,8 @@ async function look() {
     if (said.key === null) say(byId('headline'), 'No rigs yet');
     else showFleet();
   } catch (error) {
-    if (error.status === 401) return dropToken();
+    // The token is dropped by now, and that is shown.
+    if (error.status === 401) return;
     fleet.lost ||= Date.now();
     tell(
       byId('silent'),

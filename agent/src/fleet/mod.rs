@@ -16,7 +16,7 @@ pub(crate) mod order;
 pub(crate) mod report;
 mod rig;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -52,8 +52,8 @@ struct Shared {
     heard: Mutex<BTreeSet<NodeId>>,
     /// The rigs of the owner whose key is here.
     book: Mutex<Book>,
-    /// Peers that said, since they connected, that they are none.
-    strangers: Mutex<BTreeSet<NodeId>>,
+    /// Peers that said, since they connected, that they are none, and when.
+    strangers: Mutex<BTreeMap<NodeId, Instant>>,
     /// Held while rigs are asked: a rig listens to one order of an agent at a time.
     asking: smol::lock::Mutex<()>,
 }
@@ -111,10 +111,15 @@ impl Fleet {
 
 /// At most so many characters of a text, none of which does anything but stand there.
 pub(crate) fn plain(text: &str, chars_max: usize) -> String {
-    // Beside control characters, those that turn the direction of what follows or are not seen at all.
-    let hidden = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     let shown = text.chars().map(|c| if c.is_whitespace() { ' ' } else { c });
-    shown.filter(|&c| !c.is_control() && !hidden(c)).take(chars_max).collect()
+    shown.filter(|&c| !acts(c)).take(chars_max).collect()
+}
+
+/// Whether a character does something to a terminal: beside control characters, those that turn the direction of what
+/// follows or are not seen at all.
+pub(crate) fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {

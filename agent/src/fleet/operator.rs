@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use ed25519_dalek::SigningKey;
@@ -22,7 +22,7 @@ use super::{Fleet, within};
 use crate::daemon::lock;
 use crate::daemon::owner::unix_ms;
 use crate::identity;
-use crate::limits::{FLEET_OBEY_WAIT, FLEET_REPLY_BYTES_MAX, FLEET_REPORT_WAIT};
+use crate::limits::{FLEET_OBEY_WAIT, FLEET_REPLY_BYTES_MAX, FLEET_REPORT_WAIT, FLEET_STRANGER_REST};
 
 /// All rigs: `GET /api/fleet`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -94,7 +94,6 @@ impl Fleet {
             heard = self.ask_all(key, peers, &Ask::Report, FLEET_REPORT_WAIT).await;
         }
         let connected = self.peers();
-        let strangers = lock(&self.shared.strangers).clone();
         let book = lock(&self.shared.book);
         let rigs = book.rigs().iter().map(|(&node, known)| {
             let own = node == self.node();
@@ -104,7 +103,6 @@ impl Fleet {
                 Some(Heard::Stranger) => Some("does not name this owner any more".to_owned()),
                 Some(Heard::Silent(why)) => Some((*why).to_owned()),
                 None if !own && !connected.contains_key(&node) => Some("not connected".to_owned()),
-                None if strangers.contains(&node) => Some("does not name this owner any more".to_owned()),
                 None => None,
             };
             Sight {
@@ -200,8 +198,10 @@ impl Fleet {
     fn askable(&self, wanted: impl Fn(NodeId) -> bool) -> Vec<NodeId> {
         let peers = self.peers().into_keys().chain([self.node()]);
         let mut nodes: Vec<NodeId> = peers.filter(|&node| wanted(node)).collect();
-        let (strangers, book) = (lock(&self.shared.strangers), lock(&self.shared.book));
-        nodes.retain(|node| !strangers.contains(node) && !book.forgotten().contains(node));
+        let (strangers, book, now) = (lock(&self.shared.strangers), lock(&self.shared.book), Instant::now());
+        nodes.retain(|node| {
+            !strangers.get(node).is_some_and(|&told| is_recent(told, now)) && !book.forgotten().contains(node)
+        });
         nodes
     }
 
@@ -243,20 +243,18 @@ impl Fleet {
                 Heard::Report(report) => {
                     let address = peers.get(node).map(SocketAddr::to_string);
                     book.note(Known { seen_ms: now, address, report: (**report).clone() });
+                    strangers.remove(node);
                     answered = true;
                 }
-                Heard::Stranger | Heard::Refused(_) => {
-                    strangers.insert(*node);
+                // Who was never heard need not be waited for each time; a rig may break off for once.
+                Heard::Stranger | Heard::Refused(_) | Heard::Silent(_) if !known => {
+                    strangers.insert(*node, Instant::now());
                 }
-                // Who was never heard need not be waited for each time.
-                Heard::Silent(_) if !known => {
-                    strangers.insert(*node);
-                }
-                Heard::Silent(_) | Heard::Failed(_) => {}
+                Heard::Stranger | Heard::Refused(_) | Heard::Silent(_) | Heard::Failed(_) => {}
             }
         }
         // Of who is gone meanwhile nothing is kept: back again, it is asked again.
-        strangers.retain(|node| peers.contains_key(node));
+        strangers.retain(|node, _| peers.contains_key(node));
         answered
     }
 
@@ -310,6 +308,11 @@ impl Fleet {
     }
 }
 
+/// Whether a peer said so lately that it is no rig that it need not be asked.
+fn is_recent(told: Instant, now: Instant) -> bool {
+    now.duration_since(told) < FLEET_STRANGER_REST
+}
+
 /// The rigs that are meant, each once. A whole node id means that one, whatever others call themselves.
 fn choose(known: &[(NodeId, String)], wanted: &[String]) -> Result<Vec<NodeId>> {
     let listed = |rigs: &[&(NodeId, String)]| {
@@ -345,6 +348,13 @@ fn choose(known: &[(NodeId, String)], wanted: &[String]) -> Result<Vec<NodeId>> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_no_rig_is_asked_again_after_a_while() {
+        let told = Instant::now();
+        assert!(is_recent(told, told) && is_recent(told, told + FLEET_STRANGER_REST / 2));
+        assert!(!is_recent(told, told + FLEET_STRANGER_REST));
+    }
 
     #[test]
     fn rigs_are_chosen_by_name_or_digits_and_never_by_guess() {

@@ -99,15 +99,23 @@ impl<F: Fn() -> Result<Agent>> Client<F> {
     /// When the agent does not answer, or refuses; nothing was done then, or nobody can tell.
     pub(crate) fn order(&self, action: Action) -> Result<()> {
         let Some((path, body)) = action.order() else { return Ok(()) };
-        let agent = (self.find)()?;
+        self.post(&(self.find)()?, path, body).map(drop)
+    }
+
+    fn post(
+        &self,
+        agent: &Agent,
+        path: &str,
+        body: impl serde::Serialize,
+    ) -> Result<ureq::http::Response<ureq::Body>> {
         let request = self
             .http
             .post(format!("http://{}{path}", agent.api))
             .header("Authorization", format!("Bearer {}", agent.token));
         let answer = request.config().timeout_global(Some(ORDER_TIMEOUT)).build().send_json(body);
-        let mut answer = answer.map_err(|error| silent(&agent, &error))?;
+        let mut answer = answer.map_err(|error| silent(agent, &error))?;
         if answer.status().is_success() {
-            return Ok(());
+            return Ok(answer);
         }
         let status = answer.status();
         let said: Option<serde_json::Value> = answer.body_mut().with_config().limit(1 << 16).read_json().ok();
@@ -115,13 +123,22 @@ impl<F: Fn() -> Result<Agent>> Client<F> {
         bail!("{}", message.map_or_else(|| format!("the agent answered {status}"), str::to_owned))
     }
 
-    /// The dashboard's address, with the token as its fragment, and the same without, for showing.
+    /// The dashboard's address, with a ticket as its fragment, and the same without, for showing.
+    ///
+    /// The ticket is good once and for some seconds: others on this machine may read the browser's command line.
     ///
     /// # Errors
-    /// When no agent is found.
+    /// When no agent is found, or it gives no ticket.
     pub(crate) fn dashboard(&self) -> Result<(String, String)> {
+        #[derive(serde::Deserialize)]
+        struct Issued {
+            ticket: String,
+        }
         let agent = (self.find)().context("no agent to show")?;
-        Ok((format!("http://{}/#token={}", agent.api, agent.token), format!("http://{}/", agent.api)))
+        let mut answer = self.post(&agent, "/api/ticket", serde_json::json!({}))?;
+        let issued = answer.body_mut().with_config().limit(1 << 10).read_json();
+        let Issued { ticket } = issued.context("the agent gives no ticket for its page")?;
+        Ok((format!("http://{}/#ticket={ticket}", agent.api), format!("http://{}/", agent.api)))
     }
 }
 

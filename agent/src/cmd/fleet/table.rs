@@ -123,8 +123,7 @@ fn sum(rigs: &[Sight]) -> String {
         coins(&Amount(known.fold(0, u64::saturating_add)).to_string())
     };
     let mut parts = vec![format!("{}: {}", plural(rigs.len(), "rig"), states.join(", "))];
-    let gpus =
-        rigs.iter().flat_map(|rig| &rig.report.workers).filter(|worker| worker.backend != "cpu").count();
+    let gpus: usize = rigs.iter().map(|rig| count_gpus(&rig.report)).sum();
     if gpus > 0 {
         parts.push(plural(gpus, "GPU"));
     }
@@ -175,12 +174,17 @@ fn state(state: State) -> &'static str {
 }
 
 fn gpus(report: &Report) -> String {
-    let gpus = report.workers.iter().filter(|worker| worker.backend != "cpu").count();
-    match (report.workers.len(), gpus) {
-        (0, _) => UNKNOWN.to_owned(),
-        (_, 0) => "cpu".to_owned(),
-        (_, gpus) => gpus.to_string(),
+    // A device that is not measured yet may be either.
+    let all_known = report.workers.iter().all(|worker| !worker.backend.is_empty());
+    match count_gpus(report) {
+        0 if all_known && !report.workers.is_empty() => "cpu".to_owned(),
+        0 => UNKNOWN.to_owned(),
+        gpus => gpus.to_string(),
     }
+}
+
+fn count_gpus(report: &Report) -> usize {
+    report.workers.iter().filter(|worker| !matches!(worker.backend.as_str(), "" | "cpu")).count()
 }
 
 fn hottest(rig: &Sight) -> Option<u16> {
@@ -296,6 +300,13 @@ shed: not connected; last seen: Working
         let text = shown(vec![sight("blind", blind)]);
         assert!(text.contains("1 rig: 1 working; 0.2500 earned today; 12.5000 in all\n"), "{text}");
         assert!(text.contains(" cpu "), "{text}");
+        let mut new = report();
+        new.workers[0].backend = String::new();
+        let text = shown(vec![sight("new", new)]);
+        assert!(
+            !text.contains("cpu") && !text.contains("1 GPU") && text.contains("new  working     –"),
+            "{text}"
+        );
     }
 
     #[test]
