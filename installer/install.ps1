@@ -17,7 +17,7 @@ function Install-Skein {
         [string]$Version = '',
         # Newest of this channel instead of stable; later updates follow it as well.
         [string]$Channel = '',
-        # No tray icon.
+        # Nobody sits at this machine: no tray icon, no rule about an owner's use.
         [switch]$Headless,
         # Where earnings go; kept in config.toml of the data directory.
         [string]$Payout = '',
@@ -289,7 +289,8 @@ function Install-Skein {
         }
         if ($Payout -or $Owner -or $Channel) { Set-Config }
         Set-UserPath $true
-        Set-Task 'Skein' 'up --headless'
+        # The agent shows the icon too; whichever comes second leaves.
+        Set-Task 'Skein' $(if ($Headless) { 'up --headless' } else { 'up' })
         if ($Headless) { [void](Invoke-Quietly schtasks.exe '/Delete', '/F', '/TN', 'Skein tray') } else { Set-Task 'Skein tray' 'tray' }
     } finally {
         Remove-Item -Recurse -Force $stage -ErrorAction SilentlyContinue
