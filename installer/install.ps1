@@ -108,8 +108,9 @@ function Install-Skein {
             if (-not $running) { return }
             Start-Sleep -Milliseconds 100
         }
-        $running | Stop-Process -Force
-        $running | Wait-Process -Timeout 10
+        # One that has just ended by itself is no error.
+        $running | Stop-Process -Force -ErrorAction SilentlyContinue
+        $running | Wait-Process -Timeout 10 -ErrorAction SilentlyContinue
     }
 
     # A path as one argument: what ends in a backslash would take the quote along.

@@ -6,7 +6,8 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,6 +51,15 @@ type Asked = Arc<Mutex<Vec<String>>>;
 
 impl Machine {
     fn new() -> Result<Self> {
+        // Not by itself: by hand it is a channel like any other.
+        let mut machine = Self::prepare("off")?;
+        let command = machine.command(&["up"]);
+        machine.start(command)?;
+        Ok(machine)
+    }
+
+    /// Without an agent yet.
+    fn prepare(channel: &str) -> Result<Self> {
         let folder = TempDir::with_prefix("skein-update-test-")?;
         for name in ["bin", "data", "releases"] {
             fs::create_dir(folder.path().join(name))?;
@@ -62,14 +72,16 @@ impl Machine {
         let key = hex::encode(key().verifying_key().to_bytes());
         let config = format!(
             "listen = \"127.0.0.1:0\"\napi = \"127.0.0.1:0\"\ndevice = \"cpu\"\nthreads = 1\nheadless = true\n\
-             update_url = \"{url}\"\nupdate_keys = [\"{key}\"]\nupdate_channel = \"off\"\n"
+             update_url = \"{url}\"\nupdate_keys = [\"{key}\"]\nupdate_channel = \"{channel}\"\n"
         );
         fs::write(folder.path().join("data/config.toml"), config)?;
-        let mut machine = Self { folder, url, asked, agent: None };
-        let said = fs::File::create(machine.path("story"))?;
-        machine.agent = Some(machine.command(&["up"]).stderr(said).spawn()?);
-        machine.version_is(OLD)?;
-        Ok(machine)
+        Ok(Self { folder, url, asked, agent: None })
+    }
+
+    fn start(&mut self, mut command: Command) -> Result<()> {
+        let said = fs::File::create(self.path("story"))?;
+        self.agent = Some(command.stderr(said).spawn()?);
+        self.version_is(OLD).map(|_| ())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -103,8 +115,9 @@ impl Machine {
         sign::sign_release(&directory, &[key()], &Version::parse(version)?, "2026-11-23T00:00:00Z")?;
         for end in ["", ".sig"] {
             let manifest = directory.join(format!("manifest.json{end}"));
-            // The channel `off` is only "not by itself"; by hand it is a channel like any other.
-            fs::copy(manifest, self.path("releases").join(format!("off.json{end}")))?;
+            for channel in ["off", "stable"] {
+                fs::copy(&manifest, self.path("releases").join(format!("{channel}.json{end}")))?;
+            }
         }
         Ok(archive)
     }
@@ -254,5 +267,33 @@ fn a_power_cut_in_the_midst_of_an_update_leaves_a_version_that_works() -> Result
     wait_for("an agent", SOON, || Ok(machine.status()))?;
     ensure!(!machine.path("bin/skein.new").exists(), "what was cut off is cleared away");
     ensure!(machine.url.starts_with("http://127.0.0.1"));
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_may_not_replace_its_program_says_once_that_a_newer_version_is_there() -> Result<()> {
+    let mut machine = Machine::prepare("stable")?;
+    machine.publish("0.1.1", &as_version("0.1.1")?)?;
+    let mut command = machine.command(&["up"]);
+    let allow = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    if fs::metadata(machine.folder.path())?.uid() == 0 {
+        // As the machine's service: root has installed the program, and another user runs it.
+        allow(machine.folder.path(), 0o755)?;
+        let given = Command::new("chown").args(["-R", "65534"]).arg(machine.path("data")).status()?;
+        ensure!(given.success());
+        command.uid(65_534).gid(65_534).current_dir("/");
+    } else {
+        allow(&machine.path("bin"), 0o555)?;
+    }
+    machine.start(command)?;
+    let told = "version 0.1.1 is there: ";
+    let story = wait_for("the new version to be told of", SOON, || {
+        let story = fs::read_to_string(machine.path("story"))?;
+        Ok(story.contains(told).then_some(story))
+    })?;
+    ensure!(story.matches(told).count() == 1 && story.contains("hint: run the installer again"), "{story}");
+    ensure!(machine.archives_asked("0.1.1") == 0, "what cannot be installed is not fetched");
+    machine.version_is(OLD)?;
+    allow(&machine.path("bin"), 0o755)?;
     Ok(())
 }
