@@ -17,8 +17,10 @@ function Install-Skein {
         [string]$Version = '',
         # Newest of this channel instead of stable; later updates follow it as well.
         [string]$Channel = '',
-        # No tray icon.
+        # Nobody sits at this machine: no tray icon, no rule about an owner's use. Kept when this is run again.
         [switch]$Headless,
+        # Somebody does, after an earlier -Headless.
+        [switch]$Attended,
         # Where earnings go; kept in config.toml of the data directory.
         [string]$Payout = '',
         # Obey the owner of this key from afar, as `skein fleet key` prints it; kept there too.
@@ -93,13 +95,32 @@ function Install-Skein {
         [Environment]::SetEnvironmentVariable('SKEIN_PATH_CHANGED', $null, 'User')
     }
 
+    # Asks the agent to leave, so that it ends its leases and says goodbye; ends one that does not, and waits until nothing
+    # of it runs: what runs can be neither replaced nor removed.
     function Stop-Agent {
-        foreach ($task in 'Skein', 'Skein tray') {
-            [void](Invoke-Quietly schtasks.exe '/End', '/TN', $task)
+        $left = $false
+        if ((Test-Path $program) -and (Test-Path (Join-Path $data 'agent.json'))) { $left = Invoke-Quietly $program 'down' }
+        $tasks = @('Skein tray')
+        if (-not $left) { $tasks += 'Skein' }
+        foreach ($task in $tasks) { [void](Invoke-Quietly schtasks.exe '/End', '/TN', $task) }
+        for ($tries = 0; $tries -lt 100; $tries++) {
+            $running = @(Get-Process -Name skein -ErrorAction SilentlyContinue | Where-Object { $_.Path -eq $program })
+            if (-not $running) { return }
+            Start-Sleep -Milliseconds 100
         }
-        if ((Test-Path $program) -and (Test-Path (Join-Path $data 'agent.json'))) {
-            [void](Invoke-Quietly $program 'down')
-        }
+        # One that has just ended by itself is no error.
+        $running | Stop-Process -Force -ErrorAction SilentlyContinue
+        $running | Wait-Process -Timeout 10 -ErrorAction SilentlyContinue
+    }
+
+    # A path as one argument: what ends in a backslash would take the quote along.
+    function Get-Quoted([string]$Path) { return '"' + ($Path -replace '(\\+)$', '$1$1') + '"' }
+
+    # Whether the agent was installed with -Headless before.
+    function Test-WasHeadless {
+        $ErrorActionPreference = 'Continue'
+        $task = (& schtasks.exe /Query /TN Skein /XML 2>$null) -join "`n"
+        return $task -match '<Arguments>up --headless[ <]'
     }
 
     # A task at the user's log-on. The defaults of schtasks would end it after three days and on battery.
@@ -119,7 +140,7 @@ function Install-Skein {
     <Priority>7</Priority>
     <RestartOnFailure><Interval>PT1M</Interval><Count>10</Count></RestartOnFailure>
   </Settings>
-  <Actions Context="Author"><Exec><Command>$(& $escape $program)</Command><Arguments>$Arguments</Arguments></Exec></Actions>
+  <Actions Context="Author"><Exec><Command>$(& $escape $program)</Command><Arguments>$(& $escape $Arguments)</Arguments></Exec></Actions>
 </Task>
 "@
         $definition = Join-Path $stage 'task.xml'
@@ -209,7 +230,10 @@ function Install-Skein {
     $program = Join-Path $bin 'skein.exe'
     $stage = Join-Path $bin '.skein-install'
     $data = if ($env:SKEIN_DATA_DIR) { $env:SKEIN_DATA_DIR } else { Join-Path $env:LOCALAPPDATA 'skein' }
+    # Whatever directory a task is started in.
+    $data = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($data)
     if ($Uninstall) { Remove-Skein; return }
+    if ($Headless -and $Attended) { Stop-Here '-Headless and -Attended exclude each other' 'does anybody sit at this machine?' }
 
     if ($Version -and $Version -notmatch '^[0-9A-Za-z.+-]+$') { Stop-Here "-Version $Version is not a version" 'such as -Version 0.2.0' }
     if ($Channel -and $Channel -cnotmatch '^[a-z0-9-]+$') { Stop-Here "-Channel $Channel is not a channel" 'stable or beta' }
@@ -289,8 +313,15 @@ function Install-Skein {
         }
         if ($Payout -or $Owner -or $Channel) { Set-Config }
         Set-UserPath $true
-        Set-Task 'Skein' 'up --headless'
-        if ($Headless) { [void](Invoke-Quietly schtasks.exe '/Delete', '/F', '/TN', 'Skein tray') } else { Set-Task 'Skein tray' 'tray' }
+        if (-not $Headless -and -not $Attended -and (Test-WasHeadless)) {
+            $Headless = $true
+            Write-Host '-Headless is kept from the installation before; -Attended ends it.'
+        }
+        # A task has its own environment: it is told the place of the data.
+        $place = "--data-dir $(Get-Quoted $data)"
+        # The agent shows the icon too; whichever comes second leaves.
+        Set-Task 'Skein' $(if ($Headless) { "up --headless $place" } else { "up $place" })
+        if ($Headless) { [void](Invoke-Quietly schtasks.exe '/Delete', '/F', '/TN', 'Skein tray') } else { Set-Task 'Skein tray' "tray $place" }
     } finally {
         Remove-Item -Recurse -Force $stage -ErrorAction SilentlyContinue
     }

@@ -16,7 +16,8 @@ Installs the Skein agent: curl -fsSL URL/install.sh | sh -s -- [OPTIONS]
 
   --version V      this version, even if it is older than the installed one
   --channel NAME   newest of this channel, which later updates follow as well [default: stable]
-  --headless       nobody sits at this machine: no tray icon, no rule about an owner's use
+  --headless       nobody sits at this machine: no tray icon, no rule about an owner's use; kept when this is run again
+  --attended       somebody does, after an earlier --headless
   --payout ADDR    where earnings go; kept in config.toml of the data directory
   --owner HEX      obey the owner of this key from afar, as `skein fleet key` prints it; kept there too
   --no-start       install only
@@ -56,7 +57,7 @@ only() {
 
 read_options() {
     version='' channel=stable follow='' headless='' payout='' owner='' start=yes file='' system='' prefix=${PREFIX:-}
-    uninstall='' purge='' yes=''
+    attended='' uninstall='' purge='' yes=''
     while [ $# -gt 0 ]; do
         case $1 in
         --version) value "$1" $# && version=${2#v} && shift ;;
@@ -66,6 +67,7 @@ read_options() {
         --file) value "$1" $# && file=$2 && shift ;;
         --prefix) value "$1" $# && prefix=$2 && shift ;;
         --headless) headless=yes ;;
+        --attended) attended=yes ;;
         --no-start) start='' ;;
         --system) system=yes ;;
         --uninstall) uninstall=yes ;;
@@ -86,6 +88,8 @@ read_options() {
         only 0-9A-Fa-f "$owner" && [ ${#owner} -eq 64 ] ||
             fail "--owner is not a key: 64 hexadecimal digits" "'skein fleet key' on the owner's machine prints it"
     fi
+    [ -z "$headless" ] || [ -z "$attended" ] || fail "--headless and --attended exclude each other" "does anybody sit at this machine?"
+    [ -z "$system" ] || [ -z "$attended" ] || fail "--system is always headless" "leave out --system to install for whoever sits at this machine"
     [ -z "$purge" ] || [ -n "$uninstall" ] || fail "--purge goes with --uninstall" "sh install.sh --uninstall --purge"
 }
 
@@ -601,7 +605,18 @@ xml() { printf '%s' "$1" | sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g'; }
 # A path as systemd reads it: quoted, with no specifier in it.
 quoted() { printf '"%s"' "$(printf '%s' "$1" | sed 's/%/%%/g; s/"/\\"/g')"; }
 
+# A rig stays a rig when the installer is run again for a newer version.
+keep_headless() {
+    [ -z "$headless$attended$system" ] && [ -f "$unit" ] || return 0
+    # In a unit on one line, in a property list on lines of their own.
+    if grep -qE '^ExecStart=.* up --headless( |$)|<string>--headless</string>' "$unit"; then
+        headless=yes
+        say "--headless is kept from the installation before; --attended ends it"
+    fi
+}
+
 prepare_service() {
+    keep_headless
     SKEIN_UP=up
     [ -z "$headless$system" ] || SKEIN_UP="up --headless"
     if [ "$os" = Darwin ]; then
@@ -673,25 +688,58 @@ prepare_config() {
     [ -z "$owner" ] || given="${given:+$given|}owner"
     [ -z "$follow" ] || given="${given:+$given|}update_channel"
     [ -n "$given" ] || return 0
+    if [ -n "$system" ]; then
+        prepare_system_config
+        return
+    fi
     make_dir "$data" 700
     settings=$data/config.toml
     {
-        [ -z "$payout" ] || printf 'payout = "%s"\n' "$payout"
-        [ -z "$owner" ] || printf 'owner = "%s"\n' "$owner"
-        [ -z "$follow" ] || printf 'update_channel = "%s"\n' "$channel"
+        settings_lines
         [ ! -e "$settings" ] ||
             awk -v given="^[ \t]*($given)[ \t]*=" '/^[ \t]*\[/ { table = 1 } table || $0 !~ given { print }' "$settings"
     } >"$stage/text" || cannot_write "$stage"
     prepare "$settings" 600 <"$stage/text"
-    if [ -n "$system" ] && id skein >/dev/null 2>&1; then
-        chown skein: "$data" "$data/.config.toml.skein-new"
-    fi
+}
+
+settings_lines() {
+    [ -z "$payout" ] || printf 'payout = "%s"\n' "$payout"
+    [ -z "$owner" ] || printf 'owner = "%s"\n' "$owner"
+    [ -z "$follow" ] || printf 'update_channel = "%s"\n' "$channel"
 }
 
 prepare_documents() {
     for document in LICENSE LICENSES-OF-DEPENDENCIES.txt README.md; do
         [ ! -f "$tree/$document" ] || prepare "$docs/$document" 644 <"$tree/$document"
     done
+}
+
+# as_skein COMMAND...: as the user of the machine's service. What lies below a directory of his is his to name: if root wrote
+# there, a link could lead it anywhere.
+as_skein() {
+    if have runuser; then
+        runuser -u skein -- "$@"
+    else
+        need setpriv
+        setpriv --reuid skein --regid skein --init-groups "$@"
+    fi
+}
+
+# The same for the machine's service, all of it by his hand.
+prepare_system_config() {
+    id skein >/dev/null 2>&1 || make_user
+    make_dir "$data" 700
+    # Itself only, by a name that root alone can change; nothing below it.
+    chown -h skein: "$data"
+    system_config=yes
+    # shellcheck disable=SC2016 # For his shell.
+    settings_lines | as_skein sh -c '
+        umask 077
+        cd "$1" || exit 1
+        {
+            cat
+            [ ! -e config.toml ] || awk -v given="$2" "/^[ \t]*\[/ { table = 1 } table || \$0 !~ given { print }" config.toml
+        } >.config.toml.skein-new' sh "$data" "^[ 	]*($given)[ 	]*=" || cannot_write "$data/config.toml"
 }
 
 # Everything is written by now; what remains are renames, the program's first.
@@ -705,6 +753,7 @@ commit() {
     printf '%s' "$prepared" | while IFS= read -r path; do
         mv -f "$(dirname -- "$path")/.$(basename -- "$path").skein-new" "$path" || cannot_write "$path"
     done || exit 1
+    [ -z "$system_config" ] || as_skein mv -f "$data/.config.toml.skein-new" "$data/config.toml" || cannot_write "$data/config.toml"
     [ -z "$headless" ] || [ -z "$tray" ] || rm -f "$tray"
     # A new program that an update had not proven yet is older than this one, or not asked for.
     rm -f "$program.new"
@@ -720,6 +769,7 @@ clean() {
             printf '%s' "$prepared" | while IFS= read -r path; do
                 rm -f "$(dirname -- "$path")/.$(basename -- "$path").skein-new"
             done
+            [ -z "$system_config" ] || as_skein rm -f "$data/.config.toml.skein-new"
         fi
         rm -rf "$stage"
         [ -n "$committed" ] || printf '%s' "$made" | while IFS= read -r path; do rmdir "$path" 2>/dev/null; done
@@ -729,7 +779,7 @@ clean() {
 
 # The directory for all that is not installed yet, on the file system of the program; also the lock.
 make_stage() {
-    made='' prepared='' committed='' staged=yes
+    made='' prepared='' committed='' system_config='' staged=yes
     trap clean EXIT
     trap 'exit 130' HUP INT TERM
     make_dir "$bin"

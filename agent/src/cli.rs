@@ -329,8 +329,11 @@ pub(crate) struct UpdateArgs {
     /// Exactly this version, older ones too [default: the newest of the channel]
     #[arg(long, value_name = "VERSION")]
     pub(crate) version: Option<skein_update::Version>,
+    /// Put the version before back in place; the newer one is not installed again by itself
+    #[arg(long, conflicts_with_all = ["dry_run", "version"])]
+    pub(crate) back: bool,
     /// Change to this version in an agent's place, and become it (started by the agent itself)
-    #[arg(long, hide = true, value_name = "VERSION", conflicts_with_all = ["dry_run", "version"])]
+    #[arg(long, hide = true, value_name = "VERSION", conflicts_with_all = ["dry_run", "version", "back"])]
     pub(crate) apply: Option<skein_update::Version>,
     /// What the agent was started with
     #[arg(last = true, hide = true)]

@@ -77,6 +77,15 @@ impl Client {
         parse(self.answered(request.call())?)
     }
 
+    /// GET, as JSON, of an agent that must have answered within `limit`.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) fn get_within<T: DeserializeOwned>(&self, path: &str, limit: Duration) -> Result<T> {
+        let request = self.agent.get(self.url(path)).config().timeout_global(Some(limit)).build();
+        parse(self.answered(request.call())?)
+    }
+
     /// GET of what only the owner may read, as JSON.
     ///
     /// # Errors

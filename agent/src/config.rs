@@ -154,13 +154,18 @@ impl Config {
             owner,
             name: name.or_else(host_name).unwrap_or_else(|| "unnamed".to_owned()),
             update: UpdateConfig {
-                url: file.update_url.or_else(|| option_env!("SKEIN_RELEASES").map(str::to_owned)),
+                url: file.update_url.or_else(|| built_for().map(str::to_owned)),
                 channel: file.update_channel.unwrap_or_else(|| "stable".to_owned()),
                 keys: file.update_keys,
             },
             data_dir,
         })
     }
+}
+
+/// Where this build looks for updates: what is published was built with its own server's address.
+fn built_for() -> Option<&'static str> {
+    option_env!("SKEIN_RELEASES").filter(|url| !url.is_empty())
 }
 
 /// An owner's public key, as `skein fleet key` prints it.

@@ -161,6 +161,8 @@ pub(crate) const STORY_BYTES_MAX: u64 = 8 << 20;
 pub(crate) const UPDATE_LOOK_EVERY: Duration = Duration::from_secs(60);
 /// An agent leaves for a new version after so long, whatever it is working on.
 pub(crate) const UPDATE_DRAIN_MAX: Duration = Duration::from_secs(1_800);
+/// A version on trial that has not answered by then is asked again.
+pub(crate) const TRIAL_ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Longest name of a rig, in characters.
 pub(crate) const RIG_NAME_CHARS_MAX: usize = 64;

@@ -9,6 +9,8 @@ mapfile -t arguments <"$CUSTOM_CONFIG_FILENAME"
 mkdir -p "$(dirname "$CUSTOM_LOG_BASENAME")"
 # HiveOS sets these for other miners; the program needs the system's own libraries and its GPU driver.
 unset LD_LIBRARY_PATH LD_PRELOAD
+# HiveOS unpacks miners for the user `user` and runs them as root; a program replaces itself by a newer one only if it is its own.
+chown "$(id -u)" . skein || echo 'skein belongs to another user: it will not update itself'
 ./skein "${arguments[@]}" > >(exec tee -a "$CUSTOM_LOG_BASENAME.log") 2>&1 &
 agent=$!
 trap 'kill -TERM "$agent" 2>/dev/null' HUP INT TERM

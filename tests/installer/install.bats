@@ -289,6 +289,62 @@ echo "Failed to connect to bus" >&2; exit 1'
     [ "$status" != 0 ]
 }
 
+@test "run again, a headless rig stays headless; --attended ends it" {
+    fake_systemd
+    unit=$root$home/.config/systemd/user/skein.service
+    install --headless
+    grep -q '^ExecStart=.* up --headless$' "$unit"
+    run install
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "--headless is kept from the installation before; --attended ends it"
+    grep -q '^ExecStart=.* up --headless$' "$unit"
+    [ ! -e "$root$home/.config/autostart/skein-tray.desktop" ]
+    run install --attended
+    [ "$status" = 0 ]
+    grep -q '^ExecStart=.* up$' "$unit"
+    [ -f "$root$home/.config/autostart/skein-tray.desktop" ]
+    run install
+    [[ $output != *"is kept"* ]]
+    grep -q '^ExecStart=.* up$' "$unit"
+    before=$(picture /home)
+    run install --headless --attended
+    refused "--headless and --attended exclude each other"
+}
+
+@test "--system writes nothing where the user skein leads it" {
+    fake_systemd
+    install_as_root --system --payout first
+    data=$root/var/lib/skein
+    echo "of root" >"$root/etc/precious"
+    chmod 600 "$root/etc/precious"
+    precious=$(stat -c '%u %a' "$root/etc/precious" && cat "$root/etc/precious")
+    # What an agent that was taken over could leave there: names that lead elsewhere.
+    ln -sfn /etc/precious "$data/.config.toml.skein-new"
+    chroot "$root" chown -h skein: /var/lib/skein/.config.toml.skein-new
+    run install_as_root --system --payout second
+    [ "$(stat -c '%u %a' "$root/etc/precious" && cat "$root/etc/precious")" = "$precious" ] || { echo "$output" && false; }
+    [ "$status" = 1 ]
+    says "cannot write to /var/lib/skein/config.toml"
+    # Nor does it read there for him.
+    ln -sfn /etc/precious "$data/config.toml"
+    rm -f "$data/.config.toml.skein-new"
+    run install_as_root --system --payout third
+    [ "$status" = 1 ]
+    run ! grep -rq "of root" "$data"
+    [ "$(stat -c '%u %a' "$root/etc/precious" && cat "$root/etc/precious")" = "$precious" ]
+    rm "$data/config.toml"
+    run install_as_root --system --payout fourth --owner "$(printf '0%.0s' {1..64})"
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    [ "$(chroot "$root" stat -c %a:%U:%G /var/lib/skein/config.toml)" = "600:skein:skein" ]
+    grep -qx 'payout = "fourth"' "$data/config.toml"
+    # A line that is there already is replaced, others stay.
+    echo 'name = "rig"' >>"$data/config.toml"
+    run install_as_root --system --payout fifth
+    [ "$status" = 0 ]
+    [ "$(grep -c payout "$data/config.toml")" = 1 ]
+    grep -qx 'payout = "fifth"' "$data/config.toml" && grep -qx 'name = "rig"' "$data/config.toml" && grep -q '^owner = ' "$data/config.toml"
+}
+
 @test "--system without root, in a home, or over a package is refused" {
     run install --system
     refused "--system needs root"

@@ -88,3 +88,17 @@ echo "$0 $*" >>/tmp/called'; done
     systemd-analyze security --offline=true --no-pager "$BATS_TEST_TMPDIR/skein.service" >"$BATS_TEST_TMPDIR/score"
     for open in PrivateDevices= MemoryDenyWriteExecute= ProtectProc= PrivateUsers=; do grep -q "✗ $open" "$BATS_TEST_TMPDIR/score"; done
 }
+
+@test "the tasks of install.ps1 obey the owner, know where the data are, and are asked before they are ended" {
+    # No PowerShell here: what its text says.
+    script=$installer/install.ps1
+    grep -qF "Set-Task 'Skein' \$(if (\$Headless) { \"up --headless \$place\" } else { \"up \$place\" })" "$script"
+    grep -qF "Set-Task 'Skein tray' \"tray \$place\"" "$script"
+    grep -qF '<Arguments>$(& $escape $Arguments)</Arguments>' "$script"
+    stop=$(sed -n '/function Stop-Agent/,/^    }/p' "$script")
+    [ "$(grep -n "'down'" <<<"$stop" | cut -d: -f1)" -lt "$(grep -n "'/End'" <<<"$stop" | cut -d: -f1)" ]
+    # Removed only after the wait that ends Stop-Agent.
+    remove=$(sed -n '/function Remove-Skein/,/^    }/p' "$script")
+    [ "$(grep -n Stop-Agent <<<"$remove" | cut -d: -f1)" -lt "$(grep -n 'Remove-Item' <<<"$remove" | head -n 1 | cut -d: -f1)" ]
+    [[ $stop == *"Stop-Process -Force"* ]]
+}

@@ -6,9 +6,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::{fs, thread};
 
 use anyhow::{Context, Result, ensure};
@@ -40,11 +42,24 @@ fn as_version(version: &str) -> Result<Vec<u8>> {
 struct Machine {
     folder: TempDir,
     url: String,
+    asked: Asked,
     agent: Option<Child>,
 }
 
+/// The paths that were asked for.
+type Asked = Arc<Mutex<Vec<String>>>;
+
 impl Machine {
     fn new() -> Result<Self> {
+        // Not by itself: by hand it is a channel like any other.
+        let mut machine = Self::prepare("off")?;
+        let command = machine.command(&["up"]);
+        machine.start(command)?;
+        Ok(machine)
+    }
+
+    /// Without an agent yet.
+    fn prepare(channel: &str) -> Result<Self> {
         let folder = TempDir::with_prefix("skein-update-test-")?;
         for name in ["bin", "data", "releases"] {
             fs::create_dir(folder.path().join(name))?;
@@ -52,18 +67,21 @@ impl Machine {
         // By a process of its own: a program that another thread's child still holds open for writing cannot be started.
         let copied = Command::new("cp").arg(binary()?).arg(folder.path().join("bin/skein")).status()?;
         ensure!(copied.success(), "the program cannot be copied");
-        let url = format!("http://{}", serve(folder.path().join("releases"))?);
+        let asked = Asked::default();
+        let url = format!("http://{}", serve(folder.path().join("releases"), Arc::clone(&asked))?);
         let key = hex::encode(key().verifying_key().to_bytes());
         let config = format!(
             "listen = \"127.0.0.1:0\"\napi = \"127.0.0.1:0\"\ndevice = \"cpu\"\nthreads = 1\nheadless = true\n\
-             update_url = \"{url}\"\nupdate_keys = [\"{key}\"]\nupdate_channel = \"off\"\n"
+             update_url = \"{url}\"\nupdate_keys = [\"{key}\"]\nupdate_channel = \"{channel}\"\n"
         );
         fs::write(folder.path().join("data/config.toml"), config)?;
-        let mut machine = Self { folder, url, agent: None };
-        let said = fs::File::create(machine.path("story"))?;
-        machine.agent = Some(machine.command(&["up"]).stderr(said).spawn()?);
-        machine.version_is(OLD)?;
-        Ok(machine)
+        Ok(Self { folder, url, asked, agent: None })
+    }
+
+    fn start(&mut self, mut command: Command) -> Result<()> {
+        let said = fs::File::create(self.path("story"))?;
+        self.agent = Some(command.stderr(said).spawn()?);
+        self.version_is(OLD).map(|_| ())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -97,10 +115,18 @@ impl Machine {
         sign::sign_release(&directory, &[key()], &Version::parse(version)?, "2026-11-23T00:00:00Z")?;
         for end in ["", ".sig"] {
             let manifest = directory.join(format!("manifest.json{end}"));
-            // The channel `off` is only "not by itself"; by hand it is a channel like any other.
-            fs::copy(manifest, self.path("releases").join(format!("off.json{end}")))?;
+            for channel in ["off", "stable"] {
+                fs::copy(&manifest, self.path("releases").join(format!("{channel}.json{end}")))?;
+            }
         }
         Ok(archive)
+    }
+
+    /// How often an archive of this version was asked for.
+    fn archives_asked(&self, version: &str) -> usize {
+        let start = format!("{version}/skein-");
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.iter().filter(|path| path.starts_with(&start) && path.ends_with(".tar.gz")).count()
     }
 
     fn status(&self) -> Option<Value> {
@@ -132,18 +158,18 @@ fn key() -> SigningKey {
 }
 
 /// Serves a directory on loopback for as long as the test runs.
-fn serve(root: PathBuf) -> Result<SocketAddr> {
+fn serve(root: PathBuf, asked: Asked) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let _ = answer(stream, &root);
+            let _ = answer(stream, &root, &asked);
         }
     });
     Ok(address)
 }
 
-fn answer(mut stream: TcpStream, root: &Path) -> Result<()> {
+fn answer(mut stream: TcpStream, root: &Path, asked: &Asked) -> Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut first = String::new();
     reader.read_line(&mut first)?;
@@ -153,6 +179,7 @@ fn answer(mut stream: TcpStream, root: &Path) -> Result<()> {
         reader.read_line(&mut line)?;
     }
     let path = first.split(' ').nth(1).context("no path")?.trim_start_matches('/').to_owned();
+    asked.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
     let (status, body) = match fs::read(root.join(path)) {
         Ok(body) => ("200 OK", body),
         Err(_) => ("404 Not Found", Vec::new()),
@@ -173,6 +200,8 @@ fn an_agent_becomes_its_next_version_and_never_one_that_does_not_work() -> Resul
     ensure!(updated.code == 0 && updated.out.contains("updated to 0.1.1"), "{updated:?}");
     let status = machine.version_is("0.1.1")?;
     ensure!(status["pid"] == pid, "service managers would notice: {status}");
+    let fetched = machine.archives_asked("0.1.1");
+    ensure!(fetched == 1, "what was fetched and checked is not fetched again: {fetched} times");
     let old = Command::new(machine.path("bin/skein.old")).arg("--version").output()?;
     ensure!(String::from_utf8_lossy(&old.stdout).contains(OLD), "the old version is kept: {old:?}");
     let again = machine.run(&["update"])?;
@@ -197,6 +226,20 @@ fn an_agent_becomes_its_next_version_and_never_one_that_does_not_work() -> Resul
     let status = machine.version_is("0.1.1")?;
     ensure!(status["pid"] == pid, "work went on without a break: {status}");
     ensure!(!machine.path("bin/skein.new").exists());
+
+    // One that the channel names and the agent does not find: whoever asked hears of it.
+    machine.publish("0.1.4", &as_version("0.1.4")?)?;
+    fs::remove_file(machine.path("releases/0.1.4/manifest.json"))?;
+    let lost = machine.run(&["update"])?;
+    ensure!(lost.code == 1 && lost.err.contains("no update: the server has no "), "{lost:?}");
+
+    // Back by hand: what runs goes on until it is started again.
+    let back = machine.run(&["update", "--back"])?;
+    ensure!(back.code == 0 && back.out.contains("skein 0.1.0 again"), "{back:?}");
+    ensure!(back.out.contains("start it again"), "{back:?}");
+    let installed = Command::new(machine.path("bin/skein")).arg("--version").output()?;
+    ensure!(String::from_utf8_lossy(&installed.stdout).contains(OLD), "{installed:?}");
+    machine.version_is("0.1.1")?;
     Ok(())
 }
 
@@ -224,5 +267,33 @@ fn a_power_cut_in_the_midst_of_an_update_leaves_a_version_that_works() -> Result
     wait_for("an agent", SOON, || Ok(machine.status()))?;
     ensure!(!machine.path("bin/skein.new").exists(), "what was cut off is cleared away");
     ensure!(machine.url.starts_with("http://127.0.0.1"));
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_may_not_replace_its_program_says_once_that_a_newer_version_is_there() -> Result<()> {
+    let mut machine = Machine::prepare("stable")?;
+    machine.publish("0.1.1", &as_version("0.1.1")?)?;
+    let mut command = machine.command(&["up"]);
+    let allow = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    if fs::metadata(machine.folder.path())?.uid() == 0 {
+        // As the machine's service: root has installed the program, and another user runs it.
+        allow(machine.folder.path(), 0o755)?;
+        let given = Command::new("chown").args(["-R", "65534"]).arg(machine.path("data")).status()?;
+        ensure!(given.success());
+        command.uid(65_534).gid(65_534).current_dir("/");
+    } else {
+        allow(&machine.path("bin"), 0o555)?;
+    }
+    machine.start(command)?;
+    let told = "version 0.1.1 is there: ";
+    let story = wait_for("the new version to be told of", SOON, || {
+        let story = fs::read_to_string(machine.path("story"))?;
+        Ok(story.contains(told).then_some(story))
+    })?;
+    ensure!(story.matches(told).count() == 1 && story.contains("hint: run the installer again"), "{story}");
+    ensure!(machine.archives_asked("0.1.1") == 0, "what cannot be installed is not fetched");
+    machine.version_is(OLD)?;
+    allow(&machine.path("bin"), 0o755)?;
     Ok(())
 }

@@ -24,6 +24,12 @@ const PLACE_FOR_SYSTEM: &str = "/usr/bin/skein";
 pub(crate) fn install(data_dir: DataDir, system: bool, headless: bool) -> Result<ExitCode> {
     let binary = std::env::current_exe().context("cannot find this binary's own path")?;
     let path = unit(system)?;
+    if system {
+        fits_system(&binary, data_dir.data_dir.as_deref())?;
+        if !has_user("skein")? {
+            bail!("there is no user `skein` for the service to run as\nhint: {MAKE_USER}");
+        }
+    }
     let data_dir = data_dir.data_dir.map(|given| crate::config::data_dir(Some(given))).transpose()?;
     let text = text(system, headless, &binary, data_dir.as_deref())?;
     manager(system, &["--version"])?;
@@ -70,6 +76,35 @@ pub(crate) fn status(system: bool) -> Result<ExitCode> {
     let answer = command.args(["is-active", "skein.service"]).output().context(NO_SYSTEMD)?;
     say(String::from_utf8_lossy(&answer.stdout).trim())?;
     Ok(if answer.status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// As `install.sh --system` makes it: with the groups that own the GPU's nodes.
+const MAKE_USER: &str = "make it, then run this again:\n  sudo useradd --system --user-group --home-dir /var/lib/skein --no-create-home --shell /usr/sbin/nologin skein\n  \
+     for group in render video; do sudo usermod -a -G $group skein; done";
+
+/// What the machine's unit cannot see or does not heed.
+fn fits_system(binary: &Path, data_dir: Option<&Path>) -> Result<()> {
+    if let Some(given) = data_dir {
+        bail!(
+            "the machine's service keeps its data in /var/lib/skein, not in {}\nhint: leave out --data-dir, or --system",
+            given.display()
+        );
+    }
+    let hidden = ["/home", "/root", "/run/user", "/tmp", "/var/tmp"];
+    if hidden.iter().any(|hidden| binary.starts_with(hidden)) {
+        bail!(
+            "the machine's service cannot see {}: its unit hides homes and temporary directories\n\
+             hint: sudo install -m 755 {0} /usr/local/bin/skein && sudo /usr/local/bin/skein service install --system",
+            binary.display()
+        );
+    }
+    Ok(())
+}
+
+fn has_user(name: &str) -> Result<bool> {
+    let mut command = Command::new("id");
+    command.args(["-u", name]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(command.status().context("cannot ask `id` for users\nhint: install coreutils")?.success())
 }
 
 const NO_SYSTEMD: &str = "this system has no systemd\nhint: let your service manager start `skein up`, which leaves within seconds of SIGTERM";
@@ -154,5 +189,18 @@ mod tests {
         let text = |binary: &str, data: &str| text(false, false, Path::new(binary), Some(Path::new(data)));
         assert!(text("/opt/skein", "/data/a").unwrap().contains("\nEnvironment=SKEIN_DATA_DIR=/data/a\n"));
         assert!(text("/opt/my games/skein", "/data").is_err() && text("/opt/skein", "/my data").is_err());
+    }
+
+    #[test]
+    fn the_machines_service_takes_no_binary_that_it_cannot_see_and_no_data_elsewhere() {
+        assert!(fits_system(Path::new("/usr/local/bin/skein"), None).is_ok());
+        for hidden in ["/home/a/.local/bin/skein", "/root/skein", "/tmp/skein", "/run/user/1000/skein"] {
+            let error = fits_system(Path::new(hidden), None).unwrap_err().to_string();
+            assert!(error.contains(hidden) && error.contains("hint: sudo install -m 755 /"), "{error}");
+        }
+        assert!(fits_system(Path::new("/homes/skein"), None).is_ok());
+        let error = fits_system(Path::new("/opt/skein"), Some(Path::new("/data"))).unwrap_err().to_string();
+        assert!(error.contains("/data") && error.contains("hint: leave out --data-dir"), "{error}");
+        assert!(has_user("root").unwrap() && !has_user("nobody-has-this-name").unwrap());
     }
 }

@@ -30,6 +30,8 @@ pub(crate) fn run(directory: DataDir) -> Result<ExitCode> {
         }
         Err(TryLockError::Error(error)) => return Err(error).context("cannot lock tray.lock"),
     }
+    #[cfg(windows)]
+    crate::os::leave_own_console();
     let ended = skein_tray::run(move || {
         let client = Client::of(&directory)?;
         let running = client.running();
@@ -46,6 +48,9 @@ impl Icon {
     /// Starts one; where there is no desktop it ends by itself.
     pub(crate) fn start(data_dir: &Path) -> Option<Self> {
         let mut command = Command::new(std::env::current_exe().ok()?);
+        // CREATE_NO_WINDOW: an agent that let go of its console would open a new one for the icon.
+        #[cfg(windows)]
+        std::os::windows::process::CommandExt::creation_flags(&mut command, 0x0800_0000);
         command.arg("tray").arg("--data-dir").arg(data_dir);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().ok().map(Self)

@@ -19,6 +19,8 @@ use crate::story::Story;
 /// What hinders the start, or a disk that no longer takes the log.
 pub(crate) fn run(args: UpArgs) -> Result<ExitCode> {
     let config = Config::load(args)?;
+    #[cfg(windows)]
+    crate::os::leave_own_console();
     tell(&config.data_dir);
     smol::future::block_on(daemon::run(config))?;
     Ok(ExitCode::SUCCESS)

@@ -3,12 +3,12 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
-use skein_update::{Release, Staged, State, TRIAL_LIMIT, Updater, Version};
+use skein_update::{NetworkLimits, Release, Staged, State, TRIAL_LIMIT, TRIAL_STEADY, Updater, Version};
 
 use super::{bytes_text, say};
 use crate::cli::{UpArgs, UpdateArgs};
@@ -16,6 +16,7 @@ use crate::client::Client;
 use crate::config::{Config, data_dir};
 use crate::daemon::status::Status;
 use crate::daemon::updating::{replace_by, this_binary, updater};
+use crate::limits::{TRIAL_ANSWER_MAX, UPDATE_DRAIN_MAX};
 
 /// # Errors
 /// When there is no newer version, or none that is signed, fits, and works.
@@ -25,6 +26,9 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
     let updater = updater(&config.update, &directory)?;
     if let Some(version) = &args.apply {
         return apply(&updater, version, &args.then);
+    }
+    if args.back {
+        return back(&updater, &directory);
     }
     let release = match &args.version {
         Some(version) => Some(updater.find(version)?),
@@ -52,18 +56,26 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
 /// The running agent changes itself; this watches.
 fn ask(client: &Client, directory: &Path, version: &Version) -> Result<ExitCode> {
     let before = State::load(directory).last_result.map(|result| result.at_ms);
+    let first = client.running().token.clone();
     let _: serde_json::Value = client.post("/api/update", &json!({ "version": version }))?;
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}")?);
     bar.set_message("fetching, checking, and finishing the work at hand");
+    let asked = Instant::now();
+    let (limit, wanted) = (longest(), version.to_string());
     loop {
         bar.tick();
-        let answers = client.again().and_then(|client| client.get::<Status>("/api/status"));
-        if answers.is_ok_and(|status| status.version == version.to_string() && !status.on_trial) {
+        let now = client.again().and_then(|client| {
+            let status = client.get_within::<Status>("/api/status", TRIAL_ANSWER_MAX)?;
+            Ok((status, client.running().token != first))
+        });
+        let now = now.ok().filter(|(status, _)| !status.on_trial);
+        if now.as_ref().is_some_and(|(status, _)| status.version == wanted) {
             bar.finish_and_clear();
             say(&format!("updated to {version}"))?;
             return Ok(ExitCode::SUCCESS);
         }
+        // What the agent noted before it came back is there by now.
         let ended = State::load(directory).last_result;
         if let Some(result) = ended.filter(|result| Some(result.at_ms) != before)
             && let Some(reason) = result.reason
@@ -71,8 +83,47 @@ fn ask(client: &Client, directory: &Path, version: &Version) -> Result<ExitCode>
             bar.finish_and_clear();
             bail!("no update: {reason}");
         }
+        if let Some((status, true)) = now {
+            bar.finish_and_clear();
+            bail!("no update: the agent was started again as version {}\n{STORY_HINT}", status.version);
+        }
+        if asked.elapsed() > limit {
+            bar.finish_and_clear();
+            bail!("no update within {} minutes\n{STORY_HINT}", limit.as_secs() / 60);
+        }
         std::thread::sleep(Duration::from_millis(300));
     }
+}
+
+const STORY_HINT: &str =
+    "hint: `skein status` tells which version runs; story.log in the data directory tells why";
+
+/// What an agent may take at most: to find and fetch, to finish its work, and to try the new version.
+fn longest() -> Duration {
+    let network = NetworkLimits::default();
+    // It looks for the manifest twice, and for two files each time.
+    network.manifest * 4 + network.archive + UPDATE_DRAIN_MAX + TRIAL_LIMIT * 2
+}
+
+/// The version before, by hand. Nothing is stopped: what runs goes on until it is started again.
+fn back(updater: &Updater, directory: &Path) -> Result<ExitCode> {
+    updater.restore_old()?;
+    let binary = this_binary()?;
+    let said = std::process::Command::new(binary.get_program()).arg("--version").output();
+    let version =
+        said.map(|said| String::from_utf8_lossy(&said.stdout).trim().to_owned()).unwrap_or_default();
+    say(&format!(
+        "{} is {} again; the same once more undoes this",
+        binary.get_program().display(),
+        if version.is_empty() { "the version before" } else { &version }
+    ))?;
+    match Client::of(directory) {
+        Ok(_) => say(
+            "the agent that runs is still the one before: start it again, as a service or by `skein down` and `skein up`",
+        )?,
+        Err(_) => say("`skein up` starts it")?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// No agent runs: the new version is tried in an empty directory.
@@ -116,21 +167,29 @@ fn stage(updater: &Updater, release: &Release) -> Result<Staged> {
     Ok(staged?)
 }
 
-/// Starts the new version as an agent on `directory`, and gives it the installed name once that answers.
+/// Starts the new version as an agent on `directory`, and gives it the installed name once that answers and goes on
+/// answering.
 fn try_out(staged: Staged, arguments: &[OsString], directory: &Path) -> Result<()> {
     let wanted = staged.version().to_string();
     let mut command = staged.command();
     command.args(arguments);
-    let mut health = || {
-        let status = Client::of(directory).and_then(|client| client.get::<Status>("/api/status"));
-        match status {
-            Ok(status) if status.version == wanted && status.on_trial => Ok(()),
-            Ok(status) => Err(format!("version {} answers", status.version)),
-            Err(error) => Err(format!("it does not answer yet: {error}")),
-        }
-    };
-    staged.trial(command, &mut health, TRIAL_LIMIT)?.promote()?;
+    let mut health = || health(directory, &wanted);
+    staged.trial(command, &mut health, TRIAL_LIMIT, TRIAL_STEADY)?.promote()?;
     Ok(())
+}
+
+/// What an agent on trial still lacks. Answers soon, whatever that agent does: the trial's own limit depends on it.
+fn health(directory: &Path, wanted: &str) -> Result<(), String> {
+    let status =
+        Client::of(directory).and_then(|client| client.get_within::<Status>("/api/status", TRIAL_ANSWER_MAX));
+    match status {
+        Ok(status) if status.version != wanted || !status.on_trial => {
+            Err(format!("version {} answers", status.version))
+        }
+        Ok(status) if status.surveying => Err("it is still looking for its devices".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("it does not answer yet: {error}")),
+    }
 }
 
 /// A directory that goes with its name.
@@ -148,4 +207,26 @@ fn tempdir() -> Result<Gone> {
     let path = std::env::temp_dir().join(format!("skein-update-{}", hex::encode(name)));
     std::fs::create_dir(&path)?;
     Ok(Gone(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_that_listens_and_never_answers_does_not_hold_the_trial_up() {
+        let folder = tempfile::tempdir().unwrap();
+        // The kernel takes the connection; nobody reads from it.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let api = silent.local_addr().unwrap();
+        let node = "00".repeat(32);
+        let running = json!({ "pid": 1, "node": node, "listen": api, "api": api, "token": "" });
+        std::fs::write(folder.path().join(crate::daemon::RUNNING_FILE), running.to_string()).unwrap();
+        let start = Instant::now();
+        let missing = health(folder.path(), "0.2.0").unwrap_err();
+        assert!(missing.contains("does not answer"), "{missing}");
+        assert!(start.elapsed() < 3 * TRIAL_ANSWER_MAX, "{:?}", start.elapsed());
+    }
 }

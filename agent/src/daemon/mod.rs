@@ -582,6 +582,7 @@ impl Daemon {
             offer: own.and_then(|offer| status::Offered::of(offer.statement())),
             device_reason: self.stations.device_reason(),
             on_trial: skein_update::is_trial(),
+            surveying: self.stations.is_surveying(),
             earned_today: self.treasury.earned_since(Millis(self.owner.midnight_ms())).to_string(),
             policy: self.stations.view(),
             leases: held

@@ -175,9 +175,14 @@ impl Stations {
         self.all.iter().flat_map(|station| station.kits.values()).map(|kit| &kit.means)
     }
 
+    /// Whether devices are looked for.
+    pub(super) fn is_surveying(&self) -> bool {
+        matches!(self.survey, Survey::UnderWay)
+    }
+
     /// Whether a device is looked for or measured.
     pub(super) fn is_measuring(&self) -> bool {
-        matches!(self.survey, Survey::UnderWay) || self.all.iter().any(|station| station.measuring.is_some())
+        self.is_surveying() || self.all.iter().any(|station| station.measuring.is_some())
     }
 
     /// How things stand, in words. Of several workers the one that stands best leads, and the others add their reasons.

@@ -40,6 +40,9 @@ pub(crate) struct Status {
     pub(crate) policy: View,
     /// Whether this version still has to prove itself.
     pub(crate) on_trial: bool,
+    /// Whether it is finding out which devices there are. An earlier version on trial does not tell.
+    #[serde(default)]
+    pub(crate) surveying: bool,
     /// Since the owner's midnight, in coins.
     pub(crate) earned_today: String,
     /// What it measured, once it has.

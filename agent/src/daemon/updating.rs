@@ -23,6 +23,8 @@ use crate::limits::{UPDATE_DRAIN_MAX, UPDATE_LOOK_EVERY};
 pub(super) struct Updating {
     looked_at: Option<Instant>,
     stage: Stage,
+    /// Why there was no update, as it was logged last: it comes up again every day.
+    told: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +45,14 @@ impl Updating {
         match &self.stage {
             Stage::Leaving(version) => Some(version),
             Stage::None | Stage::Fetching | Stage::Finishing { .. } => None,
+        }
+    }
+
+    /// Logs why there is no update, once for as long as it stays the same.
+    fn tell(&mut self, why: String) {
+        if self.told.as_ref() != Some(&why) {
+            tracing::warn!("no update: {why}");
+            self.told = Some(why);
         }
     }
 
@@ -67,6 +77,9 @@ pub(crate) fn updater(config: &UpdateConfig, data_dir: &Path) -> Result<Updater>
     Ok(Updater::new(url, &config.channel, keys, crate::version(), data_dir)?)
 }
 
+/// Of Windows, where a file that runs cannot be replaced.
+const CANNOT: &str = "a running agent cannot replace itself on this system\nhint: run install.ps1 again";
+
 impl Daemon {
     /// Whether a version may be looked for without being asked.
     fn updates_itself(&self) -> bool {
@@ -83,8 +96,10 @@ impl Daemon {
                 }
                 self.updating.looked_at = Some(Instant::now());
                 let last = State::load(&self.config.data_dir).last_check_ms;
-                if is_due(last, &self.node.id().0, unix_ms()) {
-                    let _ = self.update(None, feed);
+                if is_due(last, &self.node.id().0, unix_ms())
+                    && let Err(error) = self.fetch(None, feed)
+                {
+                    self.updating.tell(error);
                 }
                 Ok(())
             }
@@ -109,26 +124,42 @@ impl Daemon {
             return Err("an update is under way\nhint: `skein update` again shows how it ended".to_owned());
         }
         if !cfg!(unix) {
-            return Err("a running agent cannot replace itself on this system\nhint: run install.ps1 again"
-                .to_owned());
+            return Err(CANNOT.to_owned());
         }
-        let updater =
-            updater(&self.config.update, &self.config.data_dir).map_err(|error| format!("{error:#}"))?;
+        let updater = self.updater()?;
         updater.check_place().map_err(|error| error.to_string())?;
+        self.fetch(version, feed)
+    }
+
+    fn updater(&self) -> Result<Updater, String> {
+        updater(&self.config.update, &self.config.data_dir).map_err(|error| format!("{error:#}"))
+    }
+
+    /// The same, whether or not this process may replace itself: that there is a newer version is worth knowing.
+    fn fetch(&mut self, version: Option<Version>, feed: &channel::Sender<Event>) -> Result<(), String> {
+        let updater = self.updater()?;
         self.updating.stage = Stage::Fetching;
         let feed = feed.clone();
-        let fetch = move || -> skein_update::Result<Option<Version>> {
+        let fetch = move || -> Result<Option<Version>, String> {
             let release = match version {
-                Some(version) => Some(updater.find(&version)?),
-                None => updater.check()?,
+                Some(version) => Some(updater.find(&version)),
+                None => updater.check().transpose(),
             };
-            let Some(release) = release else { return Ok(None) };
-            // Whoever applies it fetches it again: what is checked here is that it can be.
-            let staged = updater.stage(&release, &mut |_, _| {})?;
-            Ok(Some(staged.version().clone()))
+            let Some(release) = release.transpose().map_err(|error| error.to_string())? else {
+                return Ok(None);
+            };
+            let version = release.version.clone();
+            if !cfg!(unix) {
+                return Err(format!("version {version} is there: {CANNOT}"));
+            }
+            // Whoever applies it looks for it again, and takes the archive that is kept here.
+            match updater.prefetch(&release, &mut |_, _| {}) {
+                Ok(()) => Ok(Some(version)),
+                Err(error) => Err(format!("version {version} is there: {error}")),
+            }
         };
         skein_mesh::spawn(async move {
-            let fetched = smol::unblock(fetch).await.map_err(|error| error.to_string());
+            let fetched = smol::unblock(fetch).await;
             let _ = feed.send(Event::Fetched(fetched)).await;
         })
         .detach();
@@ -144,7 +175,7 @@ impl Daemon {
             }
             Ok(None) => Stage::None,
             Err(error) => {
-                tracing::warn!("no update: {error}");
+                self.updating.tell(error);
                 Stage::None
             }
         };

@@ -11,4 +11,4 @@ mod windows;
 #[cfg(not(windows))]
 pub(crate) use self::unix::{create_private, leave_requests, step_back};
 #[cfg(windows)]
-pub(crate) use self::windows::{ask_to_leave, create_private, leave_requests, step_back};
+pub(crate) use self::windows::{ask_to_leave, create_private, leave_own_console, leave_requests, step_back};

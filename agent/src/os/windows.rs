@@ -27,7 +27,8 @@ use windows_sys::Win32::Storage::FileSystem::{
     CREATE_NEW, CreateFileW, FILE_ATTRIBUTE_NORMAL, FILE_SHARE_DELETE, FILE_SHARE_READ, FILE_SHARE_WRITE,
 };
 use windows_sys::Win32::System::Console::{
-    CTRL_BREAK_EVENT, CTRL_C_EVENT, CTRL_LOGOFF_EVENT, SetConsoleCtrlHandler,
+    CTRL_BREAK_EVENT, CTRL_C_EVENT, CTRL_LOGOFF_EVENT, FreeConsole, GetConsoleProcessList, STD_ERROR_HANDLE,
+    STD_INPUT_HANDLE, STD_OUTPUT_HANDLE, SetConsoleCtrlHandler, SetStdHandle,
 };
 use windows_sys::Win32::System::LibraryLoader::GetModuleHandleW;
 use windows_sys::Win32::System::Threading::{
@@ -237,4 +238,22 @@ fn wide(text: &std::ffi::OsStr) -> Vec<u16> {
 pub(crate) fn step_back() {
     // SAFETY: the handle is a constant that stands for this process; the call changes its priority alone.
     unsafe { SetPriorityClass(GetCurrentProcess(), IDLE_PRIORITY_CLASS) };
+}
+
+/// Lets go of a console that Windows made for this process alone and that shows what it says: a task at log-on would
+/// leave a black window on the owner's desktop. The story is in the data directory all the same.
+pub(crate) fn leave_own_console() {
+    let mut attached = [0; 2];
+    // SAFETY: the list has room for the two that are told.
+    let count = unsafe { GetConsoleProcessList(attached.as_mut_ptr(), 2) };
+    if count != 1 || !io::IsTerminal::is_terminal(&io::stderr()) {
+        return;
+    }
+    // SAFETY: no reference to these handles is kept anywhere, the standard library asks for them each time.
+    unsafe {
+        for handle in [STD_INPUT_HANDLE, STD_OUTPUT_HANDLE, STD_ERROR_HANDLE] {
+            SetStdHandle(handle, std::ptr::null_mut());
+        }
+        FreeConsole();
+    }
 }

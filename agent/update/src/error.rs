@@ -208,7 +208,7 @@ pub enum UpdateError {
     },
     /// The directory of the binary cannot be written.
     #[error(
-        "cannot write to {directory}: {reason}\nhint: run `skein update` as the user who installed it (with sudo for /usr/local/bin), or install it again for yourself"
+        "cannot write to {directory}: {reason}\nhint: run the installer again, as it was run before (with --system for the whole machine)"
     )]
     NotWritable {
         /// Where the binary is.
@@ -218,7 +218,8 @@ pub enum UpdateError {
     },
     /// The binary is somebody else's.
     #[error(
-        "{binary} belongs to user {owner}, this process runs as user {me}\nhint: run `skein update` as the user who installed it"
+        "{binary} belongs to user {owner}, this process runs as user {me}\nhint: {}",
+        other_owner_hint(*.owner)
     )]
     OtherOwner {
         /// The binary.
@@ -275,6 +276,14 @@ pub enum UpdateError {
         /// The system's words.
         source: io::Error,
     },
+}
+
+/// What root installed serves an agent that is not root, and which may not replace it.
+fn other_owner_hint(owner: u32) -> &'static str {
+    match owner {
+        0 => "run the installer again as root, with --system if it serves the whole machine",
+        _ => "run `skein update` as the user who installed it",
+    }
 }
 
 /// Turns an error of the system into ours; a full disk and a used-up quota have a message of their own.

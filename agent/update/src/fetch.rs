@@ -128,13 +128,7 @@ impl<'a> Server<'a> {
         }
         fetched?;
         check_measure(file, sink.bytes, &hex::encode(sink.hash.finalize()))?;
-        // An empty list of keys would pass; `manifest` has refused that, and this must not depend on it.
-        if keys.is_empty() {
-            return Err(UpdateError::NoTrustedKey);
-        }
-        self_update::verify_signature(&path, &keys.raw()).map_err(|error| {
-            UpdateError::BadArchiveSignature { name: file.name.clone(), reason: error.to_string() }
-        })?;
+        check_signature(&path, file, keys)?;
         Ok(path)
     }
 
@@ -189,6 +183,34 @@ impl<'a> Server<'a> {
         }
         config.build().into()
     }
+}
+
+fn check_signature(path: &Path, file: &ReleaseFile, keys: &TrustedKeys) -> Result<()> {
+    // An empty list of keys would pass; `manifest` has refused that, and this must not depend on it.
+    if keys.is_empty() {
+        return Err(UpdateError::NoTrustedKey);
+    }
+    self_update::verify_signature(path, &keys.raw()).map_err(|error| UpdateError::BadArchiveSignature {
+        name: file.name.clone(),
+        reason: error.to_string(),
+    })
+}
+
+/// Takes an archive that was fetched before into `directory`, if it is there and passes every check of a new one.
+pub(crate) fn kept_archive(
+    kept: &Path,
+    file: &ReleaseFile,
+    keys: &TrustedKeys,
+    directory: &Path,
+) -> Option<PathBuf> {
+    let path = directory.join(&file.name);
+    std::fs::rename(kept, &path).ok()?;
+    let mut hash = Sha256::new();
+    let mut content = File::open(&path).ok()?.take(file.bytes + 1);
+    let bytes = std::io::copy(&mut content, &mut hash).ok()?;
+    check_measure(file, bytes, &hex::encode(hash.finalize())).ok()?;
+    check_signature(&path, file, keys).ok()?;
+    Some(path)
 }
 
 /// The newest release that `self_update` finds in a verified manifest, if it is newer than `current`.

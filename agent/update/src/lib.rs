@@ -14,7 +14,7 @@
 //! ```no_run
 //! # fn answers(_: &skein_update::Version) -> bool { true }
 //! # fn main() -> skein_update::Result<()> {
-//! use skein_update::{TRIAL_LIMIT, TrustedKeys, Updater};
+//! use skein_update::{TRIAL_LIMIT, TRIAL_STEADY, TrustedKeys, Updater};
 //! let keys = TrustedKeys::built_in()?;
 //! let data = std::path::Path::new("/home/me/.local/share/skein");
 //! let updater = Updater::new("https://releases.example.org", "stable", keys, "0.1.0", data)?;
@@ -26,7 +26,7 @@
 //!     command.args(std::env::args_os().skip(1));
 //!     let wanted = staged.version().clone();
 //!     let mut health = || if answers(&wanted) { Ok(()) } else { Err("its API does not answer".to_owned()) };
-//!     staged.trial(command, &mut health, TRIAL_LIMIT)?.promote()?;
+//!     staged.trial(command, &mut health, TRIAL_LIMIT, TRIAL_STEADY)?.promote()?;
 //!     // Execute the installed path. After any error: go on as before; the error says why.
 //! }
 //! # Ok(())
@@ -53,5 +53,5 @@ pub use fetch::NetworkLimits;
 pub use keys::TrustedKeys;
 pub use semver::Version;
 pub use state::{FailedVersion, InTrial, LastResult, Outcome, State};
-pub use trial::{Proven, Staged, TRIAL_LIMIT, TRIAL_VARIABLE, end_with_updater, is_trial};
+pub use trial::{Proven, Staged, TRIAL_LIMIT, TRIAL_STEADY, TRIAL_VARIABLE, end_with_updater, is_trial};
 pub use updater::{Recovery, Release, Step, StepHook, Updater};

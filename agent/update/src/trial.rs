@@ -19,6 +19,8 @@ use crate::updater::{Step, Updater};
 
 /// How long a new version has to become healthy.
 pub const TRIAL_LIMIT: Duration = Duration::from_secs(60);
+/// How long it has to stay healthy, within that: one that answers and then crashes is not installed.
+pub const TRIAL_STEADY: Duration = Duration::from_secs(10);
 /// Set to `1` in the environment of a process on trial.
 pub const TRIAL_VARIABLE: &str = "SKEIN_TRIAL";
 
@@ -104,8 +106,9 @@ impl Staged {
         command
     }
 
-    /// Runs `command` and asks `health` again and again until it answers `Ok`, the process ends, or `limit` is over;
-    /// an `Err` of `health` says what is still missing. A version that fails is removed and remembered.
+    /// Runs `command` and asks `health` again and again until it has answered `Ok` and nothing else for `steady`, the
+    /// process ends, or `limit` is over; an `Err` of `health` says what is still missing. `health` must answer soon,
+    /// whatever the process does. A version that fails is removed and remembered.
     ///
     /// The process gets a process group of its own, its standard input is a pipe that closes when this process
     /// ends (see [`end_with_updater`]), and the end of its standard error goes into the reason of a failure.
@@ -114,6 +117,7 @@ impl Staged {
         command: Command,
         health: &mut dyn FnMut() -> std::result::Result<(), String>,
         limit: Duration,
+        steady: Duration,
     ) -> Result<Proven> {
         let attempt = self.0;
         let updater = &attempt.updater;
@@ -123,7 +127,7 @@ impl Staged {
         updater.step(Step::TrialRecorded);
         let outcome = Trial::start(command).and_then(|mut child| {
             updater.step(Step::TrialStarted);
-            match child.watch(health, limit) {
+            match child.watch(health, limit, steady) {
                 Ok(()) => Ok(child),
                 Err(reason) => {
                     child.kill();
@@ -253,13 +257,15 @@ impl Trial {
         Ok(Self { child, status: None, killed: false, tail, tail_ended })
     }
 
-    /// Waits for health; the error says why there is none.
+    /// Waits for health that lasts; the error says why there is none.
     fn watch(
         &mut self,
         health: &mut dyn FnMut() -> std::result::Result<(), String>,
         limit: Duration,
+        steady: Duration,
     ) -> std::result::Result<(), String> {
         let start = Instant::now();
+        let mut healthy_since = None;
         loop {
             let answer = health();
             if let Some(status) = self.ended() {
@@ -268,13 +274,23 @@ impl Trial {
                     start.elapsed().as_secs_f64()
                 ));
             }
-            match answer {
-                Ok(()) => return Ok(()),
-                Err(missing) if start.elapsed() >= limit => {
-                    return Err(format!("it was not healthy within {} s: {missing}", limit.as_secs_f64()));
+            let missing = match answer {
+                Ok(()) => {
+                    let healthy = healthy_since.get_or_insert_with(Instant::now).elapsed();
+                    if healthy >= steady {
+                        return Ok(());
+                    }
+                    format!("it was for the last {:.1} s only", healthy.as_secs_f64())
                 }
-                Err(_) => std::thread::sleep(POLL),
+                Err(missing) => {
+                    healthy_since = None;
+                    missing
+                }
+            };
+            if start.elapsed() >= limit {
+                return Err(format!("it was not healthy within {} s: {missing}", limit.as_secs_f64()));
             }
+            std::thread::sleep(POLL);
         }
     }
 

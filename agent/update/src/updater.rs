@@ -12,11 +12,11 @@ use semver::Version;
 
 use crate::archive;
 use crate::error::{Result, UpdateError, io_error};
-use crate::fetch::{NetworkLimits, Server, newer};
+use crate::fetch::{NetworkLimits, Server, kept_archive, newer};
 use crate::keys::TrustedKeys;
 use crate::manifest::{Manifest, ReleaseFile};
 use crate::state::{InTrial, Outcome, State, now_ms};
-use crate::swap::Place;
+use crate::swap::{Place, remove};
 use crate::trial::{Staged, is_trial, lock};
 
 /// The name of the program, and of its files in archives.
@@ -182,8 +182,13 @@ impl Updater {
         self.release(manifest).map(Some)
     }
 
-    /// Asks for exactly one version: older ones and ones that failed here are given too.
+    /// Asks for exactly one version: older ones and ones that failed here are given too. A failure is noted in
+    /// `update.json`.
     pub fn find(&self, version: &Version) -> Result<Release> {
+        self.noting(version, self.find_quietly(version))
+    }
+
+    fn find_quietly(&self, version: &Version) -> Result<Release> {
         let path = format!("{version}/manifest");
         let manifest = Server::new(&self.base_url, self.network)?.manifest(&path, &self.keys)?;
         if manifest.version != *version {
@@ -216,18 +221,37 @@ impl Updater {
     /// Fetches, verifies and unpacks a release into `skein.new` beside the installed binary. `progress` hears
     /// bytes done and bytes in all.
     pub fn stage(&self, release: &Release, progress: &mut dyn FnMut(u64, u64)) -> Result<Staged> {
-        let staged = self.stage_quietly(release, progress);
-        if let Err(error) = &staged
+        let staged = self.stage_quietly(release, progress).map(|(staged, _work)| staged);
+        self.noting(&release.version, staged)
+    }
+
+    /// Whether a release could be staged here and now. Keeps its archive, so that the next [`Updater::stage`] of this
+    /// data directory asks no server for it; that checks it again.
+    pub fn prefetch(&self, release: &Release, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let kept = self.stage_quietly(release, progress).and_then(|(_staged, work)| {
+            let (archive, kept) = (work.0.join(&release.archive.name), kept_path(&self.data_dir));
+            fs::rename(archive, &kept).map_err(io_error("keep", &kept))
+        });
+        self.noting(&release.version, kept)
+    }
+
+    /// Notes in `update.json` why nothing came of this version.
+    fn noting<T>(&self, version: &Version, done: Result<T>) -> Result<T> {
+        if let Err(error) = &done
             && !matches!(error, UpdateError::Busy)
         {
             let mut state = State::load(&self.data_dir);
-            state.set_result(Outcome::Refused, Some(&release.version), Some(error.to_string()));
+            state.set_result(Outcome::Refused, Some(version), Some(error.to_string()));
             let _ = state.save(&self.data_dir);
         }
-        staged
+        done
     }
 
-    fn stage_quietly(&self, release: &Release, progress: &mut dyn FnMut(u64, u64)) -> Result<Staged> {
+    fn stage_quietly(
+        &self,
+        release: &Release,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(Staged, WorkDirectory)> {
         let place = Place::find(&self.binary)?;
         place.check()?;
         let lock = lock(&self.data_dir)?;
@@ -237,9 +261,15 @@ impl Updater {
         let staged = Staged::new(self.clone(), place.clone(), release.version.clone(), installed, lock);
         self.step(Step::Reserved);
         let work = WorkDirectory::create(&self.data_dir)?;
-        self.step(Step::Downloading);
-        let server = Server::new(&self.base_url, self.network)?;
-        let archive = server.archive(&release.version, &release.archive, &self.keys, &work.0, progress)?;
+        let kept = kept_path(&self.data_dir);
+        let archive = match kept_archive(&kept, &release.archive, &self.keys, &work.0) {
+            Some(archive) => archive,
+            None => {
+                self.step(Step::Downloading);
+                let server = Server::new(&self.base_url, self.network)?;
+                server.archive(&release.version, &release.archive, &self.keys, &work.0, progress)?
+            }
+        };
         self.step(Step::Verified);
         let top = format!("{PROGRAM}-{}-{}", release.version, self.target);
         let program =
@@ -248,7 +278,7 @@ impl Updater {
         self.step(Step::Unpacked);
         place.write_new(&unpacked, &mut || self.step(Step::Writing))?;
         self.step(Step::Staged);
-        Ok(staged)
+        Ok((staged, work))
     }
 
     /// Called when an agent starts: tells what an interrupted update left behind and removes it. The installed
@@ -263,6 +293,8 @@ impl Updater {
             Err(error) => return Err(error),
         };
         let place = Place::find(&self.binary)?;
+        // Whole, and wanted by nobody any more: no sign of an interruption.
+        let _ = remove(&kept_path(&self.data_dir));
         let unproven = place.new.exists();
         let mut removed = place.clean()?;
         let work = work_path(&self.data_dir);
@@ -348,4 +380,9 @@ impl Drop for WorkDirectory {
 
 fn work_path(data_dir: &Path) -> PathBuf {
     data_dir.join("update-download")
+}
+
+/// Where a verified archive waits to be staged.
+fn kept_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("update-archive")
 }

@@ -54,6 +54,9 @@ fn an_update_that_is_cut_off() {
     let machine = Machine::at(Path::new(&folder));
     let mut updater = machine.updater(&std::env::var("UPDATE_URL").unwrap(), &[1]);
     let last = std::env::var("UPDATE_STEP").unwrap();
+    if std::env::var_os("UPDATE_PREFETCHED").is_some() {
+        updater.prefetch(&updater.check().unwrap().unwrap(), &mut |_, _| {}).unwrap();
+    }
     updater.on_step = Some(Arc::new(move |step| {
         if format!("{step:?}") == last {
             let me = rustix::process::getpid();
@@ -63,8 +66,12 @@ fn an_update_that_is_cut_off() {
     update(&machine, &updater);
 }
 
-fn cut_off(server: &Server, machine: &Machine, step: Step) {
-    let status = Command::new(std::env::current_exe().unwrap())
+fn cut_off(server: &Server, machine: &Machine, step: Step, prefetched: bool) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    if prefetched {
+        command.env("UPDATE_PREFETCHED", "1");
+    }
+    let status = command
         .args(["--exact", "an_update_that_is_cut_off", "--ignored", "--test-threads=1"])
         .env("UPDATE_URL", &server.url)
         .env("UPDATE_FOLDER", machine.folder())
@@ -79,10 +86,12 @@ fn cut_off(server: &Server, machine: &Machine, step: Step) {
 fn whatever_the_step_a_working_version_is_installed() {
     let server = Server::start();
     server.publish("0.2.0", &archive("0.2.0", &script()), &[1]);
-    for step in STEPS {
+    // From the server, and from an archive that was kept.
+    let prefetched = STEPS.into_iter().filter(|step| *step != Step::Downloading).map(|step| (step, true));
+    for (step, prefetched) in STEPS.into_iter().map(|step| (step, false)).chain(prefetched) {
         let machine = Machine::new();
         let mut updater = machine.updater(&server.url, &[1]);
-        cut_off(&server, &machine, step);
+        cut_off(&server, &machine, step, prefetched);
 
         let installed = machine.installed();
         let replaced = matches!(step, Step::Installed | Step::Recorded | Step::Stopped);
@@ -120,6 +129,7 @@ fn whatever_the_step_a_working_version_is_installed() {
         let names: &[&str] = if old_kept { &["skein", "skein.old"] } else { &["skein"] };
         assert_eq!(machine.names(), names, "{step:?}");
         assert!(!machine.data.join("update-download").exists(), "{step:?}");
+        assert!(!machine.data.join("update-archive").exists(), "{step:?}");
         assert_eq!(updater.recover().unwrap(), Recovery::Nothing, "{step:?}: once suffices");
 
         if !replaced {

@@ -61,6 +61,52 @@ fn a_good_release_is_staged_and_nothing_else_changes() {
 }
 
 #[test]
+fn an_archive_is_fetched_once_and_checked_twice() {
+    let (server, machine) = (Server::start(), Machine::new());
+    server.publish("0.2.0", &archive("0.2.0", &good("0.2.0")), &[1]);
+    let updater = machine.updater(&server.url, &[1]);
+    let release = updater.check().unwrap().unwrap();
+    let kept = machine.data.join("update-archive");
+    updater.prefetch(&release, &mut |_, _| {}).unwrap();
+    machine.assert_untouched();
+    assert!(kept.exists());
+    let staged = updater.stage(&release, &mut |_, _| {}).unwrap();
+    assert_eq!(fs::read_to_string(staged.path()).unwrap(), good("0.2.0"));
+    assert_eq!(server.archives_asked(), 1);
+    drop(staged);
+    machine.assert_untouched();
+    assert!(!kept.exists(), "it serves once");
+
+    // What was changed since, in place or in length, is fetched anew.
+    let changes: [fn(&mut Vec<u8>); 2] = [|bytes| bytes[20] ^= 1, |bytes| bytes.truncate(30)];
+    for change in changes {
+        updater.prefetch(&release, &mut |_, _| {}).unwrap();
+        let mut bytes = fs::read(&kept).unwrap();
+        change(&mut bytes);
+        fs::write(&kept, bytes).unwrap();
+        let before = server.archives_asked();
+        drop(updater.stage(&release, &mut |_, _| {}).unwrap());
+        assert_eq!(server.archives_asked(), before + 1);
+    }
+
+    // An agent that starts without applying it throws it away, and nothing was interrupted.
+    updater.prefetch(&release, &mut |_, _| {}).unwrap();
+    assert_eq!(updater.recover().unwrap(), skein_update::Recovery::Nothing);
+    assert!(!kept.exists());
+    assert_eq!(updater.state().last_result.unwrap().outcome, Outcome::Available);
+}
+
+#[test]
+fn what_cannot_be_found_is_noted() {
+    let (server, machine) = (Server::start(), Machine::new());
+    let updater = machine.updater(&server.url, &[1]);
+    let error = updater.find(&version("0.9.0")).unwrap_err();
+    let last = updater.state().last_result.unwrap();
+    assert_eq!((last.outcome, last.version), (Outcome::Refused, Some(version("0.9.0"))));
+    assert_eq!(last.reason.unwrap(), error.to_string());
+}
+
+#[test]
 fn either_of_two_keys_suffices() {
     let (server, machine) = (Server::start(), Machine::new());
     server.publish("0.2.0", &archive("0.2.0", &good("0.2.0")), &[1, 2]);

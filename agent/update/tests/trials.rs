@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Machine, OLD, Server, archive, good, trial, version, wait_until};
+use common::{Machine, OLD, STEADY, Server, archive, good, trial, version, wait_until};
 use skein_update::{Outcome, Recovery, Staged, UpdateError, Updater};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -122,6 +122,31 @@ fn a_version_that_is_another_than_it_should_be_fails() {
 }
 
 #[test]
+fn a_version_that_answers_and_then_crashes_is_not_proven() {
+    let script =
+        good("0.2.0").replace("exec cat > /dev/null", "sleep 0.1; echo the survey crashed >&2; exit 7");
+    let (_server, machine, updater) = published(&script);
+    let reason = failure(&machine, &updater, LONG);
+    assert!(reason.contains("exit status: 7") && reason.contains("the survey crashed"), "{reason}");
+}
+
+#[test]
+fn a_version_that_is_healthy_now_and_then_is_not_proven() {
+    let (_server, machine, updater) = published(&good("0.2.0"));
+    let (mut asked, staged) = (0, staged(&updater));
+    let mut command = staged.command();
+    command.arg(machine.health_file());
+    let mut health = || {
+        asked += 1;
+        if asked % 3 == 0 { Err("it stutters".to_owned()) } else { Ok(()) }
+    };
+    let limit = STEADY * 4;
+    let error = staged.trial(command, &mut health, limit, STEADY).unwrap_err();
+    assert!(error.to_string().contains("it was not healthy within 1.2 s: "), "{error}");
+    machine.assert_untouched();
+}
+
+#[test]
 fn what_cannot_be_executed_fails() {
     let (_server, machine, updater) = published("#!/nowhere/interpreter\n");
     let reason = failure(&machine, &updater, LONG);
@@ -136,7 +161,7 @@ fn a_version_that_dies_after_it_was_healthy_is_not_installed() {
     let mut command = staged.command();
     command.arg(&path);
     let mut health = || if path.exists() { Ok(()) } else { Err("not yet".to_owned()) };
-    let proven = staged.trial(command, &mut health, LONG).unwrap();
+    let proven = staged.trial(command, &mut health, LONG, STEADY).unwrap();
     // It waits for a line that never comes: end it as a crash would.
     let pid = children_of_this_process()
         .into_iter()
@@ -282,6 +307,7 @@ fn a_directory_or_binary_of_somebody_else_is_left_alone() {
         };
         let report = elsewhere(nobody(), &server, &machine);
         assert!(report.contains("belongs to user 0, this process runs as user 65534"), "{report}");
+        assert!(report.contains("hint: run the installer again as root"), "{report}");
         chown(machine.bin.join("skein"), Some(65_534), None).unwrap();
         let report = elsewhere(nobody(), &server, &machine);
         assert!(report.starts_with("cannot write to "), "{report}");

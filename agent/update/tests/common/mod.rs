@@ -20,6 +20,9 @@ use skein_update::{NetworkLimits, Proven, Result, Staged, TrustedKeys, Updater, 
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 pub(crate) const OLD: &str = "#!/bin/sh\necho version 0.1.0\n";
 
+/// How long a version on trial must stay healthy here.
+pub(crate) const STEADY: Duration = Duration::from_millis(300);
+
 /// A release that works: says its version where it is told to, and ends when its standard input ends.
 pub(crate) fn good(version: &str) -> String {
     format!("#!/bin/sh\necho {version} > \"$1.part\"\nmv \"$1.part\" \"$1\"\nexec cat > /dev/null\n")
@@ -59,6 +62,7 @@ pub(crate) struct Server {
     pub(crate) url: String,
     pub(crate) root: PathBuf,
     answers: Arc<Mutex<BTreeMap<String, Answer>>>,
+    asked: Arc<Mutex<Vec<String>>>,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -73,16 +77,22 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let answers: Arc<Mutex<BTreeMap<String, Answer>>> = Arc::default();
-        let (shared, files) = (Arc::clone(&answers), root.clone());
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (shared, files, heard) = (Arc::clone(&answers), root.clone(), Arc::clone(&asked));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(std::result::Result::ok) {
-                let (shared, files) = (Arc::clone(&shared), files.clone());
+                let (shared, files, heard) = (Arc::clone(&shared), files.clone(), Arc::clone(&heard));
                 std::thread::spawn(move || {
-                    let _ = serve_one(stream, &files, &shared);
+                    let _ = serve_one(stream, &files, &shared, &heard);
                 });
             }
         });
-        Self { url, root, answers, _folder: None }
+        Self { url, root, answers, asked, _folder: None }
+    }
+
+    /// How often an archive was asked for.
+    pub(crate) fn archives_asked(&self) -> usize {
+        self.asked.lock().unwrap().iter().filter(|path| path.ends_with(".tar.gz")).count()
     }
 
     pub(crate) fn answer(&self, path: &str, answer: Answer) {
@@ -146,12 +156,14 @@ fn serve_one(
     stream: TcpStream,
     root: &Path,
     answers: &Mutex<BTreeMap<String, Answer>>,
+    asked: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let path = line.split(' ').nth(1).unwrap_or("/").trim_start_matches('/').to_owned();
     while reader.read_line(&mut line)? > 2 {}
+    asked.lock().unwrap().push(path.clone());
     let mut stream = stream;
     let special = answers.lock().unwrap().get(&path).cloned();
     let file = fs::read(root.join(&path));
@@ -327,7 +339,7 @@ pub(crate) fn trial(machine: &Machine, staged: Staged, limit: Duration) -> Resul
         Ok(text) => Err(format!("it says it is {}", text.trim())),
         Err(_) => Err("its API does not answer".to_owned()),
     };
-    staged.trial(command, &mut health, limit)
+    staged.trial(command, &mut health, limit, STEADY)
 }
 
 /// Waits for a condition that another process brings about.
