@@ -98,6 +98,8 @@ pub(crate) const SERVICE_STOP_WAIT: Duration = Duration::from_secs(10);
 
 /// A worker that was told to stop is killed after so long.
 pub(crate) const WORKER_STOP_WAIT: Duration = Duration::from_secs(2);
+/// The next worker waits so long for one that was told to end.
+pub(crate) const WORKER_END_MAX: Duration = Duration::from_secs(10);
 /// A worker that holds a stage on the CPU and leaves callers without a word for so long is stuck.
 pub(crate) const STAGE_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// A worker without work is ended after so long, which frees its memory.
