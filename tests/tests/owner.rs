@@ -105,8 +105,15 @@ fn settings_are_kept_explained_and_checked() -> Result<()> {
     );
     let wrong = run(&["set", "gpu_temperature_max", "700", "--data-dir", &dir])?;
     ensure!(wrong.code == 1 && wrong.err.contains("110"), "{wrong:?}");
+    network.agents[0].order("/api/finish", &json!({}))?;
     network.agents[0].order("/api/pause", &json!({}))?;
     network.agents[0].kill()?;
+    // As an owner writes it by hand.
+    let file = network.agents[0].data_dir.join("policy.toml");
+    std::fs::write(
+        &file,
+        format!("{}gpu_temperature_band = 5\nbattery = false\n", std::fs::read_to_string(&file)?),
+    )?;
     let got = run(&["get", "gpu_temperature_max", "--data-dir", &dir])?;
     ensure!(got.out.trim() == "70 °C", "without a running agent: {got:?}");
     let set = run(&["set", "hours", "mon-fri 00:00-00:01", "--data-dir", &dir])?;
@@ -114,10 +121,16 @@ fn settings_are_kept_explained_and_checked() -> Result<()> {
     network.agents[0].restart()?;
     let settings = network.agents[0].get("/api/settings")?;
     ensure!(settings["gpu_temperature_max"] == "70 °C", "{settings}");
+    ensure!(settings["gpu_temperature_band"] == "5 °C" && settings["battery"] == "off", "{settings}");
     ensure!(settings["user_idle"] == "off", "headless: nobody sits there: {settings}");
     let view = network.agents[0].status()?["policy"].clone();
     ensure!(view["pause"]["blocks"] == "all", "a pause outlives the process: {view}");
+    ensure!(view["finishing"] == true, "and so does `finish`: {view}");
     network.agents[0].order("/api/resume", &json!({}))?;
+    network.agents[0].kill()?;
+    network.agents[0].restart()?;
+    let view = network.agents[0].status()?["policy"].clone();
+    ensure!(view["pause"].is_null() && view["finishing"] == false, "{view}");
     wait_for("the hours to be kept", SOON, || {
         let view = network.agents[0].status()?["policy"].clone();
         let reason = view["reasons"].as_array().and_then(|reasons| reasons.first().cloned());
@@ -125,6 +138,42 @@ fn settings_are_kept_explained_and_checked() -> Result<()> {
     })?;
     let wrong = network.agents[0].post("/api/settings", br#"{"key":"hours"}"#)?;
     ensure!(wrong.status == 400 && wrong.message()?.contains("hint:"), "{wrong:?}");
+    network.finish()
+}
+
+#[test]
+#[cfg(unix)]
+fn the_owner_says_what_is_a_game() -> Result<()> {
+    const GAME: &str = "skein-test-game";
+    let mut network = Network::of(1, 3_600_000)?;
+    let set = |agent: &Agent, key: &str, value: &str| {
+        let set = run(&["set", key, value, "--data-dir", &agent.dir()])?;
+        ensure!(set.code == 0, "{set:?}");
+        Ok(())
+    };
+    let plays = |agent: &Agent| {
+        let view = agent.status()?["policy"].clone();
+        let reasons = view["reasons"].as_array().context("no reasons")?;
+        Ok::<_, anyhow::Error>(
+            reasons.iter().any(|reason| reason["rule"] == "game" && reason["value"] == GAME),
+        )
+    };
+    let program = network.agents[0].data_dir.join(GAME);
+    std::fs::copy("/bin/sleep", &program)?;
+    let mut game = std::process::Command::new(&program).arg("600").spawn()?;
+    let told = (|| {
+        set(&network.agents[0], "game", "on")?;
+        set(&network.agents[0], "games", &format!("another.exe, {GAME}"))?;
+        wait_for("the game", SOON, || Ok(plays(&network.agents[0])?.then_some(())))?;
+        network.agents[0].kill()?;
+        network.agents[0].restart()?;
+        wait_for("the game after a restart", SOON, || Ok(plays(&network.agents[0])?.then_some(())))?;
+        set(&network.agents[0], "not_games", GAME)?;
+        wait_for("it to be none", SOON, || Ok((!plays(&network.agents[0])?).then_some(())))
+    })();
+    game.kill()?;
+    game.wait()?;
+    told?;
     network.finish()
 }
 

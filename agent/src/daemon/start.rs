@@ -110,7 +110,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     );
     skein_mesh::spawn(crate::api::serve(api_socket, door)).detach();
     let settings = owner::load(&owner::settings_file(&data_dir), owner::preset(config.headless))?;
-    let owner = Owner::start(&data_dir, feed.clone())?;
+    let owner = Owner::start(&data_dir, &settings, feed.clone())?;
     let common = Common {
         pipeline: Pipeline::new(node.id(), mesh.clone(), scratch.clone()),
         groups: Groups::new(node.id(), mesh.clone()),
@@ -145,7 +145,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         leaving: None,
     };
     daemon.recall()?;
-    daemon.recall_pause(&feed)?;
+    daemon.recall_said(&feed)?;
     let icon = (!headless && !skein_update::is_trial()).then(|| Icon::start(&data_dir));
     let ended = daemon.serve(&events, &feed).await;
     drop(icon);
