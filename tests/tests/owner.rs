@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use skein_mesh::BlobStore;
 use skein_tests::agents::{Agent, Network, PATIENCE, SOON, TEXT, Training, train, wait_for};
 use skein_tests::command::run;
 use skein_tests::http;
+use skein_tests::rogue::Rogue;
 
 fn working(agent: &Agent) -> Result<()> {
     wait_for("work", PATIENCE, || Ok((agent.status()?["policy"]["state"] == "working").then_some(())))
@@ -174,6 +176,38 @@ fn the_owner_says_what_is_a_game() -> Result<()> {
     game.kill()?;
     game.wait()?;
     told?;
+    network.finish()
+}
+
+#[test]
+fn on_a_line_that_is_used_up_nothing_is_handed_to_others_but_for_the_owners_own_job() -> Result<()> {
+    let mut network = Network::of(1, 3_600_000)?;
+    let digest = network.agents[0].put(&TEXT[..10_000])?.parse()?;
+    let folder = tempfile::tempdir()?;
+    let fetches = |rogue: &Rogue, name: &str| {
+        let store = BlobStore::open(folder.path().join(name))?;
+        Ok::<_, anyhow::Error>(rogue.fetch(&store, digest).is_ok())
+    };
+    ensure!(fetches(&Rogue::join(&network.agents[0], 1)?, "before")?, "it hands over what it holds");
+    let counted = network.agents[0].data_dir.join("traffic.json");
+    let mut traffic = wait_for("the count of the traffic", SOON, || {
+        Ok(std::fs::read(&counted).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()))
+    })?;
+    network.agents[0].kill()?;
+    traffic["bytes"] = json!(200_000_000);
+    std::fs::write(&counted, traffic.to_string())?;
+    network.agents[0].restart()?;
+    let agent = &network.agents[0];
+    let set = run(&["set", "traffic_month_max", "100 MB", "--data-dir", &agent.dir()])?;
+    ensure!(set.code == 0, "{set:?}");
+    wait_for("the limit to hold", SOON, || {
+        let reasons = agent.status()?["policy"]["reasons"].clone();
+        Ok((reasons[0]["rule"] == "traffic_month").then_some(()))
+    })?;
+    let rogue = Rogue::join(agent, 2)?;
+    ensure!(!fetches(&rogue, "after")?, "it sends though the month's traffic is used up");
+    train(agent, &TEXT[..20_000], &Training::of(1, 4))?;
+    ensure!(fetches(&rogue, "own")?, "nobody can work on its owner's job");
     network.finish()
 }
 

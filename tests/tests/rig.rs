@@ -90,7 +90,9 @@ fn a_worker_that_dies_stops_no_other() -> Result<()> {
     }
     let done = agent.job_done(&job)?;
     ensure!(done["round"] == 3 && done["left_out"] == json!([]), "{done}");
-    // Three deaths in a row are trouble, until its work is done.
+    // Three deaths in a row are trouble, until it does some work.
+    let next = train(agent, &TEXT[..40_000], &Training::of(3, 20))?;
+    agent.job_done(&next)?;
     let workers = wait_for("the end of the trouble", SOON, || {
         Ok(Some(workers(agent)?).filter(|workers| workers.iter().all(|one| one["state"] != "trouble")))
     })?;
