@@ -104,6 +104,8 @@ pub(crate) const SERVICE_STOP_WAIT: Duration = Duration::from_secs(10);
 
 /// A worker that was told to stop is killed after so long.
 pub(crate) const WORKER_STOP_WAIT: Duration = Duration::from_secs(2);
+/// The next worker waits so long for one that was told to end.
+pub(crate) const WORKER_END_MAX: Duration = Duration::from_secs(10);
 /// A worker that holds a stage on the CPU and leaves callers without a word for so long is stuck.
 pub(crate) const STAGE_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// A worker without work is ended after so long, which frees its memory.
@@ -116,6 +118,12 @@ pub(crate) const WORKER_BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub(crate) const WORKER_FORGIVEN: Duration = Duration::from_secs(60);
 /// Longest that a probe of an adapter may take.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A device that could not be found or measured is tried again after so long; doubles up to the maximum.
+pub(crate) const DEVICE_RETRY_MIN: Duration = Duration::from_secs(30);
+/// Longest such wait.
+pub(crate) const DEVICE_RETRY_MAX: Duration = Duration::from_secs(600);
+/// What is offered of a card whose size nobody tells, in bytes.
+pub(crate) const UNKNOWN_CARD_BYTES: u64 = 4 << 30;
 /// A GPU's first task compiles and tunes kernels; its lease is kept alive meanwhile, at most so long.
 pub(crate) const TUNING_MAX: Duration = Duration::from_secs(600);
 /// How often a lease is kept alive meanwhile.

@@ -48,7 +48,7 @@ class World:
     tickets = set()
     rigs_paused = set()
     settings = {
-        "user_idle": "3 min", "full_screen": "on", "game": "on", "remote_desktop": "on", "gpu_others_memory": "10 %",
+        "user_idle": "3 min", "full_screen": "on", "game": "on", "games": "off", "not_games": "off", "remote_desktop": "on", "gpu_others_memory": "10 %",
         "gpu_others_busy": "30 %", "gpu_memory_taken": "50 %", "gpu_temperature_max": "85 °C", "gpu_temperature_band": "10 °C",
         "gpu_power_max": "off", "battery": "on", "battery_min": "50 %", "hours": "off", "processor_others": "50 %",
         "disk_free_min": "20 GB", "traffic_month_max": "off", "rate_max": "off", "metered": "on", "missing": "ignore",

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ed25519_dalek::SigningKey;
-use skein_mesh::{BlobStore, BulkStream, Event, Mesh, MeshConfig, StreamKind, serve_blob};
+use skein_mesh::{BlobStore, BulkStream, Event, Mesh, MeshConfig, StreamKind, fetch_blob, serve_blob};
 use skein_proto::election::Reign;
-use skein_proto::ids::{Millis, NetworkId, NodeId};
+use skein_proto::ids::{Digest, Millis, NetworkId, NodeId};
 use skein_proto::message::Message;
 use skein_proto::offer::{Offer, WorkerOffer};
 use skein_proto::signed::{Signed, decode, encode};
@@ -108,6 +108,16 @@ impl Rogue {
     /// When it cannot be opened.
     pub fn open(&self, kind: StreamKind) -> Result<BulkStream> {
         Ok(smol::future::block_on(self.mesh.open(self.victim, kind))?)
+    }
+
+    /// Fetches a blob from the victim.
+    ///
+    /// # Errors
+    /// When it does not hand it over.
+    pub fn fetch(&self, store: &BlobStore, digest: Digest) -> Result<()> {
+        const BYTES_MAX: u64 = 1 << 20;
+        smol::future::block_on(fetch_blob(&self.mesh, store, digest, &[self.victim], BYTES_MAX))?;
+        Ok(())
     }
 
     /// Hands every stream of this kind that the victim opens to `answer`, until `done`.

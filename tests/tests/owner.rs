@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use skein_mesh::BlobStore;
 use skein_tests::agents::{Agent, Network, PATIENCE, SOON, TEXT, Training, train, wait_for};
 use skein_tests::command::run;
 use skein_tests::http;
+use skein_tests::rogue::Rogue;
 
 fn working(agent: &Agent) -> Result<()> {
     wait_for("work", PATIENCE, || Ok((agent.status()?["policy"]["state"] == "working").then_some(())))
@@ -105,8 +107,15 @@ fn settings_are_kept_explained_and_checked() -> Result<()> {
     );
     let wrong = run(&["set", "gpu_temperature_max", "700", "--data-dir", &dir])?;
     ensure!(wrong.code == 1 && wrong.err.contains("110"), "{wrong:?}");
+    network.agents[0].order("/api/finish", &json!({}))?;
     network.agents[0].order("/api/pause", &json!({}))?;
     network.agents[0].kill()?;
+    // As an owner writes it by hand.
+    let file = network.agents[0].data_dir.join("policy.toml");
+    std::fs::write(
+        &file,
+        format!("{}gpu_temperature_band = 5\nbattery = false\n", std::fs::read_to_string(&file)?),
+    )?;
     let got = run(&["get", "gpu_temperature_max", "--data-dir", &dir])?;
     ensure!(got.out.trim() == "70 °C", "without a running agent: {got:?}");
     let set = run(&["set", "hours", "mon-fri 00:00-00:01", "--data-dir", &dir])?;
@@ -114,10 +123,16 @@ fn settings_are_kept_explained_and_checked() -> Result<()> {
     network.agents[0].restart()?;
     let settings = network.agents[0].get("/api/settings")?;
     ensure!(settings["gpu_temperature_max"] == "70 °C", "{settings}");
+    ensure!(settings["gpu_temperature_band"] == "5 °C" && settings["battery"] == "off", "{settings}");
     ensure!(settings["user_idle"] == "off", "headless: nobody sits there: {settings}");
     let view = network.agents[0].status()?["policy"].clone();
     ensure!(view["pause"]["blocks"] == "all", "a pause outlives the process: {view}");
+    ensure!(view["finishing"] == true, "and so does `finish`: {view}");
     network.agents[0].order("/api/resume", &json!({}))?;
+    network.agents[0].kill()?;
+    network.agents[0].restart()?;
+    let view = network.agents[0].status()?["policy"].clone();
+    ensure!(view["pause"].is_null() && view["finishing"] == false, "{view}");
     wait_for("the hours to be kept", SOON, || {
         let view = network.agents[0].status()?["policy"].clone();
         let reason = view["reasons"].as_array().and_then(|reasons| reasons.first().cloned());
@@ -154,6 +169,74 @@ fn what_an_agent_did_not_hear_is_not_called_set() -> Result<()> {
     ensure!(set.code == 0 && std::fs::read(&policy)? != kept, "{set:?}");
     network.agents[0].restart()?;
     ensure!(network.agents[0].get("/api/settings")?["hours"] == "mon-fri 00:00-00:01");
+    network.finish()
+}
+
+#[test]
+#[cfg(unix)]
+fn the_owner_says_what_is_a_game() -> Result<()> {
+    const GAME: &str = "skein-test-game";
+    let mut network = Network::of(1, 3_600_000)?;
+    let set = |agent: &Agent, key: &str, value: &str| {
+        let set = run(&["set", key, value, "--data-dir", &agent.dir()])?;
+        ensure!(set.code == 0, "{set:?}");
+        Ok(())
+    };
+    let plays = |agent: &Agent| {
+        let view = agent.status()?["policy"].clone();
+        let reasons = view["reasons"].as_array().context("no reasons")?;
+        Ok::<_, anyhow::Error>(
+            reasons.iter().any(|reason| reason["rule"] == "game" && reason["value"] == GAME),
+        )
+    };
+    let program = network.agents[0].data_dir.join(GAME);
+    std::fs::copy("/bin/sleep", &program)?;
+    let mut game = std::process::Command::new(&program).arg("600").spawn()?;
+    let told = (|| {
+        set(&network.agents[0], "game", "on")?;
+        set(&network.agents[0], "games", &format!("another.exe, {GAME}"))?;
+        wait_for("the game", SOON, || Ok(plays(&network.agents[0])?.then_some(())))?;
+        network.agents[0].kill()?;
+        network.agents[0].restart()?;
+        wait_for("the game after a restart", SOON, || Ok(plays(&network.agents[0])?.then_some(())))?;
+        set(&network.agents[0], "not_games", GAME)?;
+        wait_for("it to be none", SOON, || Ok((!plays(&network.agents[0])?).then_some(())))
+    })();
+    game.kill()?;
+    game.wait()?;
+    told?;
+    network.finish()
+}
+
+#[test]
+fn on_a_line_that_is_used_up_nothing_is_handed_to_others_but_for_the_owners_own_job() -> Result<()> {
+    let mut network = Network::of(1, 3_600_000)?;
+    let digest = network.agents[0].put(&TEXT[..10_000])?.parse()?;
+    let folder = tempfile::tempdir()?;
+    let fetches = |rogue: &Rogue, name: &str| {
+        let store = BlobStore::open(folder.path().join(name))?;
+        Ok::<_, anyhow::Error>(rogue.fetch(&store, digest).is_ok())
+    };
+    ensure!(fetches(&Rogue::join(&network.agents[0], 1)?, "before")?, "it hands over what it holds");
+    let counted = network.agents[0].data_dir.join("traffic.json");
+    let mut traffic = wait_for("the count of the traffic", SOON, || {
+        Ok(std::fs::read(&counted).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()))
+    })?;
+    network.agents[0].kill()?;
+    traffic["bytes"] = json!(200_000_000);
+    std::fs::write(&counted, traffic.to_string())?;
+    network.agents[0].restart()?;
+    let agent = &network.agents[0];
+    let set = run(&["set", "traffic_month_max", "100 MB", "--data-dir", &agent.dir()])?;
+    ensure!(set.code == 0, "{set:?}");
+    wait_for("the limit to hold", SOON, || {
+        let reasons = agent.status()?["policy"]["reasons"].clone();
+        Ok((reasons[0]["rule"] == "traffic_month").then_some(()))
+    })?;
+    let rogue = Rogue::join(agent, 2)?;
+    ensure!(!fetches(&rogue, "after")?, "it sends though the month's traffic is used up");
+    train(agent, &TEXT[..20_000], &Training::of(1, 4))?;
+    ensure!(fetches(&rogue, "own")?, "nobody can work on its owner's job");
     network.finish()
 }
 

@@ -90,7 +90,12 @@ fn a_worker_that_dies_stops_no_other() -> Result<()> {
     }
     let done = agent.job_done(&job)?;
     ensure!(done["round"] == 3 && done["left_out"] == json!([]), "{done}");
-    let workers = workers(agent)?;
+    // Three deaths in a row are trouble, until it does some work.
+    let next = train(agent, &TEXT[..40_000], &Training::of(3, 20))?;
+    agent.job_done(&next)?;
+    let workers = wait_for("the end of the trouble", SOON, || {
+        Ok(Some(workers(agent)?).filter(|workers| workers.iter().all(|one| one["state"] != "trouble")))
+    })?;
     ensure!(workers[0]["deaths"] == 0 && workers[1]["deaths"] == 3, "{workers:?}");
     ensure!(others.len() == 1, "the other's process went on: {others:?}");
     network.finish()

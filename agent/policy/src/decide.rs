@@ -19,7 +19,7 @@ pub const SILENCE_MS: u64 = 300_000;
 pub const RELAPSE_MS: u64 = 300_000;
 /// How often that time is doubled at most.
 pub const DOUBLINGS_MAX: u32 = 4;
-/// For so long after the agent's own work, what a GPU says may be about that work, in milliseconds.
+/// For so long after the agent's own processes, what a GPU says may be about that work, in milliseconds.
 pub const AFTERGLOW_MS: u64 = 10_000;
 
 /// Everything that can happen.
@@ -37,6 +37,8 @@ pub enum Event {
     Settings(Box<Settings>),
     /// Whether something is at work now.
     Working(bool),
+    /// Whether a process of ours has the device, at work or idle: what a GPU says may then be about that.
+    Occupied(bool),
     /// The GPU that the agent works with, by the id that sensors give it; nothing if unknown.
     Device(Option<String>),
     /// Why nothing can be done although it may: the worker dies again and again, a driver fails. Nothing if all is well
@@ -77,6 +79,7 @@ pub struct Policy {
     /// Why nothing can be done, and since when.
     trouble: Option<(String, u64)>,
     working: bool,
+    occupied: bool,
     /// When the agent last used the GPU.
     gpu_ours_ms: Option<u64>,
     told_allowance: Option<(Allowance, bool)>,
@@ -131,6 +134,7 @@ impl Policy {
             finish: Finish::Not,
             trouble: None,
             working: false,
+            occupied: false,
             gpu_ours_ms: None,
             told_allowance: None,
             told_rate: None,
@@ -258,6 +262,7 @@ impl Policy {
                     self.finish = Finish::Done;
                 }
             }
+            Event::Occupied(occupied) => self.occupied = occupied,
             Event::Device(device) => {
                 let is_looked_at = |gpu: &Option<String>| gpu.is_none() || device.is_none() || *gpu == device;
                 self.held.retain(|(_, gpu), _| is_looked_at(gpu));
@@ -398,7 +403,8 @@ impl Policy {
     }
 
     fn uses_gpu(&self) -> bool {
-        self.working && self.told_allowance.is_some_and(|(allowed, _)| allowed == Allowance::All)
+        (self.working || self.occupied)
+            && self.told_allowance.is_some_and(|(allowed, _)| allowed == Allowance::All)
     }
 
     /// The first time after `now_ms` at which something can change by itself.

@@ -3,7 +3,7 @@
 //! They look at the GPU that the agent works with; at each, if it is not known which that is. Must never take the
 //! agent's own use for that of others.
 
-use crate::readings::{Gpu, Reading};
+use crate::readings::{Gpu, GpuProgram, Reading};
 use crate::rules::{Facts, Finding, Key, Rule, Unseen, holds};
 use crate::settings::Settings;
 use crate::units::{Celsius, Milliwatts, Percent, Value, about_bytes, about_mw, name};
@@ -142,11 +142,17 @@ fn others(look: &Look<'_>) -> Seen {
             return Ok(look.told(true, what, then, format!("{who}: {size}, {share} %")));
         }
     }
+    all_tell(programs)?;
+    Ok(Finding::Clear)
+}
+
+/// What a program holds that does not tell is not nothing.
+fn all_tell(programs: &[GpuProgram]) -> Result<(), String> {
     match programs.iter().find(|program| program.memory_bytes.is_none()) {
         Some(program) => {
             Err(format!("the driver does not tell how much memory {} holds", name(&program.name)))
         }
-        None => Ok(Finding::Clear),
+        None => Ok(()),
     }
 }
 
@@ -161,15 +167,17 @@ fn busy(look: &Look<'_>) -> Seen {
 
 /// All that others take together. While the agent works, what is in use is also its own: then what others say they hold.
 fn memory(look: &Look<'_>) -> Seen {
-    let bytes = if look.ours {
-        known(&look.gpu.others)?
-            .iter()
-            .filter_map(|program| program.memory_bytes)
-            .fold(0, u64::saturating_add)
+    let (bytes, programs) = if look.ours {
+        let programs = known(&look.gpu.others)?.as_slice();
+        let told = programs.iter().filter_map(|program| program.memory_bytes);
+        (told.fold(0, u64::saturating_add), programs)
     } else {
-        *known(&look.gpu.memory_used_bytes)?
+        (*known(&look.gpu.memory_used_bytes)?, &[][..])
     };
     let share = look.share(bytes)?;
+    if !look.over(share) {
+        all_tell(programs)?;
+    }
     let value = format!("{share} %");
     let what = format!("others take {} ({value}) of {}'s memory", about_bytes(bytes), name(&look.gpu.name));
     let then = format!("work goes on at {} %", look.eased());

@@ -20,6 +20,6 @@ mod view;
 pub use decide::{AFTERGLOW_MS, Action, DOUBLINGS_MAX, Event, LOOK_EVERY_MS, Policy, RELAPSE_MS, SILENCE_MS};
 pub use hours::Hours;
 pub use rules::{Rule, STALE_MS};
-pub use settings::{Missing, SettingError, Settings};
-pub use units::{Bytes, Celsius, Milliwatts, Percent, Rate, Span, Value};
+pub use settings::{Missing, Plain, SettingError, Settings};
+pub use units::{Bytes, Celsius, Milliwatts, Names, Percent, Rate, Span, Value};
 pub use view::{Allowance, Blocks, Pause, Reason, Sensor, State, View};

@@ -10,7 +10,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::hours::Hours;
-use crate::units::{Bytes, Celsius, Milliwatts, Percent, Rate, Span, Value, name};
+use crate::units::{Bytes, Celsius, Milliwatts, Names, Percent, Rate, Span, Value, name};
 
 /// Why a setting was not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,6 +115,10 @@ settings! {
     full_screen: bool = true;
     /// Work waits while a game runs.
     game: bool = true;
+    /// Programs that are games too, by their names, as `factorio, eldenring.exe`.
+    games: Option<Names> = None;
+    /// Programs that look like games and are none to you: all that Steam installed and started looks like one.
+    not_games: Option<Names> = None;
     /// Work waits while somebody uses this desktop from afar.
     remote_desktop: bool = true;
     /// The GPU rests while another program holds more than this share of its memory.
@@ -273,14 +277,18 @@ impl<'de> Deserialize<'de> for Settings {
 /// How files may write a value.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Plain {
+pub enum Plain {
+    /// `true`
     Switch(bool),
+    /// `75`
     Whole(u64),
+    /// `"75 °C"`
     Text(String),
 }
 
 impl Plain {
-    fn text(self) -> String {
+    /// The same as an owner would write it.
+    pub fn text(self) -> String {
         match self {
             Self::Switch(on) => on.show(),
             Self::Whole(number) => number.to_string(),

@@ -41,6 +41,34 @@ pub struct Rate(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(pub u64);
 
+/// Names of programs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd)]
+pub struct Names(pub Vec<String>);
+
+/// Most names that one setting takes.
+const NAMES_MAX: usize = 256;
+
+impl Value for Names {
+    type Bound = Self;
+    const EXPECTED: &'static str = "names of programs, as `factorio, eldenring.exe`";
+
+    fn parse(text: &str) -> Option<Self> {
+        let names: Vec<String> =
+            text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        let plain =
+            names.iter().all(|name| !name.contains(|letter: char| letter.is_control() || letter == '/'));
+        (plain && (1..=NAMES_MAX).contains(&names.len())).then_some(Self(names))
+    }
+
+    fn show(&self) -> String {
+        self.0.join(", ")
+    }
+
+    fn bound(&self) -> Option<&Self> {
+        None
+    }
+}
+
 /// Names of units and how much each is, the one to show first.
 type Units = &'static [(&'static str, u64)];
 

@@ -133,6 +133,19 @@ fn reading<T>(result: Result<T, String>) -> Reading<T> {
     }
 }
 
+/// Whether Steam installed the program at this path, in small letters and with `/`, as something to play: not what games
+/// need to run, nor what runs beside them for days.
+fn installed_to_play(path: &str) -> bool {
+    const NO_GAMES: [&str; 5] = [
+        "/steamlinuxruntime",
+        "/steamapps/common/proton",
+        "/common/steamworks shared/",
+        "/common/steamvr/",
+        "/common/wallpaper_engine/",
+    ];
+    path.contains("/steamapps/common/") && !NO_GAMES.iter().any(|part| path.contains(part))
+}
+
 /// A name from outside (a window, a process, a host) as it may be shown: no control characters, 64 characters at most.
 fn shown(name: &str) -> String {
     name.chars().filter(|letter| !letter.is_control()).take(64).collect::<String>().trim().to_owned()
@@ -140,7 +153,23 @@ fn shown(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::shown;
+    use super::{installed_to_play, shown};
+
+    #[test]
+    fn what_runs_for_days_beside_games_is_none() {
+        let common = "c:/program files (x86)/steam/steamapps/common";
+        for (place, plays) in [
+            ("hades/x64/hades.exe", true),
+            ("wallpaper_engine/wallpaper64.exe", false),
+            ("steamvr/bin/win64/vrserver.exe", false),
+            ("steamworks shared/_commonredist/setup.exe", false),
+            ("proton 9.0/files/bin/wineserver", false),
+            ("steamlinuxruntime_sniper/run", false),
+        ] {
+            assert_eq!(installed_to_play(&format!("{common}/{place}")), plays, "{place}");
+        }
+        assert!(!installed_to_play("c:/windows/explorer.exe"));
+    }
 
     #[test]
     fn names_from_outside_are_harmless() {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sysinfo::{CpuRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System, UpdateKind};
 
-use crate::shown;
+use crate::{installed_to_play, shown};
 
 /// More processes than a machine of an owner has.
 const PROCESSES_MAX: usize = 100_000;
@@ -71,7 +71,7 @@ impl Processes {
                 own_percent += process.cpu_usage();
             } else if !has(&lists.not_games, &name) {
                 let path = process.exe().map(|path| path.to_string_lossy().replace('\\', "/").to_lowercase());
-                let installed = path.is_some_and(|path| path.contains("/steamapps/common/"));
+                let installed = path.is_some_and(|path| installed_to_play(&path));
                 if installed || has(&lists.games, &name) {
                     game = Some(name.clone());
                 }

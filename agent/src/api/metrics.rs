@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use skein_policy::readings::{Gpu, Readings};
+use skein_policy::{Reason, Rule};
 
 use super::{Door, Problem};
 use crate::daemon::Call;
@@ -54,6 +55,22 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
+/// The rules that hold work back, each once: several devices may be held back by one.
+fn blocking(reasons: &[Reason]) -> BTreeSet<Vec<(&'static str, String)>> {
+    let word = |value: serde_json::Result<serde_json::Value>| {
+        value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    };
+    // Trouble is told among them and blocks nothing.
+    let blocking = reasons.iter().filter(|reason| reason.rule != Rule::Trouble);
+    let labels = |reason: &Reason| {
+        vec![
+            ("rule", word(serde_json::to_value(reason.rule))),
+            ("blocks", word(serde_json::to_value(reason.blocks))),
+        ]
+    };
+    blocking.map(labels).collect()
+}
+
 #[expect(clippy::cast_precision_loss, reason = "Prometheus has nothing but doubles")]
 fn text(status: &Status, readings: Option<&Readings>) -> String {
     let mut page = Page(String::new());
@@ -69,21 +86,7 @@ fn text(status: &Status, readings: Option<&Readings>) -> String {
         "The agent's state: 1 for the present one.",
         states.map(|name| (vec![("state", name.to_owned())], yes(state == name))),
     );
-    // Several devices may be held back by one rule.
-    let rules: BTreeSet<Vec<(&str, String)>> = status
-        .policy
-        .reasons
-        .iter()
-        .map(|reason| {
-            let word = |value: serde_json::Result<serde_json::Value>| {
-                value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
-            };
-            vec![
-                ("rule", word(serde_json::to_value(reason.rule))),
-                ("blocks", word(serde_json::to_value(reason.blocks))),
-            ]
-        })
-        .collect();
+    let rules = blocking(&status.policy.reasons);
     let rules = rules.into_iter().map(|labels| (labels, 1.0));
     page.metric("skein_policy_blocked", "Rules of the owner that hold work back now.", rules);
     let labels = |worker: &WorkerStatus| {
@@ -146,4 +149,31 @@ fn text(status: &Status, readings: Option<&Readings>) -> String {
         status.bytes_received as f64,
     );
     page.0
+}
+
+#[cfg(test)]
+mod tests {
+    use skein_policy::Blocks;
+
+    use super::*;
+
+    #[test]
+    fn trouble_blocks_nothing_and_a_rule_is_there_once() {
+        let reason = |rule, text: &str| Reason {
+            rule,
+            blocks: Blocks::Gpu,
+            text: text.to_owned(),
+            value: String::new(),
+            threshold: String::new(),
+            since_ms: 0,
+            look_again_ms: 1,
+        };
+        let reasons = [
+            reason(Rule::Trouble, "the driver failed"),
+            reason(Rule::GpuBusy, "one"),
+            reason(Rule::GpuBusy, "another"),
+        ];
+        let labels = vec![("rule", "gpu_busy".to_owned()), ("blocks", "gpu".to_owned())];
+        assert_eq!(blocking(&reasons), BTreeSet::from([labels]));
+    }
 }

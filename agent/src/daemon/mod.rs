@@ -5,6 +5,7 @@
 
 mod book;
 pub(crate) mod curve;
+mod device;
 pub(crate) mod executor;
 mod group;
 pub(crate) mod history;
@@ -26,6 +27,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use skein_compute::device::DeviceChoice;
 use skein_ledger::entry::Entry;
 use skein_mesh::{BlobStore, Event as MeshEvent, Mesh, PeerAddress, StreamKind, serve_blob};
 use skein_policy::readings::Readings;
@@ -42,12 +44,13 @@ use smol::channel;
 
 use self::book::{Book, Order};
 use self::curve::Curves;
+use self::device::Surveyed;
 use self::executor::{Common, Executor, Report};
 use self::history::Past;
 use self::journal::Journal;
 use self::owner::Owner;
 use self::pipeline::Pipeline;
-use self::station::{Bench, Stations, Surveyed};
+use self::station::{Bench, Stations};
 use self::status::{ClaimState, Earned, HeldLease, LogState, Peer, Status, WorkerInfo};
 use self::treasury::Treasury;
 use self::updating::Updating;
@@ -86,10 +89,9 @@ pub(crate) struct Measured {
     pub(crate) offer: WorkerOffer,
     pub(crate) reports: channel::Receiver<Report>,
     pub(crate) means: Means,
+    pub(crate) device: DeviceChoice,
     /// Why this device.
     pub(crate) reason: String,
-    /// The GPU's address, where the system tells.
-    pub(crate) pci: Option<String>,
 }
 
 /// By what shards are executed on one device.
@@ -304,6 +306,8 @@ impl Daemon {
             },
             MeshEvent::Stream { from, kind, stream } => {
                 match kind {
+                    // Whoever fetches goes to another who holds it. What the owner ordered himself is worth its price.
+                    StreamKind::Blob if self.stations.spare_the_line() && !self.has_orders() => drop(stream),
                     StreamKind::Blob => {
                         let store = self.store.clone();
                         skein_mesh::spawn(async move {
@@ -611,6 +615,11 @@ impl Daemon {
             bytes_received: self.mesh.bytes_received(),
             host: self.host.clone(),
         }
+    }
+
+    /// Whether a job of this agent's own owner goes on.
+    fn has_orders(&self) -> bool {
+        self.node.jobs().values().any(|job| job.owner == self.node.id() && !job.phase.is_final())
     }
 
     /// Whether `node` is this agent or connected to it.

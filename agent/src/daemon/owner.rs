@@ -10,8 +10,9 @@ use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use skein_policy::readings::{Reading, Readings};
-use skein_policy::{Event as Told, Pause, Settings};
+use skein_policy::{Event as Told, Names, Pause, Plain, Settings};
 use skein_sensors::Sensors;
 use smol::channel;
 
@@ -35,6 +36,8 @@ pub(crate) struct Owner {
 /// The thread that reads the sensors, and how often it does.
 struct Sensing {
     every_ms: Arc<AtomicU64>,
+    /// New lists of what is a game and what is none, until the thread takes them.
+    games: Arc<Mutex<Option<[Vec<String>; 2]>>>,
     thread: Thread,
 }
 
@@ -42,11 +45,16 @@ impl Sensing {
     fn start(mut sensors: Sensors, feed: channel::Sender<Event>) -> Result<Self> {
         let every_ms = Arc::new(AtomicU64::new(millis(SENSE_AT_REST)));
         let pace = Arc::clone(&every_ms);
+        let games = Arc::new(Mutex::new(None::<[Vec<String>; 2]>));
+        let told = Arc::clone(&games);
         let sense = move || {
             let mut last = (Instant::now(), SystemTime::now());
             loop {
                 let slept = last.1.elapsed().unwrap_or_default().saturating_sub(last.0.elapsed());
                 last = (Instant::now(), SystemTime::now());
+                if let Some([games, not_games]) = lock(&told).take() {
+                    sensors.set_games(games, not_games);
+                }
                 let readings = Box::new(sensors.read());
                 let woke = slept >= SLEPT_MIN;
                 if feed.send_blocking(Event::Sensed { readings, woke }).is_err() {
@@ -57,13 +65,40 @@ impl Sensing {
         };
         let thread = std::thread::Builder::new().name("sensors".into()).spawn(sense);
         let thread = thread.context("cannot start the thread of the sensors")?.thread().clone();
-        Ok(Self { every_ms, thread })
+        Ok(Self { every_ms, games, thread })
     }
 
     fn pace(&self, every: Duration) {
         if self.every_ms.swap(millis(every), Ordering::Relaxed) > millis(every) {
             self.thread.unpark();
         }
+    }
+
+    fn set_games(&self, lists: [Vec<String>; 2]) {
+        *lock(&self.games) = Some(lists);
+        self.thread.unpark();
+    }
+}
+
+/// What the owner calls games, and what none.
+fn games(settings: &Settings) -> [Vec<String>; 2] {
+    let names = |names: &Option<Names>| names.as_ref().map_or_else(Vec::new, |names| names.0.clone());
+    [names(&settings.games), names(&settings.not_games)]
+}
+
+/// What the owner said that outlives the agent's process.
+#[derive(Default, Serialize, Deserialize)]
+struct Said {
+    pause: Option<Pause>,
+    finishing: bool,
+}
+
+impl Said {
+    /// As it was kept; earlier versions kept the pause alone.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let alone = serde_json::from_slice::<Pause>(bytes);
+        let said = alone.map(|pause| Self { pause: Some(pause), finishing: false });
+        said.or_else(|_| serde_json::from_slice(bytes)).ok()
     }
 }
 
@@ -72,11 +107,13 @@ impl Owner {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(super) fn start(data_dir: &Path, feed: channel::Sender<Event>) -> Result<Self> {
+    pub(super) fn start(data_dir: &Path, settings: &Settings, feed: channel::Sender<Event>) -> Result<Self> {
         let own_pids = Arc::new(Mutex::new(BTreeSet::from([std::process::id()])));
         let told = Arc::clone(&own_pids);
         let own = Arc::new(move || lock(&told).clone());
-        let sensors = Sensors::new(skein_sensors::Config::new(data_dir.to_owned(), own));
+        let [games, not_games] = games(settings);
+        let config = skein_sensors::Config::new(data_dir.to_owned(), own);
+        let sensors = Sensors::new(skein_sensors::Config { games, not_games, ..config });
         Ok(Self {
             path: settings_file(data_dir),
             readings: None,
@@ -146,24 +183,29 @@ impl Daemon {
         Ok(())
     }
 
-    /// Goes on with a pause that the owner asked for before the agent was started again.
-    pub(super) fn recall_pause(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
-        let kept = std::fs::read(pause_file(&self.config.data_dir)).ok();
-        let pause = kept.and_then(|bytes| serde_json::from_slice::<Pause>(&bytes).ok());
-        pause.map_or(Ok(()), |pause| self.owner_event(&Told::Pause(pause), feed))
+    /// Goes on with what the owner said before the agent was started again.
+    pub(super) fn recall_said(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
+        let kept = std::fs::read(said_file(&self.config.data_dir)).ok();
+        let Said { pause, finishing } = kept.and_then(|bytes| Said::read(&bytes)).unwrap_or_default();
+        if let Some(pause) = pause {
+            self.owner_event(&Told::Pause(pause), feed)?;
+        }
+        if finishing { self.owner_event(&Told::Finish, feed) } else { Ok(()) }
     }
 
     /// The owner's word, which outlives the agent's process.
     pub(super) fn owner_said(&mut self, told: &Told, feed: &channel::Sender<Event>) -> Result<()> {
         self.owner_event(told, feed)?;
-        let path = pause_file(&self.config.data_dir);
-        let kept = match self.stations.view().pause {
-            Some(pause) => write_private(&path, &serde_json::to_vec(&pause)?),
-            None if path.exists() => std::fs::remove_file(&path),
-            None => Ok(()),
+        let path = said_file(&self.config.data_dir);
+        let view = self.stations.view();
+        let said = Said { pause: view.pause, finishing: view.finishing };
+        let kept = match said {
+            Said { pause: None, finishing: false } if path.exists() => std::fs::remove_file(&path),
+            Said { pause: None, finishing: false } => Ok(()),
+            Said { .. } => write_private(&path, &serde_json::to_vec(&said)?),
         };
         if let Err(error) = kept {
-            tracing::warn!(%error, "the pause will not outlive this process");
+            tracing::warn!(%error, "what you said will not outlive this process");
         }
         Ok(())
     }
@@ -182,12 +224,16 @@ impl Daemon {
         if let Err(error) = keep(&self.owner.path, &settings, key) {
             return Ok(Err(format!("{error:#}")));
         }
+        let games = games(&settings);
         self.owner_event(&Told::Settings(Box::new(settings)), feed)?;
+        if key == "games" || key == "not_games" {
+            self.owner.sensing.set_games(games);
+        }
         Ok(Ok(()))
     }
 }
 
-fn pause_file(data_dir: &Path) -> PathBuf {
+fn said_file(data_dir: &Path) -> PathBuf {
     data_dir.join("pause.json")
 }
 
@@ -226,7 +272,10 @@ pub(crate) fn keep(path: &Path, settings: &Settings, key: &str) -> Result<()> {
 
 fn changes(path: &Path) -> Result<BTreeMap<String, String>> {
     match std::fs::read_to_string(path) {
-        Ok(text) => toml::from_str(&text).with_context(|| bad(path)),
+        Ok(text) => {
+            let written: BTreeMap<String, Plain> = toml::from_str(&text).with_context(|| bad(path))?;
+            Ok(written.into_iter().map(|(key, value)| (key, value.text())).collect())
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }

@@ -29,7 +29,7 @@ use super::station::{Stations, Trial};
 use super::treasury::Treasury;
 use super::updating::{self, Updating};
 use super::worker::{Launch, Worker};
-use super::{Clock, Daemon, Event, Means, Measured, forward, tick_for_ever};
+use super::{Clock, Daemon, Event, Means, Measured, device, forward, tick_for_ever};
 use crate::cmd::tray::Icon;
 use crate::config::Config;
 use crate::fleet::Fleet;
@@ -110,7 +110,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     );
     skein_mesh::spawn(crate::api::serve(api_socket, door)).detach();
     let settings = owner::load(&owner::settings_file(&data_dir), owner::preset(config.headless))?;
-    let owner = Owner::start(&data_dir, feed.clone())?;
+    let owner = Owner::start(&data_dir, &settings, feed.clone())?;
     let common = Common {
         pipeline: Pipeline::new(node.id(), mesh.clone(), scratch.clone()),
         groups: Groups::new(node.id(), mesh.clone()),
@@ -145,7 +145,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         leaving: None,
     };
     daemon.recall()?;
-    daemon.recall_pause(&feed)?;
+    daemon.recall_said(&feed)?;
     let icon = (!headless && !skein_update::is_trial()).then(|| Icon::start(&data_dir));
     let ended = daemon.serve(&events, &feed).await;
     drop(icon);
@@ -196,6 +196,8 @@ impl Daemon {
         trial: Trial,
     ) -> impl Future<Output = Result<Measured>> + Send + 'static {
         let (config, common, host) = (self.config.clone(), self.common.clone(), self.host.clone());
+        let gpu = self.owner.readings().and_then(|readings| device::sensed(&chosen, readings));
+        let sensed_bytes = gpu.and_then(|gpu| gpu.memory_total_bytes.known().copied());
         async move {
             let Chosen { device, reason, adapter } = chosen;
             let worker = new_worker(&config, index, &device, sharing)?;
@@ -205,21 +207,24 @@ impl Daemon {
                 DeviceChoice::Cpu => (host.processor.clone(), "cpu"),
                 DeviceChoice::Wgpu { name, .. } => (name.clone(), "wgpu"),
             };
-            let own_memory = adapter.as_ref().and_then(|adapter| adapter.memory_bytes);
-            let half = own_memory.unwrap_or(host.memory_bytes / sharing as u64) / 2;
+            let shared_bytes = host.memory_bytes / sharing as u64;
+            let (memory_bytes, known) = device::memory(adapter.as_ref(), sensed_bytes, shared_bytes);
+            if !known && config.memory_bytes.is_none() {
+                let offered = crate::cmd::bytes_text(memory_bytes);
+                tracing::info!(offered, "nobody tells the memory of {name}; `--memory` does");
+            }
             let offer = WorkerOffer {
                 device: name,
                 backend: backend.to_owned(),
                 matrix_mflops: bench.matmul_mflops,
                 memory_mbps: bench.memory_mb_s,
                 transfer_mbps: bench.upload_mb_s.min(bench.download_mb_s),
-                memory_bytes: config.memory_bytes.unwrap_or(half),
+                memory_bytes: config.memory_bytes.unwrap_or(memory_bytes),
                 open: true,
             };
             let on_gpu = matches!(device, DeviceChoice::Wgpu { .. });
             let (executor, reports) = Executor::new(worker.clone(), common, on_gpu, offer.memory_bytes);
-            let pci = adapter.map(|adapter| adapter.pci).filter(|pci| !pci.is_empty());
-            Ok(Measured { offer, reports, means: Means { worker, executor }, reason, pci })
+            Ok(Measured { offer, reports, means: Means { worker, executor }, device, reason })
         }
     }
 

@@ -6,23 +6,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use skein_compute::device::DeviceChoice;
-use skein_compute::probe::{self, Chosen};
-use skein_policy::readings::{Gpu, Readings};
-use skein_policy::{Action, Allowance, Event as Told, Policy, Settings, State, View};
+use skein_compute::probe::Chosen;
+use skein_policy::readings::Readings;
+use skein_policy::{Action, Allowance, Blocks, Event as Told, Policy, Rule, Settings, View};
 use skein_proto::limits::WORKERS_MAX;
 use skein_proto::node::{self, Input};
 use skein_proto::offer::{Offer, WorkerOffer};
 use smol::channel;
 
+use super::device::{self, Retry, Surveyed};
 use super::history::gpus;
 use super::owner::unix_ms;
-use super::status::WorkerStatus;
+use super::status::{self, WorkerStatus};
 use super::worker::Worker;
 use super::{Daemon, Event, Means, Measured, forward, lock};
-use crate::limits::PROBE_TIMEOUT;
 
 /// What may be worked on at a station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +39,6 @@ struct Kit {
     means: Means,
     offer: WorkerOffer,
     reason: String,
-    pci: Option<String>,
 }
 
 /// The worker of a measurement under way, which the owner may end like any other.
@@ -72,7 +72,14 @@ impl Trial {
     fn is_barred(&self) -> bool {
         lock(&self.inner).0.is_some()
     }
+
+    fn pid(&self) -> Option<u32> {
+        lock(&self.inner).1.as_ref().and_then(|worker| worker.state().pid)
+    }
 }
+
+/// Why a worker ends that may start again at any time.
+const ELSEWHERE: &str = "another device is worked on";
 
 /// One device and its worker.
 struct Station {
@@ -85,8 +92,12 @@ struct Station {
     allowed: Allowance,
     new_work: bool,
     worked: bool,
+    /// What its policy was told of a process of ours on its device.
+    occupied: bool,
     /// Why its device cannot be measured.
     unmeasured: Option<String>,
+    /// When that is tried again.
+    retry: Retry,
     /// What its policy was told to be wrong.
     trouble: Option<String>,
 }
@@ -102,7 +113,9 @@ impl Station {
             allowed: Allowance::Nothing,
             new_work: false,
             worked: false,
+            occupied: false,
             unmeasured: None,
+            retry: Retry::default(),
             trouble: None,
         }
     }
@@ -120,6 +133,24 @@ impl Station {
         if let Some((_, trial)) = &self.measuring {
             trial.bar(why);
         }
+    }
+
+    /// The processes that work on its devices or measure them.
+    fn pids(&self) -> impl Iterator<Item = u32> {
+        let trial = self.measuring.as_ref().and_then(|(_, trial)| trial.pid());
+        self.kits.values().filter_map(|kit| kit.means.worker.state().pid).chain(trial)
+    }
+
+    /// Gives up another device for this one.
+    fn change_to(&mut self, chosen: Chosen) {
+        if let Some(kit) = self.kits.remove(&Bench::Own) {
+            kit.means.worker.bar(ELSEWHERE);
+        }
+        if let Some((Bench::Own, trial)) = &self.measuring {
+            trial.bar(ELSEWHERE);
+        }
+        self.current = self.current.filter(|bench| *bench != Bench::Own);
+        (self.chosen, self.unmeasured, self.retry) = (Some(chosen), None, Retry::default());
     }
 
     fn view(&self) -> View {
@@ -140,25 +171,28 @@ impl Station {
 pub(super) struct Stations {
     all: Vec<Station>,
     survey: Survey,
+    /// When it is made again: it failed, or found less than there may be.
+    survey_retry: Retry,
+    /// The cards that do not work, each with what is wrong.
+    broken: Vec<String>,
 }
 
 /// Whether it is known which devices there are.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Survey {
     Due,
     UnderWay,
-    /// The cards that do not work, each with what is wrong.
-    Done(Vec<String>),
-}
-
-/// The devices to work on, and the cards that do not work.
-pub(crate) struct Surveyed {
-    chosen: Vec<Chosen>,
-    broken: Vec<String>,
+    Done,
 }
 
 impl Stations {
     pub(super) fn new(settings: Settings) -> Self {
-        Self { all: vec![Station::new(Policy::new(settings, unix_ms()))], survey: Survey::Due }
+        Self {
+            all: vec![Station::new(Policy::new(settings, unix_ms()))],
+            survey: Survey::Due,
+            survey_retry: Retry::default(),
+            broken: Vec::new(),
+        }
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -177,7 +211,7 @@ impl Stations {
 
     /// Whether devices are looked for.
     pub(super) fn is_surveying(&self) -> bool {
-        matches!(self.survey, Survey::UnderWay)
+        self.survey == Survey::UnderWay
     }
 
     /// Whether a device is looked for or measured.
@@ -185,30 +219,23 @@ impl Stations {
         self.is_surveying() || self.all.iter().any(|station| station.measuring.is_some())
     }
 
-    /// How things stand, in words. Of several workers the one that stands best leads, and the others add their reasons.
+    /// How things stand, in words.
     pub(super) fn view(&self) -> View {
-        let views: Vec<View> = self.all.iter().map(Station::view).collect();
-        let best = |view: &View| match view.state {
-            State::Working => 0,
-            State::Waiting => 1,
-            State::Paused => 2,
-            State::Trouble => 3,
-        };
-        let lead = (0..views.len()).min_by_key(|at| best(&views[*at])).unwrap_or(0);
-        let mut view = views[lead].clone();
-        let alike = views.iter().filter(|other| other.state == view.state).count();
-        if alike < views.len() {
-            view.headline = format!("{} ({alike} of {} workers)", view.headline, views.len());
-        }
-        for (at, other) in views.into_iter().enumerate().filter(|(at, _)| *at != lead) {
-            for mut reason in other.reasons {
-                if view.reasons.iter().all(|known| known.rule != reason.rule || known.text != reason.text) {
-                    reason.text = format!("worker {at}: {}", reason.text);
-                    view.reasons.push(reason);
-                }
-            }
-        }
-        view
+        status::together(self.all.iter().map(Station::view).collect())
+    }
+
+    /// Whether the owner pays for what is sent and fetched.
+    pub(super) fn spare_the_line(&self) -> bool {
+        self.any_reason(&[Rule::Metered, Rule::TrafficMonth])
+    }
+
+    /// Whether nothing may be fetched that can wait.
+    pub(super) fn fetch_later(&self) -> bool {
+        self.spare_the_line() || self.any_reason(&[Rule::Game, Rule::FullScreen])
+    }
+
+    fn any_reason(&self, rules: &[Rule]) -> bool {
+        self.all[0].view().reasons.iter().any(|reason| rules.contains(&reason.rule))
     }
 
     /// What is wrong, worker by worker.
@@ -218,11 +245,7 @@ impl Stations {
             let trouble = station.unmeasured.as_ref()?;
             Some(if several { format!("worker {at}: {trouble}") } else { trouble.clone() })
         });
-        let broken = match &self.survey {
-            Survey::Done(broken) => broken.as_slice(),
-            Survey::Due | Survey::UnderWay => &[],
-        };
-        told.chain(broken.iter().cloned()).collect()
+        told.chain(self.broken.iter().cloned()).collect()
     }
 
     /// Why the first worker's device was chosen.
@@ -244,7 +267,8 @@ impl Stations {
                 index,
                 device: station.device(),
                 backend: kit.map(|kit| kit.offer.backend.clone()),
-                gpu: gpu(usize::from(index)),
+                // The processor that stands in for a GPU is none.
+                gpu: kit.filter(|kit| kit.offer.backend != "cpu").and_then(|_| gpu(usize::from(index))),
                 pid: worker.as_ref().and_then(|worker| worker.pid),
                 deaths: worker.as_ref().map_or(0, |worker| worker.deaths),
                 working: works(index),
@@ -298,19 +322,49 @@ impl Daemon {
                 self.station_event(at, Told::Trouble(trouble), feed)?;
             }
         }
+        self.try_again(readings, feed)
+    }
+
+    /// Finds or measures once more what could not be found or measured.
+    fn try_again(&mut self, readings: &Readings, feed: &channel::Sender<Event>) -> Result<()> {
+        let now = Instant::now();
+        let survey_due = self.stations.survey_retry.is_due(now);
+        for at in 0..self.stations.all.len() {
+            let station = &self.stations.all[at];
+            if station.retry.is_due(now) && station.allowed != Allowance::Nothing {
+                self.obey(at, feed)?;
+            }
+        }
+        let first = &self.stations.all[0];
+        let more = match self.stations.survey {
+            Survey::Due => true,
+            Survey::UnderWay => false,
+            Survey::Done => !gpus(&readings.gpus).is_empty(),
+        };
+        if survey_due && more && first.allowed != Allowance::Nothing && !gpu_is_paused(&first.view()) {
+            self.look_for_devices(feed);
+        }
         Ok(())
     }
 
     /// Tells each device's policy whether something is at work there, if that changed.
     pub(super) fn note_work(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
-        let workers = self.stations.all_means().filter_map(|means| means.worker.state().pid);
-        self.owner.own_processes(workers.chain([std::process::id()]).collect::<BTreeSet<u32>>());
-        self.owner.pace(self.node.works());
+        let mut pids: BTreeSet<u32> = self.stations.all.iter().flat_map(Station::pids).collect();
+        self.owner.pace(self.node.works() || !pids.is_empty() || self.stations.is_measuring());
+        pids.insert(std::process::id());
+        self.owner.own_processes(pids);
+        let looking = self.stations.survey == Survey::UnderWay;
         for (at, worker) in (0..self.stations.all.len()).zip(0..) {
             let works = self.node.works_on(worker);
             if works != self.stations.all[at].worked {
                 self.stations.all[at].worked = works;
                 self.station_event(at, Told::Working(works), feed)?;
+            }
+            let station = &mut self.stations.all[at];
+            let occupied = looking || station.measuring.is_some() || station.pids().next().is_some();
+            if occupied != station.occupied {
+                station.occupied = occupied;
+                self.station_event(at, Told::Occupied(occupied), feed)?;
             }
         }
         Ok(())
@@ -320,13 +374,10 @@ impl Daemon {
     fn obey(&mut self, at: usize, feed: &channel::Sender<Event>) -> Result<()> {
         let worker = index(at);
         let station = &self.stations.all[at];
-        let wanted = match station.allowed {
-            Allowance::Nothing => None,
-            Allowance::All => Some(Bench::Own),
-            Allowance::CpuOnly if self.is_processor(at) => Some(Bench::Own),
-            // One stands in for all.
-            Allowance::CpuOnly => (at == 0).then_some(Bench::Processor),
-        };
+        let look_first = station.chosen.is_none()
+            && !self.stations.survey_retry.has_failed()
+            && !gpu_is_paused(&station.view());
+        let wanted = device::wanted(station.allowed, at == 0, self.is_processor(at), look_first);
         let Some(wanted) = wanted else {
             let headline = station.view().headline;
             match self.stations.all.len() {
@@ -337,9 +388,15 @@ impl Daemon {
             station.bar(&headline);
             return self.core(Input::Allow { worker, allowance: node::Allowance::Nothing });
         };
+        if let Some((bench, trial)) = &station.measuring
+            && *bench != wanted
+        {
+            // Its end asks again what is wanted.
+            trial.bar(ELSEWHERE);
+        }
         if station.current != Some(wanted) {
             if station.current.is_some() {
-                station.bar("another device is worked on");
+                station.bar(ELSEWHERE);
                 self.core(Input::Allow { worker, allowance: node::Allowance::Nothing })?;
             }
             let station = &mut self.stations.all[at];
@@ -349,7 +406,8 @@ impl Daemon {
             let offer = self.offer();
             self.core(Input::Offer(offer))?;
         }
-        let station = &self.stations.all[at];
+        let station = &mut self.stations.all[at];
+        (station.unmeasured, station.retry) = (None, Retry::default());
         if let Some(kit) = station.kit() {
             kit.means.worker.unbar();
         }
@@ -410,12 +468,19 @@ impl Daemon {
                 (Chosen { device: DeviceChoice::Cpu, reason, adapter: None }, 1)
             }
             (Bench::Own, Some(chosen)) => (chosen.clone(), on_cpu().count().max(1)),
-            (Bench::Own, None) => return self.look_for_devices(feed),
+            (Bench::Own, None) => {
+                if !self.stations.survey_retry.is_waiting(Instant::now()) {
+                    self.look_for_devices(feed);
+                }
+                return Ok(());
+            }
         };
         let trial = Trial::default();
         let worker = index(at);
         let measuring = self.measurement(worker, chosen, sharing, trial.clone());
-        self.stations.all[at].measuring = Some((bench, trial));
+        let station = &mut self.stations.all[at];
+        station.retry.begin();
+        station.measuring = Some((bench, trial));
         let feed = feed.clone();
         skein_mesh::spawn(async move {
             let measured = measuring.await.map(Box::new);
@@ -426,18 +491,18 @@ impl Daemon {
     }
 
     /// Finds out, in child processes, which devices there are.
-    fn look_for_devices(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
-        if matches!(self.stations.survey, Survey::UnderWay) {
-            return Ok(());
+    fn look_for_devices(&mut self, feed: &channel::Sender<Event>) {
+        if self.stations.survey == Survey::UnderWay {
+            return;
         }
         self.stations.survey = Survey::UnderWay;
+        self.stations.survey_retry.begin();
         let (requested, feed) = (self.config.devices.clone(), feed.clone());
         skein_mesh::spawn(async move {
-            let surveyed = smol::unblock(move || choose_devices(&requested)).await;
+            let surveyed = smol::unblock(move || device::choose(&requested)).await;
             let _ = feed.send(Event::Surveyed(surveyed)).await;
         })
         .detach();
-        Ok(())
     }
 
     /// The devices are known: each gets its station.
@@ -446,38 +511,71 @@ impl Daemon {
         surveyed: Result<Surveyed>,
         feed: &channel::Sender<Event>,
     ) -> Result<()> {
+        let stations = &mut self.stations;
         let Surveyed { chosen, broken } = match surveyed {
             Ok(surveyed) => surveyed,
             Err(error) => {
                 tracing::error!("this machine cannot work: {error:#}");
-                self.stations.survey = Survey::Due;
-                self.stations.all[0].unmeasured = Some(format!("{error:#}"));
-                return Ok(());
+                stations.survey = Survey::Due;
+                stations.survey_retry.failed(Instant::now());
+                stations.all[0].unmeasured = Some(format!("{error:#}"));
+                // The processor may stand in.
+                return self.obey(0, feed);
             }
         };
-        for card in &broken {
+        for card in broken.iter().filter(|card| !stations.broken.contains(card)) {
             tracing::warn!("not used: {card}");
         }
-        self.stations.survey = Survey::Done(broken);
-        for (at, chosen) in chosen.into_iter().take(WORKERS_MAX).enumerate() {
-            if at >= self.stations.all.len() {
-                let first = &self.stations.all[0];
-                let (allowed, new_work) = (first.allowed, first.new_work);
-                // What it was told so far holds for every device but for what is at work on the first.
-                let policy = first.policy.clone();
-                self.stations.all.push(Station { allowed, new_work, ..Station::new(policy) });
-                self.station_event(at, Told::Device(None), feed)?;
-                self.station_event(at, Told::Working(false), feed)?;
-                self.station_event(at, Told::Trouble(None), feed)?;
-            }
-            self.stations.all[at].chosen = Some(chosen);
-            // Until it is measured.
-            self.core(Input::Allow { worker: index(at), allowance: node::Allowance::Nothing })?;
+        // A driver may come up later.
+        let by_processor = chosen.iter().all(|chosen| chosen.device == DeviceChoice::Cpu);
+        if self.config.devices.is_empty() && (by_processor || !broken.is_empty()) {
+            stations.survey_retry.failed(Instant::now());
+        } else {
+            stations.survey_retry = Retry::default();
+        }
+        (stations.survey, stations.broken) = (Survey::Done, broken);
+        let known: Vec<Option<Chosen>> = stations.all.iter().map(|station| station.chosen.clone()).collect();
+        let mut placed: Vec<(usize, Chosen)> = device::places(&known, &chosen)
+            .into_iter()
+            .zip(chosen)
+            .filter(|(at, _)| *at < WORKERS_MAX)
+            .collect();
+        placed.sort_by_key(|(at, _)| *at);
+        for (at, chosen) in placed {
+            self.place(at, chosen, feed)?;
         }
         for at in 0..self.stations.all.len() {
             self.obey(at, feed)?;
         }
         Ok(())
+    }
+
+    /// A device gets its station, which is there or the next.
+    fn place(&mut self, at: usize, chosen: Chosen, feed: &channel::Sender<Event>) -> Result<()> {
+        if at >= self.stations.all.len() {
+            let first = &self.stations.all[0];
+            let (allowed, new_work) = (first.allowed, first.new_work);
+            // What it was told so far holds for every device but for what is at work on the first.
+            let policy = first.policy.clone();
+            self.stations.all.push(Station { allowed, new_work, ..Station::new(policy) });
+            self.station_event(at, Told::Device(None), feed)?;
+            self.station_event(at, Told::Working(false), feed)?;
+            self.station_event(at, Told::Occupied(false), feed)?;
+            self.station_event(at, Told::Trouble(None), feed)?;
+        }
+        let station = &mut self.stations.all[at];
+        if station.chosen.as_ref().is_some_and(|known| known.device == chosen.device) {
+            return Ok(());
+        }
+        if station.current != Some(Bench::Processor) {
+            station.bar(ELSEWHERE);
+            // Until it is measured.
+            self.core(Input::Allow { worker: index(at), allowance: node::Allowance::Nothing })?;
+        }
+        self.stations.all[at].change_to(chosen);
+        // The rules look at this one from now on, and a block of another's is none of its.
+        let gpu = self.owner.readings().and_then(|readings| self.gpu_id(at, readings));
+        self.station_event(at, Told::Device(gpu), feed)
     }
 
     /// A measurement ended.
@@ -491,40 +589,39 @@ impl Daemon {
         let at = usize::from(worker);
         let station = &mut self.stations.all[at];
         let barred = station.measuring.take().is_some_and(|(_, trial)| trial.is_barred());
+        let is_its = |measured: &Measured| match &station.chosen {
+            Some(chosen) if bench == Bench::Own => chosen.device == measured.device,
+            Some(_) | None => bench == Bench::Processor,
+        };
         match measured {
+            Ok(measured) if !is_its(&measured) => tracing::debug!("the device is another by now"),
             Ok(measured) => {
-                let Measured { offer, reports, means, reason, pci } = *measured;
+                let Measured { offer, reports, means, device: _, reason } = *measured;
                 forward(reports, feed.clone(), Event::Report);
-                station.kits.insert(bench, Kit { means, offer, reason, pci });
-                station.unmeasured = None;
+                station.kits.insert(bench, Kit { means, offer, reason });
+                (station.unmeasured, station.retry) = (None, Retry::default());
             }
             Err(error) if barred => tracing::debug!("a measurement was given up: {error:#}"),
             Err(error) => {
                 tracing::error!(worker, "{} cannot be worked on: {error:#}", station.device());
                 station.unmeasured = Some(format!("{error:#}"));
+                station.retry.failed(Instant::now());
                 return Ok(());
             }
         }
         self.obey(at, feed)
     }
 
-    /// The id that sensors give to the GPU of a station: its address, or its name if exactly one has it.
+    /// The id that sensors give to the GPU of a station, measured or not.
     pub(super) fn gpu_id(&self, at: usize, readings: &Readings) -> Option<String> {
-        let kit = self.stations.all[at].kit().filter(|kit| kit.offer.backend != "cpu")?;
-        let known = gpus(&readings.gpus);
-        let same_place = |gpu: &&Gpu| kit.pci.as_ref().is_some_and(|pci| gpu.id.eq_ignore_ascii_case(pci));
-        if let Some(gpu) = known.iter().find(same_place) {
-            return Some(gpu.id.clone());
-        }
-        let plain = |name: &str| name.to_lowercase().replace(['(', ')'], " ");
-        let ours = plain(&kit.offer.device);
-        let mut same = known.iter().filter(|gpu| {
-            let theirs = plain(&gpu.name);
-            ours.contains(&theirs) || theirs.contains(&ours)
-        });
-        let only = same.next()?;
-        same.next().is_none().then(|| only.id.clone())
+        let chosen = self.stations.all[at].chosen.as_ref()?;
+        device::sensed(chosen, readings).map(|gpu| gpu.id.clone())
     }
+}
+
+/// Whether the owner wants his GPU left alone.
+fn gpu_is_paused(view: &View) -> bool {
+    view.pause.is_some_and(|pause| pause.blocks == Blocks::Gpu)
 }
 
 /// There are never more than [`WORKERS_MAX`].
@@ -532,19 +629,27 @@ fn index(at: usize) -> u8 {
     u8::try_from(at).unwrap_or(u8::MAX)
 }
 
-/// The devices to work on and why, after every adapter was tried in a process of its own.
-///
-/// # Errors
-/// When a requested device does not exist or does not work.
-fn choose_devices(requested: &[String]) -> Result<Surveyed> {
-    if !requested.is_empty() && requested.iter().all(|name| name == "cpu") {
-        let reason = "working on the CPU, as the owner wishes".to_owned();
-        let cpu = Chosen { device: DeviceChoice::Cpu, reason, adapter: None };
-        return Ok(Surveyed { chosen: vec![cpu; requested.len()], broken: Vec::new() });
+#[cfg(test)]
+mod tests {
+    use skein_policy::readings::Reading;
+
+    use super::*;
+    use crate::daemon::device::tests::readings;
+
+    #[test]
+    fn a_line_that_is_paid_for_is_spared_and_a_game_is_not_disturbed() {
+        let told = |change: fn(&mut Readings)| {
+            let mut stations = Stations::new(Settings::default());
+            let mut readings = readings(Vec::new());
+            change(&mut readings);
+            stations.all[0].policy.handle(unix_ms(), Told::Readings(Box::new(readings)));
+            (stations.spare_the_line(), stations.fetch_later())
+        };
+        assert_eq!(told(|_| {}), (false, false));
+        assert_eq!(told(|readings| readings.metered = Reading::Known(true)), (true, true));
+        let game = |readings: &mut Readings| readings.game = Reading::Known(Some("a game".to_owned()));
+        assert_eq!(told(game), (false, true));
+        let film = |readings: &mut Readings| readings.full_screen = Reading::Known(Some("a film".to_owned()));
+        assert_eq!(told(film), (false, true));
     }
-    let executable = std::env::current_exe().context("cannot find this binary's own path")?;
-    let survey = probe::survey(&executable, PROBE_TIMEOUT);
-    let chosen = probe::choose_all(&survey, requested)?;
-    let broken = if requested.is_empty() { probe::broken_cards(&survey) } else { Vec::new() };
-    Ok(Surveyed { chosen, broken })
 }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use skein_ledger::emission::Amount;
-use skein_policy::{State, View};
+use skein_policy::{Sensor, State, View};
 use skein_proto::ids::{Digest, Epoch, JobId, LeaseId, Millis, NetworkId, NodeId, Units};
 use skein_proto::offer::{Offer, WorkerOffer};
 use skein_proto::signed::Signed;
@@ -218,4 +218,67 @@ pub(crate) struct ClaimState {
     pub(crate) settled: Option<Settled>,
     /// For people.
     pub(crate) message: String,
+}
+
+/// How several workers stand: the one that stands best leads, and the others add their reasons and their GPUs' sensors.
+pub(super) fn together(views: Vec<View>) -> View {
+    let best = |view: &View| match view.state {
+        State::Working => 0,
+        State::Waiting => 1,
+        State::Paused => 2,
+        State::Trouble => 3,
+    };
+    let lead = (0..views.len()).min_by_key(|at| best(&views[*at])).unwrap_or(0);
+    let mut view = views[lead].clone();
+    let alike = views.iter().filter(|other| other.state == view.state).count();
+    if alike < views.len() {
+        view.headline = format!("{} ({alike} of {} workers)", view.headline, views.len());
+    }
+    for (at, other) in views.into_iter().enumerate().filter(|(at, _)| *at != lead) {
+        for sensor in other.sensors.into_iter().filter(|sensor| sensor.gpu.is_some()) {
+            let same = |known: &Sensor| known.gpu == sensor.gpu && known.sensor == sensor.sensor;
+            if !view.sensors.iter().any(same) {
+                view.sensors.push(sensor);
+            }
+        }
+        for mut reason in other.reasons {
+            if view.reasons.iter().all(|known| known.rule != reason.rule || known.text != reason.text) {
+                reason.text = format!("worker {at}: {}", reason.text);
+                view.reasons.push(reason);
+            }
+        }
+    }
+    view
+}
+
+#[cfg(test)]
+mod tests {
+    use skein_policy::readings::Reading;
+    use skein_policy::{Event, Policy, Rule, Settings};
+
+    use super::*;
+    use crate::daemon::device::tests::{gpu, readings};
+
+    #[test]
+    fn of_several_gpus_each_ones_sensors_are_told() {
+        let view = |own: &str| {
+            let mut policy = Policy::new(Settings::headless(), 1_000);
+            let (cool, mut hot) = (gpu("1", "A"), gpu("2", "A"));
+            hot.temperature_c = Reading::Known(100);
+            policy.handle(1_000, Event::Device(Some(own.to_owned())));
+            policy.handle(1_000, Event::Readings(Box::new(readings(vec![cool, hot]))));
+            policy.view(1_000)
+        };
+        let (first, second) = (view("1"), view("2"));
+        let alone = first.sensors.len();
+        let view = together(vec![first.clone(), second.clone(), second]);
+        assert_eq!(view.state, first.state, "the cool one leads");
+        assert_eq!(
+            view.reasons.iter().map(|reason| reason.rule).collect::<Vec<_>>(),
+            [Rule::GpuTemperature; 2]
+        );
+        let of = |id: &str| view.sensors.iter().filter(|sensor| sensor.gpu.as_deref() == Some(id)).count();
+        assert_eq!((of("1"), of("2")), (8, 8), "each once");
+        assert_eq!(view.sensors.len(), alone + 8, "and what is no GPU's once");
+    }
 }

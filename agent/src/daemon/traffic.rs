@@ -34,9 +34,11 @@ impl Traffic {
     /// The bytes of this month, when `total` bytes went over the mesh since the agent's start.
     pub(crate) fn count(&mut self, now_ms: u64, total: u64) -> u64 {
         let month = month(now_ms);
-        if self.counted.month != month {
-            self.counted = Counted { month, bytes: 0 };
+        if self.counted.month < month {
+            self.counted.bytes = 0;
         }
+        // A clock that is set back begins no new month, and one that was wrong does not hold off the next.
+        self.counted.month = month;
         self.counted.bytes = self.counted.bytes.saturating_add(total.saturating_sub(self.seen));
         self.seen = total;
         if now_ms.abs_diff(self.saved_at_ms) >= TRAFFIC_SAVED_EVERY_MS {
@@ -96,6 +98,9 @@ mod tests {
             1_600,
             "a restart begins to count from zero, the month does not"
         );
-        assert_eq!(again.count(november + 40 * 86_400_000, 150), 50);
+        let december = november + 40 * 86_400_000;
+        assert_eq!(again.count(december, 150), 50);
+        assert_eq!(again.count(november, 200), 100, "the clock was set back");
+        assert_eq!(again.count(december, 250), 50);
     }
 }

@@ -97,6 +97,7 @@ impl Daemon {
                 self.updating.looked_at = Some(Instant::now());
                 let last = State::load(&self.config.data_dir).last_check_ms;
                 if is_due(last, &self.node.id().0, unix_ms())
+                    && !self.stations.fetch_later()
                     && let Err(error) = self.fetch(None, feed)
                 {
                     self.updating.tell(error);

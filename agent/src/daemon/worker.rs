@@ -17,7 +17,8 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::limits::{
-    WORKER_BACKOFF_MAX, WORKER_BACKOFF_MIN, WORKER_FAILURES_TOLD, WORKER_FORGIVEN, WORKER_IDLE,
+    WORKER_BACKOFF_MAX, WORKER_BACKOFF_MIN, WORKER_END_MAX, WORKER_FAILURES_TOLD, WORKER_FORGIVEN,
+    WORKER_IDLE,
 };
 
 /// How to start the worker.
@@ -73,6 +74,8 @@ struct Calls {
     kill: Option<channel::Sender<()>>,
     life: Option<channel::Receiver<()>>,
     killed: bool,
+    /// It was told to end by itself, having had nothing to do; if it does not, it can still be killed.
+    retired: bool,
     /// Why no process may run now.
     barred: Option<String>,
     waiting: BTreeMap<u64, channel::Sender<Reply>>,
@@ -172,9 +175,9 @@ impl Worker {
 
     async fn send(&self, task: Task) -> Result<(u64, channel::Receiver<Reply>), CallFailed> {
         let mut process = self.shared.process.lock().await;
-        if let Some(why) = self.calls().barred.clone() {
-            return Err(CallFailed::NotStarted(why));
-        }
+        self.may_start()?;
+        self.last_ended().await?;
+        self.may_start()?;
         if process
             .as_ref()
             .is_none_or(|process| process.generation != self.calls().generation || self.calls().pid.is_none())
@@ -197,6 +200,32 @@ impl Worker {
             self.write(process, &Request { id, body: task }, id).await?;
         }
         Ok((id, replies))
+    }
+
+    fn may_start(&self) -> Result<(), CallFailed> {
+        self.calls().barred.clone().map_or(Ok(()), |why| Err(CallFailed::NotStarted(why)))
+    }
+
+    /// Waits for a process that was told to end: it answers nothing any more, and holds the device's memory.
+    async fn last_ended(&self) -> Result<(), CallFailed> {
+        let ending = {
+            let calls = self.calls();
+            (calls.pid.is_some() && (calls.killed || calls.retired)).then_some(calls.generation)
+        };
+        let Some(generation) = ending else { return Ok(()) };
+        let gone = async {
+            self.gone(generation).await;
+            true
+        };
+        let late = async {
+            smol::Timer::after(WORKER_END_MAX).await;
+            false
+        };
+        if smol::future::or(gone, late).await {
+            return Ok(());
+        }
+        self.kill("it was told to end and did not");
+        Err(CallFailed::NotStarted("the one before it has not ended yet".to_owned()))
     }
 
     async fn write(&self, process: &mut Process, request: &Request, id: u64) -> Result<(), CallFailed> {
@@ -256,7 +285,7 @@ impl Worker {
         };
         if idle && !keep {
             // At the end of its input the worker exits.
-            self.calls().killed = true;
+            self.calls().retired = true;
             process.take();
         }
     }
@@ -287,7 +316,7 @@ impl Worker {
             calls.pid = Some(child.id());
             calls.kill = Some(kill);
             calls.life = Some(life);
-            calls.killed = false;
+            (calls.killed, calls.retired) = (false, false);
             calls.generation
         };
         tracing::debug!(pid = child.id(), generation, "worker started");
@@ -330,14 +359,25 @@ impl Worker {
                 }
             }
         };
-        let status = child.status().await.map_or_else(|error| error.to_string(), |status| status.to_string());
+        // One that closed its pipe may still hang in its driver.
+        let ended = child.status();
+        let killed = async {
+            if killed.recv().await.is_ok() {
+                let _ = child.kill();
+            }
+            smol::future::pending().await
+        };
+        let status = smol::future::or(ended, killed).await;
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         let mut calls = self.calls();
-        if calls.generation == generation {
-            calls.pid = None;
+        if calls.generation != generation {
+            // What stands there is the next process's.
+            return;
         }
+        calls.pid = None;
         calls.epitaph = said.map_or_else(|| status.clone(), |said| format!("{said} ({status})"));
         calls.waiting.clear();
-        if calls.killed {
+        if calls.killed || calls.retired {
             tracing::debug!(%status, "worker ended");
         } else {
             calls.restarts += 1;
@@ -350,6 +390,7 @@ impl Worker {
 
     fn deliver(&self, response: Response) {
         let last = !matches!(response.body, Reply::Progress { .. });
+        let done = last && !matches!(response.body, Reply::Failed { .. } | Reply::Cancelled);
         let mut calls = self.calls();
         calls.used_at = Some(Instant::now());
         calls.heard_at = calls.used_at;
@@ -358,6 +399,9 @@ impl Worker {
         }
         if last {
             calls.waiting.remove(&response.id);
+        }
+        if done {
+            calls.failures = 0;
         }
     }
 
@@ -403,10 +447,92 @@ async fn read_response(stdout: &mut ChildStdout) -> Result<Option<Response>, Str
 mod tests {
     use super::*;
 
+    /// What no step of a test takes, however busy the machine is.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
     #[test]
     fn back_off_doubles_up_to_its_limit() {
         assert_eq!(backoff(1), WORKER_BACKOFF_MIN);
         assert_eq!(backoff(2), WORKER_BACKOFF_MIN * 2);
         assert_eq!(backoff(1_000), WORKER_BACKOFF_MAX);
+    }
+
+    /// A worker whose process is this shell script: `sh worker …`, in that folder.
+    #[cfg(unix)]
+    fn script(folder: &std::path::Path, text: &str) -> Worker {
+        std::fs::write(folder.join("worker"), text).unwrap();
+        let (executable, directory) = (PathBuf::from("/bin/sh"), folder.to_owned());
+        Worker::new(Launch { executable, device: DeviceChoice::Cpu, directory, threads: 1 })
+    }
+
+    #[cfg(unix)]
+    async fn in_time<T>(future: impl Future<Output = T>) -> T {
+        let late = async {
+            smol::Timer::after(PATIENCE).await;
+            panic!("it takes longer than {PATIENCE:?}");
+        };
+        smol::future::or(future, late).await
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn work_that_is_done_ends_the_trouble() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = script(folder.path(), "exit 3");
+        smol::future::block_on(in_time(async {
+            for _ in 0..WORKER_FAILURES_TOLD {
+                assert!(worker.trouble().is_none());
+                assert!(matches!(worker.call(Task::Bench, drop).await, Err(CallFailed::Died(_))));
+                worker.gone(worker.generation()).await;
+            }
+        }));
+        assert!(worker.trouble().unwrap().contains("3 times in a row"));
+        let says = |body| worker.deliver(Response { id: 1, body });
+        says(Reply::Failed { message: "no".to_owned() });
+        says(Reply::Cancelled);
+        assert!(worker.trouble().is_some(), "nothing was done yet");
+        says(Reply::Described { device: "cpu".to_owned(), version: String::new(), threads: 1 });
+        assert_eq!(worker.trouble(), None);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_call_after_a_kill_has_a_process_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = script(folder.path(), "exec sleep 600");
+        smol::future::block_on(in_time(async {
+            let (_, first) = worker.send(Task::Bench).await.unwrap();
+            let (pid, generation) = (worker.state().pid, worker.generation());
+            worker.kill("a test");
+            let (_, second) = worker.send(Task::Bench).await.unwrap();
+            assert!(worker.state().pid.is_some_and(|next| Some(next) != pid));
+            assert_eq!(worker.generation(), generation + 1);
+            assert!(first.recv().await.is_err(), "its process is gone");
+            assert!(second.try_recv().is_err_and(|error| error.is_empty()), "the next one's call goes on");
+            assert_eq!((worker.state().deaths, worker.trouble()), (0, None));
+            worker.kill("the end of a test");
+            worker.gone(worker.generation()).await;
+        }));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_worker_that_does_not_retire_can_be_killed() {
+        for text in ["exec sleep 600", "exec sleep 600 > /dev/null"] {
+            let folder = tempfile::tempdir().unwrap();
+            let worker = script(folder.path(), text);
+            smol::future::block_on(in_time(async {
+                worker.send(Task::Bench).await.unwrap();
+                {
+                    let mut calls = worker.calls();
+                    calls.waiting.clear();
+                    calls.used_at = Instant::now().checked_sub(WORKER_IDLE);
+                }
+                worker.retire_if_idle(false).await;
+                worker.kill("a test");
+                worker.gone(worker.generation()).await;
+                assert_eq!((worker.state().pid, worker.state().deaths), (None, 0));
+            }));
+        }
     }
 }

@@ -24,6 +24,8 @@ const SETTINGS = {
   ],
   full_screen: ['Wait for full-screen programs', 'Work waits while a program fills a screen.'],
   game: ['Wait for games', 'Work waits while a game runs.'],
+  games: ['Games', 'Programs that are games too, by name. For example factorio, eldenring.exe, or off.'],
+  not_games: ['No games', 'Programs that look like games and are none to you, by name.'],
   remote_desktop: ['Wait for remote desktop', 'Work waits while somebody uses this desktop from afar.'],
   gpu_others_memory: [
     'GPU memory of one program',

@@ -146,6 +146,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => Just(Event::Resume),
         1 => Just(Event::Finish),
         4 => any::<bool>().prop_map(Event::Working),
+        2 => any::<bool>().prop_map(Event::Occupied),
         1 => any::<bool>().prop_map(|strictly| {
             let missing = if strictly { Missing::Block } else { Missing::Ignore };
             Event::Settings(Box::new(Settings { missing, ..strict() }))
@@ -259,7 +260,7 @@ proptest! {
             now = now.saturating_add_signed(step);
             policy.handle(now, event);
         }
-        for event in [Event::Resume, Event::Working(false), Event::Device(None)] {
+        for event in [Event::Resume, Event::Working(false), Event::Occupied(false), Event::Device(None)] {
             policy.handle(now, event);
         }
         // The longest that anything lasts: silence, then the longest stay.

@@ -395,6 +395,16 @@ fn the_agents_own_use_of_the_gpu_is_not_that_of_others() {
     assert_eq!(desk.allowed, Allowance::CpuOnly, "by now it is not");
     assert_eq!(desk.rules(), [Rule::GpuBusy, Rule::GpuMemory]);
 
+    // A worker that has nothing to do keeps its memory for a while.
+    let mut desk = Desk::new(only(&[("gpu_others_busy", "30"), ("gpu_memory_taken", "50")]));
+    desk.event(Event::Occupied(true));
+    desk.sense(|readings| first(readings).memory_used_bytes = Reading::Known(9 * GIGABYTE));
+    desk.pass(MINUTE);
+    assert_eq!(desk.allowed, Allowance::All, "the worker lives");
+    desk.event(Event::Occupied(false));
+    desk.pass(10 * SECOND);
+    assert_eq!(desk.rules(), [Rule::GpuMemory], "it is gone, and the memory is not free");
+
     // While it works, others are known by what they say.
     let mut desk = Desk::new(only(&[("gpu_memory_taken", "50")]));
     desk.event(Event::Working(true));
@@ -410,6 +420,13 @@ fn a_program_of_unknown_size_is_a_missing_sensor() {
     desk.event(Event::Settings(Box::new(only(&[("gpu_others_memory", "10"), ("missing", "block")]))));
     assert_eq!(desk.allowed, Allowance::CpuOnly);
     assert!(desk.reason(Rule::GpuOthers).text.contains("blender"));
+
+    // While the agent works, all that others take together is known by what they say alone.
+    let mut desk = Desk::new(only(&[("gpu_memory_taken", "50"), ("missing", "block")]));
+    desk.event(Event::Working(true));
+    desk.sense(|readings| first(readings).others = program(None));
+    assert_eq!(desk.allowed, Allowance::CpuOnly);
+    assert!(desk.reason(Rule::GpuMemory).text.contains("blender"));
 }
 
 #[test]

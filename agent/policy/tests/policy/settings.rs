@@ -108,7 +108,7 @@ fn an_unknown_setting_names_the_nearest() {
     for (typed, nearest) in [
         ("user-idle", "user_idle"),
         ("gpu_temperatur_max", "gpu_temperature_max"),
-        ("games", "game"),
+        ("gamed", "game"),
         ("fullscreen", "full_screen"),
         ("hour", "hours"),
     ] {
@@ -117,6 +117,15 @@ fn an_unknown_setting_names_the_nearest() {
             format!("there is no setting `{typed}`\nhint: did you mean `{nearest}`? `skein get` shows all");
         assert_eq!(error, told);
         assert_eq!(Settings::default().get(typed).unwrap_err().to_string(), told);
+    }
+}
+
+#[test]
+fn names_of_programs_are_a_list() {
+    assert_eq!(set("games", " foo.exe,bar baz , ,").unwrap(), "foo.exe, bar baz");
+    assert_eq!(set("not_games", "off").unwrap(), "off");
+    for wrong in ["", " , ", "/usr/bin/foo", "a\u{1b}b"] {
+        assert!(matches!(set("games", wrong), Err(SettingError::Unreadable { .. })), "{wrong:?}");
     }
 }
 

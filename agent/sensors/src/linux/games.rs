@@ -4,7 +4,7 @@ use skein_policy::readings::Reading;
 
 use super::bus::SessionBus;
 use super::processes::{Lists, Scan};
-use crate::shown;
+use crate::{installed_to_play, shown};
 
 /// What launchers start around a game, which may outlive it; none of them is one.
 const AROUND: [&str; 38] = [
@@ -82,11 +82,10 @@ pub(crate) fn game(name: &str, arguments: &[String], environment: &[u8], lists: 
         return (!desktop).then(|| "gamescope".to_owned());
     }
     let program = arguments.first().map(|path| path.replace('\\', "/").to_lowercase()).unwrap_or_default();
-    let installed = program.contains("/steamapps/common/");
-    let runtime = ["/steamlinuxruntime", "/steamapps/common/proton", "/common/steamworks"];
-    if installed && !runtime.iter().any(|part| program.contains(part)) {
+    if installed_to_play(&program) {
         return Some(name.to_owned());
     }
+    let installed = program.contains("/steamapps/common/");
     let started = variables(environment).any(|(variable, value)| match variable {
         "SteamAppId" | "SteamGameId" => !value.is_empty() && !NO_GAMES.contains(&value),
         "LUTRIS_GAME_UUID" | "HEROIC_APP_NAME" => !value.is_empty(),
@@ -148,6 +147,8 @@ mod tests {
         assert_eq!(look("/ubuntu12_32/reaper|SteamLaunch|AppId=1245620", steam), None);
         assert_eq!(look("/x/steamapps/common/Proton 9.0/files/bin/some-helper", steam), None);
         assert_eq!(look("/x/steamapps/common/SteamLinuxRuntime_sniper/pressure-vessel/bin/pv", steam), None);
+        assert_eq!(look("Z:\\x\\steamapps\\common\\wallpaper_engine\\wallpaper64.exe", steam), None);
+        assert_eq!(look("/x/steamapps/common/SteamVR/bin/linux64/vrserver", steam), None);
         assert_eq!(look("/usr/bin/steamd", "SteamAppId=0"), None);
         assert_eq!(look("/usr/bin/bash", "TERM=xterm"), None);
         assert_eq!(look("/usr/bin/blender", steam), None, "the owner says it is none");

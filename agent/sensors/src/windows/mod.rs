@@ -1,6 +1,6 @@
 //! Windows: what its own interfaces tell, NVIDIA's GPUs by NVML, games by their place and by the owner's names.
 //!
-//! A service in session 0 sees neither input nor windows: the agent must run in the owner's session.
+//! A service in session 0 sees neither input nor windows, and says so: the agent must run in the owner's session.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -30,7 +30,7 @@ pub(crate) struct Platform {
 struct Desktop {
     idle_ms: Result<u64, String>,
     full_screen: Result<Option<u32>, String>,
-    remote: bool,
+    remote: Result<bool, String>,
     power: Result<Power, String>,
 }
 
@@ -45,11 +45,14 @@ impl Platform {
         let mut library = Library::new(places.nvml, own_pids);
         Self {
             lists,
-            desktop: Slow::start("the desktop", FRESH, || Desktop {
-                idle_ms: system::idle_ms(),
-                full_screen: system::full_screen(),
-                remote: system::remote(),
-                power: system::power(),
+            desktop: Slow::start("the desktop", FRESH, || {
+                let seen = system::in_a_session();
+                Desktop {
+                    idle_ms: seen.clone().and_then(|()| system::idle_ms()),
+                    full_screen: seen.clone().and_then(|()| system::full_screen()),
+                    remote: seen.map(|()| system::remote()),
+                    power: system::power(),
+                }
             }),
             processes: Slow::start("the list of processes", FRESH, move || {
                 let own: BTreeSet<u32> = own();
@@ -87,7 +90,10 @@ impl Platform {
             ),
             game: reading(scan.clone().map(|scan| scan.game)),
             remote_desktop: reading(
-                desktop.clone().map(|desktop| desktop.remote.then(|| "Windows' remote desktop".to_owned())),
+                desktop
+                    .clone()
+                    .and_then(|desktop| desktop.remote)
+                    .map(|remote| remote.then(|| "Windows' remote desktop".to_owned())),
             ),
             power: reading(desktop.and_then(|desktop| desktop.power)),
             metered: reading(self.metered.answer(PATIENCE).and_then(|metered| metered)),

@@ -10,6 +10,7 @@ use windows::Win32::Foundation::RECT;
 use windows::Win32::Graphics::Gdi::{GetMonitorInfoW, MONITOR_DEFAULTTONULL, MONITORINFO, MonitorFromWindow};
 use windows::Win32::Storage::FileSystem::GetDiskFreeSpaceExW;
 use windows::Win32::System::Power::{GetSystemPowerStatus, SYSTEM_POWER_STATUS};
+use windows::Win32::System::RemoteDesktop::ProcessIdToSessionId;
 use windows::Win32::System::SystemInformation::GetTickCount;
 use windows::Win32::UI::Input::KeyboardAndMouse::{GetLastInputInfo, LASTINPUTINFO};
 use windows::Win32::UI::Shell::{
@@ -20,6 +21,17 @@ use windows::Win32::UI::WindowsAndMessaging::{
     SM_REMOTESESSION,
 };
 use windows::core::PCWSTR;
+
+/// Whether this process is in a session that a person can sit at.
+pub(super) fn in_a_session() -> Result<(), String> {
+    let mut session = 0;
+    // SAFETY: `session` outlives the call.
+    let known = unsafe { ProcessIdToSessionId(std::process::id(), &raw mut session) }.is_ok();
+    if known && session == 0 {
+        return Err("a service sees neither input nor windows; run the agent in your session".to_owned());
+    }
+    Ok(())
+}
 
 /// Milliseconds since the last input in this session.
 pub(super) fn idle_ms() -> Result<u64, String> {
