@@ -297,3 +297,26 @@ fn an_agent_that_may_not_replace_its_program_says_once_that_a_newer_version_is_t
     allow(&machine.path("bin"), 0o755)?;
     Ok(())
 }
+
+/// Listens, says where, and never answers; ends with its updater.
+const SILENT: &str = r#"#!/usr/bin/env python3
+import json, socket, sys
+place = sys.argv[sys.argv.index("--data-dir") + 1]
+silent = socket.create_server(("127.0.0.1", 0))
+api = "127.0.0.1:%d" % silent.getsockname()[1]
+with open(place + "/agent.json", "w") as file:
+    json.dump({"pid": 1, "node": "00" * 32, "listen": api, "api": api, "token": "silent"}, file)
+sys.stdin.read()
+"#;
+
+#[test]
+fn a_version_that_listens_and_never_answers_is_given_up() -> Result<()> {
+    let machine = Machine::new()?;
+    machine.publish("0.1.1", SILENT.as_bytes())?;
+    let failed = machine.run(&["update"])?;
+    ensure!(failed.code == 1 && failed.err.contains("it was not healthy within 60 s"), "{failed:?}");
+    ensure!(failed.err.contains("does not answer"), "{failed:?}");
+    machine.version_is(OLD)?;
+    ensure!(!machine.path("bin/skein.new").exists());
+    Ok(())
+}
