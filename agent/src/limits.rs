@@ -171,6 +171,9 @@ pub(crate) const UPDATE_LOOK_EVERY: Duration = Duration::from_secs(60);
 pub(crate) const UPDATE_DRAIN_MAX: Duration = Duration::from_secs(1_800);
 /// A version on trial that has not answered by then is asked again.
 pub(crate) const TRIAL_ANSWER_MAX: Duration = Duration::from_secs(2);
+/// A new version on trial should have looked for its devices, since drivers are what ends programs; where one hangs, the
+/// version before hangs as well, and so it is not waited for longer than this.
+pub(crate) const TRIAL_SURVEY_MAX: Duration = Duration::from_secs(45);
 
 /// Longest name of a rig, in characters.
 pub(crate) const RIG_NAME_CHARS_MAX: usize = 64;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Deserialize;
 use serde_json::json;
 use skein_update::{NetworkLimits, Release, Staged, State, TRIAL_LIMIT, TRIAL_STEADY, Updater, Version};
 
@@ -14,9 +15,18 @@ use super::{bytes_text, say};
 use crate::cli::{UpArgs, UpdateArgs};
 use crate::client::Client;
 use crate::config::{Config, data_dir};
-use crate::daemon::status::Status;
 use crate::daemon::updating::{replace_by, this_binary, updater};
-use crate::limits::{TRIAL_ANSWER_MAX, UPDATE_DRAIN_MAX};
+use crate::limits::{TRIAL_ANSWER_MAX, TRIAL_SURVEY_MAX, UPDATE_DRAIN_MAX};
+
+/// What an update must know of an agent of any version; later ones may tell everything else in other words.
+#[derive(Deserialize)]
+struct Told {
+    version: String,
+    #[serde(default)]
+    on_trial: bool,
+    #[serde(default)]
+    surveying: bool,
+}
 
 /// # Errors
 /// When there is no newer version, or none that is signed, fits, and works.
@@ -47,7 +57,7 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
         ))?;
         return Ok(ExitCode::SUCCESS);
     }
-    match Client::of(&directory).and_then(|client| client.get::<Status>("/api/status").map(|_| client)) {
+    match Client::of(&directory).and_then(|client| client.get::<Told>("/api/status").map(|_| client)) {
         Ok(client) => ask(&client, &directory, &release.version),
         Err(_) => alone(&updater, &release),
     }
@@ -66,7 +76,7 @@ fn ask(client: &Client, directory: &Path, version: &Version) -> Result<ExitCode>
     loop {
         bar.tick();
         let now = client.again().and_then(|client| {
-            let status = client.get_within::<Status>("/api/status", TRIAL_ANSWER_MAX)?;
+            let status = client.get_within::<Told>("/api/status", TRIAL_ANSWER_MAX)?;
             Ok((status, client.running().token != first))
         });
         let now = now.ok().filter(|(status, _)| !status.on_trial);
@@ -173,20 +183,24 @@ fn try_out(staged: Staged, arguments: &[OsString], directory: &Path) -> Result<(
     let wanted = staged.version().to_string();
     let mut command = staged.command();
     command.args(arguments);
-    let mut health = || health(directory, &wanted);
+    let start = Instant::now();
+    let mut health = || health(directory, &wanted, start.elapsed());
     staged.trial(command, &mut health, TRIAL_LIMIT, TRIAL_STEADY)?.promote()?;
     Ok(())
 }
 
-/// What an agent on trial still lacks. Answers soon, whatever that agent does: the trial's own limit depends on it.
-fn health(directory: &Path, wanted: &str) -> Result<(), String> {
-    let status =
-        Client::of(directory).and_then(|client| client.get_within::<Status>("/api/status", TRIAL_ANSWER_MAX));
-    match status {
-        Ok(status) if status.version != wanted || !status.on_trial => {
-            Err(format!("version {} answers", status.version))
+/// What an agent lacks that has been on trial for so long. Answers soon, whatever that agent does: the trial's own limit
+/// depends on it.
+fn health(directory: &Path, wanted: &str, tried: Duration) -> Result<(), String> {
+    let told =
+        Client::of(directory).and_then(|client| client.get_within::<Told>("/api/status", TRIAL_ANSWER_MAX));
+    match told {
+        Ok(told) if told.version != wanted || !told.on_trial => {
+            Err(format!("version {} answers", told.version))
         }
-        Ok(status) if status.surveying => Err("it is still looking for its devices".to_owned()),
+        Ok(told) if told.surveying && tried < TRIAL_SURVEY_MAX => {
+            Err("it is still looking for its devices".to_owned())
+        }
         Ok(_) => Ok(()),
         Err(error) => Err(format!("it does not answer yet: {error}")),
     }
@@ -225,7 +239,7 @@ mod tests {
         let running = json!({ "pid": 1, "node": node, "listen": api, "api": api, "token": "" });
         std::fs::write(folder.path().join(crate::daemon::RUNNING_FILE), running.to_string()).unwrap();
         let start = Instant::now();
-        let missing = health(folder.path(), "0.2.0").unwrap_err();
+        let missing = health(folder.path(), "0.2.0", Duration::ZERO).unwrap_err();
         assert!(missing.contains("does not answer"), "{missing}");
         assert!(start.elapsed() < 3 * TRIAL_ANSWER_MAX, "{:?}", start.elapsed());
     }
