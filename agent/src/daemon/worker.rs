@@ -80,7 +80,10 @@ struct Calls {
     barred: Option<String>,
     waiting: BTreeMap<u64, channel::Sender<Reply>>,
     epitaph: String,
+    /// Deaths within [`WORKER_FORGIVEN`] of a start: each makes the next start wait longer, whatever it did in between.
     failures: u32,
+    /// Of these, the ones since it did some work.
+    in_vain: u32,
     not_before: Option<Instant>,
     used_at: Option<Instant>,
     /// The last word of the worker, or when a call began to wait while no other did.
@@ -113,9 +116,9 @@ impl Worker {
     /// What is wrong with a worker that dies again and again.
     pub(crate) fn trouble(&self) -> Option<String> {
         let calls = self.calls();
-        let failures = calls.failures;
-        (failures >= WORKER_FAILURES_TOLD)
-            .then(|| format!("the worker died {failures} times in a row: {}", calls.epitaph))
+        let in_vain = calls.in_vain;
+        (in_vain >= WORKER_FAILURES_TOLD)
+            .then(|| format!("the worker died {in_vain} times in a row: {}", calls.epitaph))
     }
 
     /// The number of the process that runs now or ran last; a stage opened in one is gone in the next.
@@ -381,7 +384,11 @@ impl Worker {
             tracing::debug!(%status, "worker ended");
         } else {
             calls.restarts += 1;
-            calls.failures = if started.elapsed() >= WORKER_FORGIVEN { 1 } else { calls.failures + 1 };
+            if started.elapsed() >= WORKER_FORGIVEN {
+                (calls.failures, calls.in_vain) = (0, 0);
+            }
+            calls.failures += 1;
+            calls.in_vain += 1;
             let wait = backoff(calls.failures);
             calls.not_before = Some(Instant::now() + wait);
             tracing::warn!(status = %calls.epitaph, "the worker died");
@@ -401,7 +408,7 @@ impl Worker {
             calls.waiting.remove(&response.id);
         }
         if done {
-            calls.failures = 0;
+            calls.in_vain = 0;
         }
     }
 
@@ -493,6 +500,7 @@ mod tests {
         assert!(worker.trouble().is_some(), "nothing was done yet");
         says(Reply::Described { device: "cpu".to_owned(), version: String::new(), threads: 1 });
         assert_eq!(worker.trouble(), None);
+        assert_eq!(worker.calls().failures, WORKER_FAILURES_TOLD, "the next start waits as long");
     }
 
     #[test]
