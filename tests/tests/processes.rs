@@ -244,6 +244,12 @@ fn a_worker_that_dies_again_and_again_is_started_more_and_more_slowly() -> Resul
     let mut waits = Vec::new();
     let mut pid = worker(agent, None)?;
     for _ in 0..5 {
+        // A stage that is never loaded fails its job.
+        wait_for("the stage", SOON, || {
+            let status = agent.status()?;
+            let mut leases = status["leases"].as_array().into_iter().flatten();
+            Ok(leases.any(|lease| lease["shard"] == "stage" && lease["done"] == 1).then_some(()))
+        })?;
         signal("KILL", pid)?;
         let died = Instant::now();
         pid = worker(agent, Some(pid))?;
