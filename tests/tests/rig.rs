@@ -72,7 +72,8 @@ fn every_worker_of_a_rig_takes_its_part_and_all_are_one_agent() -> Result<()> {
 fn a_worker_that_dies_stops_no_other() -> Result<()> {
     let network = rig(2, &[])?;
     let agent = &network.agents[0];
-    let job = train(agent, &TEXT[..40_000], &Training::of(3, 300))?;
+    // Its slices fail in the first round, the second, and the fourth, since it sits out the third.
+    let job = train(agent, &TEXT[..40_000], &Training::of(5, 300))?;
     let mut others = BTreeSet::new();
     for deaths in 1..=3 {
         let victim = wait_for("both at work", PATIENCE, || {
@@ -89,7 +90,7 @@ fn a_worker_that_dies_stops_no_other() -> Result<()> {
         })?;
     }
     let done = agent.job_done(&job)?;
-    ensure!(done["round"] == 3 && done["left_out"] == json!([]), "{done}");
+    ensure!(done["round"] == 5 && done["left_out"] == json!([]), "{done}");
     // Three deaths in a row are trouble, until it does some work.
     let next = train(agent, &TEXT[..40_000], &Training::of(3, 20))?;
     agent.job_done(&next)?;
