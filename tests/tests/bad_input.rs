@@ -237,12 +237,13 @@ impl Mount {
         }
     }
 
-    /// Makes `ballast` so long that no more than so many bytes are left.
+    /// Makes `ballast` longer by half of what is missing until no more than so many bytes are left: an agent writes to the
+    /// disk at the same time, and the log's own room must not go.
     fn fill(&self, ballast: &Path, left: u64) -> Result<()> {
         let df = Command::new("df").args(["--output=avail", "-B1"]).arg(&self.0).output()?;
         let text = String::from_utf8(df.stdout)?;
         let free: u64 = text.lines().last().context("df said nothing")?.trim().parse()?;
-        let bytes = vec![7; usize::try_from(free.saturating_sub(left))?];
+        let bytes = vec![7; usize::try_from(free.saturating_sub(left) / 2)?];
         Ok(fs::File::options().create(true).append(true).open(ballast)?.write_all(&bytes)?)
     }
 
