@@ -156,13 +156,31 @@ fn all_tell(programs: &[GpuProgram]) -> Result<(), String> {
     }
 }
 
-/// Use by others: nobody can tell it from the agent's own.
+/// Nor is a share of the GPU's time that is not told.
+fn all_tell_shares(programs: &[GpuProgram]) -> Result<(), String> {
+    match programs.iter().find(|program| program.busy_percent.is_none()) {
+        Some(program) => Err(format!("the driver does not tell how busy {} keeps it", name(&program.name))),
+        None => Ok(()),
+    }
+}
+
+/// Use by all others together. While the agent works, how busy the GPU is tells nothing of them: then their own shares.
 fn busy(look: &Look<'_>) -> Seen {
-    let percent = u64::from(*known(&look.gpu.busy_percent)?);
+    let (percent, programs) = if look.ours {
+        let programs = known(&look.gpu.others)?.as_slice();
+        let told = programs.iter().filter_map(|program| program.busy_percent);
+        // Engines that work side by side may add up to more than all of its time.
+        (told.map(u64::from).fold(0, u64::saturating_add).min(100), programs)
+    } else {
+        (u64::from(*known(&look.gpu.busy_percent)?), &[][..])
+    };
+    if !look.over(percent) {
+        all_tell_shares(programs)?;
+    }
     let value = format!("{percent} %");
     let what = format!("{} is {value} busy with others' work", name(&look.gpu.name));
     let then = format!("work goes on at {} %", look.eased());
-    Ok(look.told(!look.ours && look.over(percent), what, then, value))
+    Ok(look.told(look.over(percent), what, then, value))
 }
 
 /// All that others take together. While the agent works, what is in use is also its own: then what others say they hold.

@@ -105,4 +105,6 @@ pub struct GpuProgram {
     pub name: String,
     /// Bytes of the GPU's memory that it holds, where the driver tells.
     pub memory_bytes: Option<u64>,
+    /// Its share of the GPU's time, 0 to 100, where the driver tells.
+    pub busy_percent: Option<u8>,
 }

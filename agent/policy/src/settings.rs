@@ -123,7 +123,7 @@ settings! {
     remote_desktop: bool = true;
     /// The GPU rests while another program holds more than this share of its memory.
     gpu_others_memory: Option<Percent> = Some(Percent(10)), Percent(1) => Percent(100);
-    /// The GPU rests while others keep it busier than this; looked at while the agent does not use it.
+    /// The GPU rests while others keep it busier than this.
     gpu_others_busy: Option<Percent> = Some(Percent(30)), Percent(1) => Percent(100);
     /// The GPU rests while others together take more than this share of its memory.
     gpu_memory_taken: Option<Percent> = Some(Percent(50)), Percent(1) => Percent(100);

@@ -153,10 +153,53 @@ fn logind_tells_of_those_whose_screens_cannot_be_asked_and_of_visitors() {
     service.close().unwrap();
     until(&mut sensors, "logind is gone", |readings| readings.owner_idle_ms.known().is_none());
 
-    let _service = logind(&address, Login { service: "xrdp-sesman".to_owned(), remote: true, ..here });
+    let _service = logind(&address, Login { service: "xdm".to_owned(), remote: true, ..here });
     let readings = read(&mut sensors);
-    assert_eq!(readings.remote_desktop, Reading::Known(Some("ada by xrdp-sesman from 10.0.0.9".to_owned())));
+    assert_eq!(readings.remote_desktop, Reading::Known(Some("ada by xdm from 10.0.0.9".to_owned())));
     assert!(readings.owner_idle_ms.known().is_none(), "a visitor's rest is not the owner's");
+}
+
+/// The table of sockets with a server that listens on a port, and whoever is connected to it.
+fn connected(machine: &Machine, port: u16, peers: &[[u8; 4]]) {
+    let mut table = "  sl  local_address rem_address   st tx_queue\n".to_owned();
+    table += &format!("   0: 00000000:{port:04X} 00000000:0000 0A 00000000\n");
+    for peer in peers {
+        table += &format!("   1: 0A00000A:{port:04X} {:08X}:A2B1 01 00000000\n", u32::from_ne_bytes(*peer));
+    }
+    machine.write("proc/net/tcp", &table);
+}
+
+#[test]
+fn a_session_that_is_shown_elsewhere_counts_while_somebody_is_connected() {
+    for (service, port) in [("tigervnc", 5901), ("xrdp-sesman", 3389)] {
+        let Some((_daemon, address)) = bus() else { return };
+        let mut machine = Machine::bare();
+        machine.places.system_bus = Some(address.clone());
+        connected(&machine, port, &[[10, 0, 0, 2]]);
+        // It says for ever that it is remote, from where it was opened.
+        let login = Login { service: service.to_owned(), remote: true, idle_since_us: 0 };
+        let _service = logind(&address, login);
+        let mut sensors = machine.sensors();
+        let visit = Reading::Known(Some(format!("ada by {service} from 10.0.0.2")));
+        until(&mut sensors, "the visit is seen", |readings| readings.remote_desktop == visit);
+        connected(&machine, port, &[]);
+        until(&mut sensors, "it is over", |readings| readings.remote_desktop == Reading::Known(None));
+        connected(&machine, port, &[[10, 0, 0, 2]]);
+        until(&mut sensors, "there is another", |readings| readings.remote_desktop == visit);
+    }
+}
+
+#[test]
+fn a_session_whose_visitors_cannot_be_seen_is_missing() {
+    let Some((_daemon, address)) = bus() else { return };
+    let mut machine = Machine::bare();
+    machine.places.system_bus = Some(address.clone());
+    let login = Login { service: "chrome-remote-desktop".to_owned(), remote: false, idle_since_us: 0 };
+    let _service = logind(&address, login);
+    let why = "a session by chrome-remote-desktop runs, and nothing tells whether somebody looks at it";
+    until(&mut machine.sensors(), "logind answers", |readings| {
+        readings.remote_desktop == Reading::Missing(why.to_owned())
+    });
 }
 
 struct GameMode(Vec<i32>);

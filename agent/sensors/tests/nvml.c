@@ -1,5 +1,6 @@
 // A double of NVIDIA's management library with one GPU, for tests/nvidia.rs: the calls that the sensors make, in the
-// driver's own layouts. It hangs while the file HANG (a macro, set by the test) exists.
+// driver's own layouts. It hangs while the file HANG exists, and nobody uses the GPU while the file EMPTY does (macros,
+// set by the test).
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,8 +47,13 @@ int nvmlDeviceGetMemoryInfo_v2(void *device, Memory *memory) {
     memory->used = 9ull << 30;
     return OK;
 }
+static int empty(void) {
+    const char *file = EMPTY;
+    return access(file, F_OK) == 0;
+}
 static int list(const Process *have, unsigned n, unsigned *count, Process *processes) {
     unsigned room = *count;
+    if (empty()) n = 0;
     *count = n;
     if (room < n) return TOO_SMALL;
     memcpy(processes, have, n * sizeof *have);
@@ -66,7 +72,7 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned *count, Proc
 int nvmlDeviceGetProcessUtilization(void *device, Sample *samples, unsigned *count, unsigned long long since) {
     static const Sample have[] = {{20, 900, 20, 0, 0, 0}, {21, 1000, 40, 0, 0, 0}, {21, 1100, 20, 0, 0, 0}, {22, 1200, 2, 0, 0, 0}};
     (void)device;
-    if (since >= 1200) return NOT_FOUND;
+    if (since >= 1200 || empty()) return NOT_FOUND;
     unsigned room = *count;
     *count = 4;
     if (!samples || room < 4) return TOO_SMALL;

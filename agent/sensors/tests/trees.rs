@@ -189,6 +189,9 @@ fn programs_on_an_amd_gpu_are_told_and_our_own_are_not() {
     assert_eq!(names(&readings), ["ollama", "vkcube"]);
     let ollama = &readings.gpus.known().unwrap()[0].others.known().unwrap()[0];
     assert_eq!((ollama.pid, ollama.memory_bytes), (101, Some(6000 << 20)));
+    let others = readings.gpus.known().unwrap()[0].others.known().unwrap();
+    let shares: Vec<Option<u8>> = others.iter().map(|program| program.busy_percent).collect();
+    assert_eq!(shares, [Some(0), Some(100)]);
 }
 
 #[test]

@@ -85,8 +85,8 @@ impl Dispatch<ExtIdleNotifierV1, ()> for Compositor {
         _: &DisplayHandle,
         init: &mut DataInit<'_, Self>,
     ) {
-        // Only what counts input alone is answered.
-        if let ext_idle_notifier_v1::Request::GetInputIdleNotification { id, timeout, .. } = request {
+        // Only what counts a film too is answered; what counts input alone would never be told anything.
+        if let ext_idle_notifier_v1::Request::GetIdleNotification { id, timeout, .. } = request {
             compositor.notifications.push(init.init(id, ()));
             compositor.timeouts_ms.push(timeout);
         }

@@ -164,7 +164,19 @@ pub(crate) fn first(readings: &mut Readings) -> &mut Gpu {
 }
 
 pub(crate) fn program(memory_bytes: Option<u64>) -> Reading<Vec<GpuProgram>> {
-    Reading::Known(vec![GpuProgram { pid: 7, name: "blender".to_owned(), memory_bytes }])
+    let name = "blender".to_owned();
+    Reading::Known(vec![GpuProgram { pid: 7, name, memory_bytes, busy_percent: Some(0) }])
+}
+
+/// Programs that hold little of the memory, by their shares of the GPU's time.
+pub(crate) fn rivals(shares: &[Option<u8>]) -> Reading<Vec<GpuProgram>> {
+    let rival = |(pid, share): (u32, &Option<u8>)| GpuProgram {
+        pid,
+        name: format!("rival {pid}"),
+        memory_bytes: Some(GIGABYTE / 2),
+        busy_percent: *share,
+    };
+    Reading::Known((8_u32..).zip(shares).map(rival).collect())
 }
 
 pub(crate) fn unread<T>() -> Reading<T> {

@@ -6,7 +6,7 @@ use skein_policy::{
     Action, Allowance, Blocks, Event, Missing, Pause, Policy, Rule, STALE_MS, Settings, State, View,
 };
 
-use crate::desk::{Desk, GIGABYTE, MINUTE, SECOND, START, calm, first, gpu, program, rank, unread};
+use crate::desk::{Desk, GIGABYTE, MINUTE, SECOND, START, calm, first, gpu, program, rank, rivals, unread};
 
 /// One thing that is not as it should be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +20,7 @@ enum Upset {
     Battery,
     Others,
     Busy,
+    Rival,
     Memory,
     Hot,
     Warm,
@@ -32,7 +33,7 @@ enum Upset {
     NoGpus,
 }
 
-const UPSETS: [Upset; 19] = [
+const UPSETS: [Upset; 20] = [
     Upset::Nothing,
     Upset::Game,
     Upset::FullScreen,
@@ -42,6 +43,7 @@ const UPSETS: [Upset; 19] = [
     Upset::Battery,
     Upset::Others,
     Upset::Busy,
+    Upset::Rival,
     Upset::Memory,
     Upset::Hot,
     Upset::Warm,
@@ -80,6 +82,11 @@ fn upset(readings: &mut Readings, upset: Upset) {
         Upset::Battery => readings.power = Reading::Known(Power::Battery { percent: 30 }),
         Upset::Others => first(readings).others = program(Some(4 * GIGABYTE)),
         Upset::Busy => first(readings).busy_percent = Reading::Known(99),
+        // Whoever else uses it.
+        Upset::Rival => {
+            first(readings).busy_percent = Reading::Known(99);
+            first(readings).others = rivals(&[Some(90)]);
+        }
         Upset::Memory => first(readings).memory_used_bytes = Reading::Known(9 * GIGABYTE),
         Upset::Hot => first(readings).temperature_c = Reading::Known(95),
         Upset::Warm => first(readings).temperature_c = Reading::Known(80),
@@ -99,7 +106,7 @@ fn most(upsets: &[Upset]) -> Allowance {
         Upset::Nothing | Upset::Warm | Upset::Silent | Upset::NoGpus | Upset::Busy | Upset::Memory => {
             Allowance::All
         }
-        Upset::Others | Upset::Hot | Upset::Power => Allowance::CpuOnly,
+        Upset::Others | Upset::Rival | Upset::Hot | Upset::Power => Allowance::CpuOnly,
         Upset::Game
         | Upset::FullScreen
         | Upset::Remote

@@ -3,7 +3,7 @@
 use skein_policy::readings::{Power, Reading, Readings, WallTime};
 use skein_policy::{Allowance, Event, LOOK_EVERY_MS, Rule, SILENCE_MS};
 
-use crate::desk::{Desk, GIGABYTE, MINUTE, SECOND, calm, first, gpu, only, program, unread};
+use crate::desk::{Desk, GIGABYTE, MINUTE, SECOND, calm, first, gpu, only, program, rivals, unread};
 
 struct Case {
     rule: Rule,
@@ -410,6 +410,45 @@ fn the_agents_own_use_of_the_gpu_is_not_that_of_others() {
     desk.event(Event::Working(true));
     desk.sense(|readings| first(readings).others = program(Some(5 * GIGABYTE + 1)));
     assert_eq!(desk.allowed, Allowance::CpuOnly);
+}
+
+#[test]
+fn while_the_agent_works_others_are_known_by_their_shares_of_the_gpus_time() {
+    let working = |settings: &[(&str, &str)]| {
+        let mut desk = Desk::new(only(settings));
+        desk.event(Event::Working(true));
+        desk.sense(|readings| first(readings).busy_percent = Reading::Known(100));
+        assert_eq!(desk.allowed, Allowance::All, "all of it is the agent's own");
+        desk
+    };
+    let mut desk = working(&[("gpu_others_busy", "30"), ("gpu_others_memory", "10")]);
+    desk.sense(|readings| first(readings).others = rivals(&[Some(5)]));
+    assert_eq!(desk.allowed, Allowance::All, "a little");
+    desk.sense(|readings| first(readings).others = rivals(&[Some(30)]));
+    assert_eq!(desk.allowed, Allowance::All, "just as much as may be");
+    desk.sense(|readings| first(readings).others = rivals(&[Some(90)]));
+    assert_eq!((desk.allowed, desk.rules()), (Allowance::CpuOnly, vec![Rule::GpuBusy]));
+    assert_eq!(desk.reason(Rule::GpuBusy).value, "90 %");
+
+    let mut desk = working(&[("gpu_others_busy", "30")]);
+    desk.sense(|readings| first(readings).others = rivals(&[Some(16), None, Some(15)]));
+    assert_eq!(desk.reason(Rule::GpuBusy).value, "31 %", "together, and whatever the silent one does");
+    let mut desk = working(&[("gpu_others_busy", "30")]);
+    desk.sense(|readings| first(readings).others = rivals(&[Some(90), Some(90)]));
+    assert_eq!(desk.reason(Rule::GpuBusy).value, "100 %");
+
+    // What is not told is not nothing.
+    let mut desk = working(&[("gpu_others_busy", "30")]);
+    desk.sense(|readings| first(readings).others = rivals(&[Some(5), None]));
+    assert_eq!(desk.allowed, Allowance::All);
+    let block = [("gpu_others_busy", "30"), ("missing", "block")];
+    desk.event(Event::Settings(Box::new(only(&block))));
+    assert_eq!(desk.allowed, Allowance::CpuOnly);
+    let text = desk.reason(Rule::GpuBusy).text;
+    assert!(text.contains("the driver does not tell how busy rival 9 keeps it"), "{text}");
+    let mut desk = working(&block);
+    desk.sense(|readings| first(readings).others = unread());
+    assert_eq!(desk.allowed, Allowance::CpuOnly, "nobody knows whether there are others");
 }
 
 #[test]

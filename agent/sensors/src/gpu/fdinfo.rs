@@ -155,12 +155,19 @@ impl Usage {
                 after.insert(key, client);
             }
             for (gpu, (engines, memory)) in shares {
+                // Of a context that was not there before nothing is known, nor of one without engines: what ROCm
+                // computes is not told here.
                 let percent = engines.values().max().map(|permille| percent(*permille));
                 // A context that only ever ran on compute engines would still show as drawing: the kernel does not
                 // tell them apart, so its share and its memory decide.
                 let share = Share { computes: false, busy_percent: percent, memory_bytes: Some(memory) };
                 if !own.contains(&pid) && counts(&name, &share) {
-                    let program = GpuProgram { pid, name: name.clone(), memory_bytes: Some(memory) };
+                    let program = GpuProgram {
+                        pid,
+                        name: name.clone(),
+                        memory_bytes: Some(memory),
+                        busy_percent: percent.map(|percent| u8::try_from(percent).unwrap_or(100)),
+                    };
                     used.programs.entry(gpu).or_default().push(program);
                 }
             }
@@ -221,6 +228,7 @@ mod tests {
         let programs = &used.programs["0000:0b:00.0"];
         assert_eq!(programs.len(), 1, "{programs:?}");
         assert_eq!((programs[0].pid, programs[0].memory_bytes), (7, Some(200 << 20)));
+        assert_eq!(programs[0].busy_percent, Some(50));
         assert_eq!(used.busy_percent["0000:0b:00.0"], 100, "own and others together");
         let used = usage.update(began + Duration::from_secs(10), all(3_600_000_000), &own);
         assert!(used.programs.is_empty(), "2 % is a window");

@@ -78,6 +78,12 @@ pub(crate) fn counts(name: &str, share: &Share) -> bool {
     busy >= BUSY_PERCENT || share.memory_bytes.is_some_and(|bytes| bytes >= HELD_BYTES)
 }
 
+/// A worker lives besides the daemon: what other programs do on the GPUs has to be known within seconds.
+#[cfg(any(target_os = "linux", windows))]
+pub(crate) fn works(own: &std::collections::BTreeSet<u32>) -> bool {
+    own.len() > 1
+}
+
 /// A GPU of which nothing but its place is known.
 pub(crate) fn unknown(id: String, name: String, why: &str) -> Gpu {
     Gpu {

@@ -1,7 +1,8 @@
 //! NVIDIA's GPUs by their management library, loaded at run time.
 //!
 //! Who keeps the library open keeps a laptop's GPU awake. Where a GPU may sleep, the library is therefore closed while
-//! nobody uses the GPU, and opened again only when the GPU is awake on somebody else's account.
+//! nobody uses the GPU, and opened again only when the GPU is awake on somebody else's account. While a worker of ours
+//! lives it stays open: whoever else begins to use a GPU must be seen at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use skein_policy::readings::{Gpu, GpuProgram, Reading};
 
-use super::{Share, counts};
+use super::{Share, counts, works};
 use crate::{OwnPids, shown};
 
 /// A driver is installed now and then, but not every few seconds.
@@ -21,6 +22,10 @@ const RETRY: Duration = Duration::from_secs(60);
 
 /// How long the library stays closed so that an unused GPU can fall asleep.
 const REST: Duration = Duration::from_secs(20);
+
+/// The driver samples programs' shares once in a second or more often. Between two samples the last one counts: a
+/// reading that finds no new one did not see that nobody works.
+const SAMPLE: Duration = Duration::from_millis(1500);
 
 /// NVIDIA's library and what it said before.
 pub(crate) struct Library {
@@ -32,8 +37,19 @@ pub(crate) struct Library {
     /// Since when it is closed so that the GPU can sleep.
     resting: Option<Instant>,
     last: Vec<Gpu>,
-    /// By GPU: the newest sample of programs' shares that was seen, in the driver's microseconds.
-    sampled_us: BTreeMap<String, u64>,
+    /// By GPU: programs' shares of its time.
+    sampled: BTreeMap<String, Sampled>,
+}
+
+/// Programs' shares of one GPU's time as they were last sampled.
+#[derive(Default)]
+struct Sampled {
+    /// The newest sample that was seen, in the driver's microseconds.
+    newest_us: u64,
+    /// By process, in per cent. Who is not here did nothing.
+    shares: BTreeMap<u32, u32>,
+    /// When there were samples.
+    at: Option<Instant>,
 }
 
 /// Whether the system lets NVIDIA's GPUs sleep.
@@ -54,7 +70,7 @@ impl Library {
             failed: None,
             resting: None,
             last: Vec::new(),
-            sampled_us: BTreeMap::new(),
+            sampled: BTreeMap::new(),
         }
     }
 
@@ -66,14 +82,15 @@ impl Library {
             // The PCI bus knows their places.
             return Ok(Vec::new());
         }
-        if self.resting.is_some_and(|since| since.elapsed() < REST) {
+        let own = (self.own_pids)();
+        let works = works(&own);
+        if !works && self.resting.is_some_and(|since| since.elapsed() < REST) {
             return Ok(self.last.clone());
         }
         self.resting = None;
         self.opened()?;
         let Some(nvml) = &self.open else { return Err("NVIDIA's management library is closed".to_owned()) };
-        let own = (self.own_pids)();
-        let gpus = match all(nvml, &own, &mut self.sampled_us, name) {
+        let gpus = match all(nvml, &own, &mut self.sampled, name) {
             Ok(gpus) => gpus,
             Err(error) => {
                 // A driver that was replaced or a GPU that was lost: open it anew later.
@@ -83,7 +100,7 @@ impl Library {
                 return Err(why);
             }
         };
-        if sleep.allowed && gpus.iter().all(|(_, programs)| *programs == 0) {
+        if sleep.allowed && !works && gpus.iter().all(|(_, programs)| *programs == 0) {
             self.open = None;
             self.resting = Some(Instant::now());
         }
@@ -153,7 +170,7 @@ fn cannot_open(error: &NvmlError, path: Option<&Path>) -> String {
 fn all(
     nvml: &Nvml,
     own: &BTreeSet<u32>,
-    sampled_us: &mut BTreeMap<String, u64>,
+    sampled: &mut BTreeMap<String, Sampled>,
     name: &dyn Fn(u32) -> String,
 ) -> Result<Vec<(Gpu, usize)>, NvmlError> {
     let mut gpus = Vec::new();
@@ -170,8 +187,8 @@ fn all(
         };
         let id = device.pci_info().map_or_else(|_| format!("nvidia {index}"), |pci| address(&pci.bus_id));
         let memory = device.memory_info();
-        let since = sampled_us.entry(id.clone()).or_insert(0);
-        let (others, programs) = programs(&device, own, since, name);
+        let sampled = sampled.entry(id.clone()).or_default();
+        let (others, programs) = programs(&device, own, sampled, name);
         let gpu = Gpu {
             name: device.name().map_or_else(|_| "NVIDIA GPU".to_owned(), |name| shown(&name)),
             busy_percent: said(device.utilization_rates().map(|rates| narrow(rates.gpu.min(100)))),
@@ -193,7 +210,7 @@ fn all(
 fn programs(
     device: &nvml_wrapper::Device<'_>,
     own: &BTreeSet<u32>,
-    since_us: &mut u64,
+    sampled: &mut Sampled,
     name: &dyn Fn(u32) -> String,
 ) -> (Reading<Vec<GpuProgram>>, usize) {
     let (compute, graphics) = match (device.running_compute_processes(), device.running_graphics_processes())
@@ -203,20 +220,7 @@ fn programs(
         (Err(_), Ok(graphics)) => (Vec::new(), graphics),
         (Err(error), Err(_)) => return (said(Err(error)), 0),
     };
-    // The mean over what was sampled since the last reading; no samples mean that nobody worked.
-    let busy = match device.process_utilization_stats(*since_us) {
-        Ok(samples) => {
-            let mut sums: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
-            for sample in samples.iter().take(10_000).filter(|sample| sample.sm_util <= 100) {
-                *since_us = sample.timestamp.max(*since_us);
-                let (sum, count) = sums.entry(sample.pid).or_default();
-                (*sum, *count) = (*sum + sample.sm_util, *count + 1);
-            }
-            Some(sums)
-        }
-        Err(NvmlError::NotFound) => Some(BTreeMap::new()),
-        Err(_) => None,
-    };
+    let busy = busy(device, sampled);
     let mut shares: BTreeMap<u32, Share> = BTreeMap::new();
     for (list, computes) in [(&compute, true), (&graphics, false)] {
         for process in list.iter().take(10_000) {
@@ -226,9 +230,7 @@ fn programs(
             if let UsedGpuMemory::Used(bytes) = process.used_gpu_memory {
                 share.memory_bytes = Some(bytes);
             }
-            share.busy_percent = busy
-                .as_ref()
-                .map(|busy| busy.get(&process.pid).map_or(0, |(sum, count)| sum / (*count).max(1)));
+            share.busy_percent = busy.map(|busy| busy.get(&process.pid).copied().unwrap_or(0));
         }
     }
     let all = shares.len();
@@ -242,7 +244,8 @@ fn programs(
         silent += usize::from(untold(&share));
         let name = name(pid);
         if counts(&name, &share) {
-            others.push(GpuProgram { pid, name, memory_bytes: share.memory_bytes });
+            let busy_percent = share.busy_percent.map(narrow);
+            others.push(GpuProgram { pid, name, memory_bytes: share.memory_bytes, busy_percent });
         }
     }
     if others.is_empty() && silent > 0 {
@@ -250,6 +253,30 @@ fn programs(
         return (Reading::Missing(why), all);
     }
     (Reading::Known(others), all)
+}
+
+/// Each program's share of the GPU's time, if the driver tells them: the mean over what was sampled since the last
+/// reading.
+fn busy<'a>(device: &nvml_wrapper::Device<'_>, sampled: &'a mut Sampled) -> Option<&'a BTreeMap<u32, u32>> {
+    let samples = match device.process_utilization_stats(sampled.newest_us) {
+        Ok(samples) => samples,
+        // The driver tells of those who worked only.
+        Err(NvmlError::NotFound) => Vec::new(),
+        Err(_) => return None,
+    };
+    let mut sums: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+    for sample in samples.iter().take(10_000).filter(|sample| sample.sm_util <= 100) {
+        sampled.newest_us = sample.timestamp.max(sampled.newest_us);
+        let (sum, count) = sums.entry(sample.pid).or_default();
+        (*sum, *count) = (*sum + sample.sm_util, *count + 1);
+    }
+    if !sums.is_empty() {
+        sampled.at = Some(Instant::now());
+        sampled.shares = sums.into_iter().map(|(pid, (sum, count))| (pid, sum / count.max(1))).collect();
+    } else if sampled.at.is_none_or(|at| at.elapsed() > SAMPLE) {
+        sampled.shares.clear();
+    }
+    Some(&sampled.shares)
 }
 
 /// `00000000:01:00.0` as the system writes it: `0000:01:00.0`.

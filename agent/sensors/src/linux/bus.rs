@@ -13,7 +13,7 @@ use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
 
 use super::logind::Session as LoginSession;
 use super::processes::program_name;
-use super::runtime_dirs;
+use super::{remote, runtime_dirs};
 use crate::shown;
 
 /// The longest wait for one answer; the sensor's thread waits, not the reading.
@@ -101,12 +101,13 @@ fn words(who: &str, error: &zbus::Error) -> String {
 /// The system's bus.
 pub(crate) struct System {
     address: Option<String>,
+    root: PathBuf,
     bus: Bus,
 }
 
 impl System {
-    pub(crate) fn new(address: Option<String>) -> Self {
-        Self { address, bus: Bus::new("the system's D-Bus") }
+    pub(crate) fn new(address: Option<String>, root: PathBuf) -> Self {
+        Self { address, root, bus: Bus::new("the system's D-Bus") }
     }
 
     pub(crate) fn read(&mut self) -> Result<SystemBus, String> {
@@ -117,8 +118,12 @@ impl System {
         })?;
         let logind = self.bus.runs(&connection, "org.freedesktop.login1")?;
         let manager = self.bus.runs(&connection, "org.freedesktop.NetworkManager")?;
+        let mut sessions = if logind { sessions(&connection) } else { Err("logind does not run".to_owned()) };
+        for session in sessions.iter_mut().flatten() {
+            session.visit = remote::visit(&self.root, session);
+        }
         Ok(SystemBus {
-            sessions: if logind { sessions(&connection) } else { Err("logind does not run".to_owned()) },
+            sessions,
             metered: if manager {
                 metered(&connection)
             } else {

@@ -102,7 +102,9 @@ impl Seen {
         }
         if self.wayland_present() {
             let seen = if told.is_empty() { "" } else { "; of programs that run through Xwayland none does" };
-            return Reading::Missing(format!("Wayland tells nobody which window fills the screen{seen}"));
+            return Reading::Missing(format!(
+                "Wayland has no common way to tell which window fills the screen{seen}"
+            ));
         }
         match broken {
             Some(why) => Reading::Missing(why),

@@ -25,6 +25,20 @@ pub(crate) struct Session {
     pub(crate) idle_hint: bool,
     /// When the hint changed, or the console was last typed at; microseconds since 1970, 0 if never.
     pub(crate) idle_since_us: u64,
+    /// Where a service shows its screen elsewhere: who is connected. logind does not know; see `remote`.
+    pub(crate) visit: Visit,
+}
+
+/// Whether somebody is connected to a session that a service shows elsewhere. Such a session outlives its visitors and
+/// is active all the time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Visit {
+    #[default]
+    Nobody,
+    /// Somebody at this address; empty if it cannot be told.
+    From(String),
+    /// Nothing tells; says why.
+    Unknown(String),
 }
 
 impl Session {
@@ -52,6 +66,7 @@ impl Session {
             display: text("Display"),
             idle_hint: flag("IdleHint"),
             idle_since_us: idle_since.unwrap_or(0),
+            visit: Visit::default(),
         }
     }
 
@@ -64,26 +79,34 @@ impl Session {
         self.active && !self.remote && !self.serves_afar() && self.class.starts_with("user")
     }
 
-    /// Its programs' screens go over a network.
-    fn serves_afar(&self) -> bool {
+    /// A service shows it elsewhere.
+    pub(crate) fn serves_afar(&self) -> bool {
         let service = self.service.to_lowercase();
         ["xrdp", "vnc", "nxserver", "x2go", "chrome-remote-desktop"]
             .iter()
             .any(|known| service.contains(known))
     }
 
-    /// Who looks at its desktop from afar, if it is such a session.
-    pub(crate) fn watched_by(&self) -> Option<String> {
+    /// Who looks at its desktop from afar, if somebody does; or why nobody can tell.
+    pub(crate) fn watched_by(&self) -> Result<Option<String>, String> {
         if !(self.active && self.class.starts_with("user")) {
-            return None;
+            return Ok(None);
         }
-        if !((self.remote && self.graphical()) || self.serves_afar()) {
-            return None;
+        let mut from = self.remote_host.as_str();
+        if self.serves_afar() {
+            match &self.visit {
+                Visit::Nobody => return Ok(None),
+                Visit::Unknown(why) => return Err(why.clone()),
+                // logind has the host of whoever opened it, perhaps long ago.
+                Visit::From(peer) if !peer.is_empty() => from = peer,
+                Visit::From(_) => {}
+            }
+        } else if !(self.remote && self.graphical()) {
+            return Ok(None);
         }
-        let from =
-            if self.remote_host.is_empty() { String::new() } else { format!(" from {}", self.remote_host) };
+        let from = if from.is_empty() { String::new() } else { format!(" from {from}") };
         let by = if self.service.is_empty() { String::new() } else { format!(" by {}", self.service) };
-        Some(format!("{}{by}{from}", self.user))
+        Ok(Some(format!("{}{by}{from}", self.user)))
     }
 }
 
@@ -120,7 +143,7 @@ pub(crate) fn idle_ms(
 
 #[cfg(test)]
 mod tests {
-    use super::{Session, idle_ms};
+    use super::{Session, Visit, idle_ms};
 
     fn session(kind: &str) -> Session {
         Session {
@@ -159,12 +182,23 @@ mod tests {
 
     #[test]
     fn those_who_look_from_afar() {
-        let rdp = Session { service: "xrdp-sesman".to_owned(), ..session("x11") };
-        assert_eq!(rdp.watched_by().as_deref(), Some("ada by xrdp-sesman"));
-        let xdmcp = Session { remote: true, remote_host: "10.0.0.2".to_owned(), ..session("x11") };
-        assert_eq!(xdmcp.watched_by().as_deref(), Some("ada from 10.0.0.2"));
-        assert_eq!(session("x11").watched_by(), None);
+        let watched_by = |session: &Session| session.watched_by().map(Option::unwrap_or_default);
+        let who = |text: &str| Ok::<String, String>(text.to_owned());
+        let text = str::to_owned;
+        let left = Session { service: text("xrdp-sesman"), ..session("x11") };
+        assert_eq!(left.watched_by(), Ok(None), "it goes on without its visitor");
+        let rdp = Session { visit: Visit::From(String::new()), ..left.clone() };
+        assert_eq!(watched_by(&rdp), who("ada by xrdp-sesman"));
+        let again = Session { visit: Visit::From(text("10.0.0.3")), remote_host: text("10.0.0.2"), ..left };
+        assert_eq!(watched_by(&again), who("ada by xrdp-sesman from 10.0.0.3"));
+        let gone = Session { active: false, ..again.clone() };
+        assert_eq!(gone.watched_by(), Ok(None));
+        let hidden = Session { visit: Visit::Unknown(text("nothing tells")), ..again };
+        assert_eq!(hidden.watched_by(), Err(text("nothing tells")));
+        let xdmcp = Session { remote: true, remote_host: text("10.0.0.2"), ..session("x11") };
+        assert_eq!(watched_by(&xdmcp), who("ada from 10.0.0.2"));
+        assert_eq!(session("x11").watched_by(), Ok(None));
         let ssh = Session { remote: true, ..session("tty") };
-        assert_eq!(ssh.watched_by(), None);
+        assert_eq!(ssh.watched_by(), Ok(None));
     }
 }

@@ -51,7 +51,7 @@ impl Platform {
 
         let mut x11 = x11::Servers::new(places.clone(), Arc::clone(&hints));
         let mut wayland = wayland::Compositors::new(places.clone(), Arc::clone(&hints));
-        let mut system = bus::System::new(places.system_bus.clone());
+        let mut system = bus::System::new(places.system_bus.clone(), root.clone());
         let mut session = bus::Session::new(places.session_bus.clone(), root.clone());
         let mut scanner = Processes::new(&root, Arc::clone(&own_pids), Arc::clone(&lists), hints);
         let mut cards = Cards::new(&root);

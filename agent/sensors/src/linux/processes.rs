@@ -1,7 +1,8 @@
 //! The processes of this machine: games, servers of desktops, displays, use of GPUs and processors.
 //!
 //! Each process is looked at when it is new, a few times while it is young (it becomes another by exec), and then once
-//! a minute. Between looks nothing is read of it but its counters on AMD's and Intel's GPUs.
+//! a minute. Between looks nothing is read of it but its counters on AMD's and Intel's GPUs, and, while a worker of ours
+//! lives, which of its open files are GPUs: a program may open one long after it was started.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,11 +19,14 @@ use super::{bounded, locked};
 use crate::OwnPids;
 use crate::gpu::fdinfo::{self, Usage, Used};
 use crate::gpu::sysfs::text;
+use crate::gpu::works;
 
 /// A process is young for so long and looked at in each scan.
 const YOUNG: Duration = Duration::from_secs(12);
 /// Older ones are looked at so often.
 const AGAIN: Duration = Duration::from_secs(60);
+/// While a worker lives, their open files are listed so often.
+const LISTED: Duration = Duration::from_secs(3);
 /// More processes than a machine of an owner has.
 const PROCESSES_MAX: usize = 100_000;
 const COMMAND_BYTES_MAX: u64 = 8 << 10;
@@ -92,6 +96,10 @@ struct Process {
     game: Option<String>,
     server: Option<Server>,
     gpu_files: Vec<u32>,
+    /// When its open files were last listed.
+    listed: Instant,
+    /// We may list them.
+    mine: bool,
     /// Of another person than the one who runs us.
     others: bool,
 }
@@ -128,6 +136,9 @@ impl Processes {
         let now = Instant::now();
         let on_gpus = self.on_gpus(now);
         self.look(&present, now, on_gpus);
+        if on_gpus && works(&own) {
+            self.list(now, &own);
+        }
 
         let others = self.known.iter().filter(|(pid, _)| !own.contains(pid));
         let game = others.filter_map(|(_, process)| process.game.as_ref()).max_by_key(|name| {
@@ -168,6 +179,19 @@ impl Processes {
             };
             let process = look_at(&self.root, *pid, me, (first, now), &lists, &self.hints, on_gpus);
             self.known.insert(*pid, process);
+        }
+    }
+
+    /// Lists the open files of others again.
+    fn list(&mut self, now: Instant, own: &BTreeSet<u32>) {
+        let proc = self.root.join("proc");
+        for (pid, process) in &mut self.known {
+            // The number spreads the lists over the scans.
+            let every = LISTED + Duration::from_millis(u64::from(pid % 16) * 100);
+            if process.mine && !own.contains(pid) && now.duration_since(process.listed) > every {
+                process.listed = now;
+                process.gpu_files = fdinfo::gpu_files(&proc.join(pid.to_string()));
+            }
         }
     }
 
@@ -224,6 +248,8 @@ fn look_at(
         game: None,
         server: None,
         gpu_files: Vec::new(),
+        listed: looked,
+        mine: false,
         // Services have numbers below 1000, programs in containers above 60000.
         others: uid != me && (1000..60_000).contains(&uid),
     };
@@ -238,6 +264,7 @@ fn look_at(
     let comm = text(&place.join("comm")).unwrap_or_default();
     process.name = program(&comm, arguments.first().map_or("", String::as_str));
     let mine = uid == me || me == 0;
+    process.mine = mine;
     let environment = if mine { bounded(&place.join("environ"), ENVIRONMENT_BYTES_MAX) } else { Vec::new() };
     process.game = game(&process.name, &arguments, &environment, lists);
     process.server = server(&process.name, &arguments);
@@ -263,4 +290,55 @@ pub(crate) fn program_name(root: &Path, pid: u32) -> String {
     }
     let first = command.split(|byte| *byte == 0).next().unwrap_or_default();
     program(&text(&place.join("comm")).unwrap_or_default(), &String::from_utf8_lossy(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use super::{Hints, Lists, Processes, locked};
+
+    #[test]
+    fn a_gpu_that_an_old_program_opens_is_seen_within_seconds_while_a_worker_lives() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("sys/class/drm/renderD128/device/vendor", "0x1002\n");
+        write("proc/100/cmdline", "/opt/ollama\0serve\0");
+        write("proc/100/comm", "ollama\n");
+        let own = Arc::new(Mutex::new(BTreeSet::from([1_u32])));
+        let told = Arc::clone(&own);
+        let lists = Arc::new(Mutex::new(Arc::new(Lists::new(&[], &[]))));
+        let hints = Arc::new(Mutex::new(Hints::default()));
+        let own_pids = Arc::new(move || locked(&told).clone());
+        let mut processes = Processes::new(root.path(), own_pids, lists, hints);
+        let programs = |processes: &mut Processes| {
+            let used = processes.scan().unwrap().gpu_use.unwrap();
+            used.programs.into_values().flatten().map(|program| program.name).collect::<Vec<String>>()
+        };
+        assert!(programs(&mut processes).is_empty());
+
+        // It was started long ago, and looked at a while ago.
+        let process = processes.known.get_mut(&100).unwrap();
+        process.first = process.first.checked_sub(Duration::from_secs(30)).unwrap();
+        process.listed = process.listed.checked_sub(Duration::from_secs(10)).unwrap();
+        fs::create_dir_all(root.path().join("proc/100/fd")).unwrap();
+        symlink("/dev/dri/renderD128", root.path().join("proc/100/fd/5")).unwrap();
+        write(
+            "proc/100/fdinfo/5",
+            "drm-driver:\tamdgpu\ndrm-client-id:\t1\ndrm-pdev:\t0000:0b:00.0\ndrm-memory-vram:\t6 GiB\n",
+        );
+        assert!(programs(&mut processes).is_empty(), "while we do not work, a look a minute is enough");
+        locked(&own).insert(2);
+        assert_eq!(programs(&mut processes), ["ollama"]);
+        fs::remove_file(root.path().join("proc/100/fd/5")).unwrap();
+        assert_eq!(programs(&mut processes), ["ollama"], "its files were listed just now");
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! Known are logind's remote sessions; VNC and RDP servers by their established connections; Sunshine by the sockets
 //! that it opens for a stream; RustDesk and TeamViewer by the process that they start for a visit. AnyDesk and Chrome
-//! Remote Desktop show nothing of this kind and are not seen.
+//! Remote Desktop show nothing of this kind and are not seen. A session that a server shows elsewhere is there for ever:
+//! it counts while somebody is connected, and is missing where nothing tells that.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::path::Path;
 use skein_policy::readings::Reading;
 
 use super::bounded;
-use super::logind::Session;
+use super::logind::{Session, Visit};
 use super::processes::Scan;
 
 /// What a kind of server shows while somebody looks.
@@ -23,6 +24,10 @@ pub(crate) enum Server {
     /// Its process alone.
     Process { name: &'static str },
 }
+
+/// First and last of their usual ports.
+const VNC_PORTS: (u16, u16) = (5900, 5999);
+const RDP_PORTS: (u16, u16) = (3389, 3399);
 
 const VNC: [&str; 9] = [
     "x11vnc",
@@ -40,11 +45,13 @@ const VNC: [&str; 9] = [
 pub(crate) fn server(name: &str, arguments: &[String]) -> Option<Server> {
     let has = |wanted: &str| arguments.iter().any(|argument| argument.starts_with(wanted));
     if VNC.iter().any(|known| name.starts_with(known)) {
-        return Some(Server::Tcp { name: "VNC", first: 5900, last: 5999 });
+        let (first, last) = VNC_PORTS;
+        return Some(Server::Tcp { name: "VNC", first, last });
     }
     match name {
         "xrdp" | "gnome-remote-desktop-daemon" | "gnome-remote-de" | "krdpserver" => {
-            Some(Server::Tcp { name: "RDP", first: 3389, last: 3399 })
+            let (first, last) = RDP_PORTS;
+            Some(Server::Tcp { name: "RDP", first, last })
         }
         "sunshine" => Some(Server::Udp { name: "Sunshine", first: 47_998, last: 48_000 }),
         "rustdesk" if has("--cm") => Some(Server::Process { name: "RustDesk" }),
@@ -72,6 +79,29 @@ pub(crate) fn visitors(root: &Path, servers: &BTreeSet<Server>) -> Vec<String> {
         seen.extend(visit);
     }
     seen
+}
+
+/// Who is connected to a session that a service shows elsewhere. The tables are read only for such a session.
+pub(crate) fn visit(root: &Path, session: &Session) -> Visit {
+    if !(session.active && session.serves_afar()) {
+        return Visit::Nobody;
+    }
+    let service = session.service.to_lowercase();
+    let runs = format!("a session by {} runs", session.service);
+    let (first, last) = if service.contains("vnc") {
+        VNC_PORTS
+    } else if service.contains("xrdp") {
+        RDP_PORTS
+    } else {
+        return Visit::Unknown(format!("{runs}, and nothing tells whether somebody looks at it"));
+    };
+    let tables = ["tcp", "tcp6"];
+    match socket(root, tables, first, last, true) {
+        Some(peer) => Visit::From(peer),
+        // Its server listens where one looks, so a visitor would be seen.
+        None if socket(root, tables, first, last, false).is_some() => Visit::Nobody,
+        None => Visit::Unknown(format!("{runs}, and its server is at none of the ports {first} to {last}")),
+    }
 }
 
 /// The peer of a socket on one of our ports; empty if it is not an IPv4 address.
@@ -102,10 +132,14 @@ pub(crate) fn reading(
     sessions: &Result<Vec<Session>, String>,
     scan: &Result<Scan, String>,
 ) -> Reading<Option<String>> {
-    let session = sessions.iter().flatten().find_map(Session::watched_by);
+    let watched = || sessions.iter().flatten().map(Session::watched_by);
+    let session = watched().find_map(|who| who.ok().flatten());
     let visitor = scan.as_ref().ok().and_then(|scan| scan.visitors.first().cloned());
-    match (session.or(visitor), sessions, scan) {
-        (Some(who), _, _) => Reading::Known(Some(who)),
+    if let Some(who) = session.or(visitor) {
+        return Reading::Known(Some(who));
+    }
+    match (watched().find_map(Result::err), sessions, scan) {
+        (Some(why), _, _) => Reading::Missing(why),
         (None, Err(why), Err(other)) => Reading::Missing(format!("{why}; {other}")),
         (None, _, _) => Reading::Known(None),
     }
@@ -116,7 +150,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::fs;
 
-    use super::{Server, server, visitors};
+    use super::{Server, Session, Visit, server, visit, visitors};
 
     #[test]
     fn a_visitor_is_seen_and_a_waiting_server_is_none() {
@@ -135,6 +169,25 @@ mod tests {
         fs::write(root.path().join("proc/net/udp6"), format!("{head}  9: 0000:BB7F 0000:0000 07 0\n"))
             .unwrap();
         assert_eq!(visitors(root.path(), &servers), ["VNC from 10.0.0.2", "Sunshine"]);
+    }
+
+    #[test]
+    fn a_session_whose_server_is_elsewhere_is_not_known_to_be_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let session =
+            |service: &str| Session { active: true, service: service.to_owned(), ..Session::default() };
+        let unknown = |service: &str| match visit(root.path(), &session(service)) {
+            Visit::Unknown(why) => why.contains(service),
+            Visit::Nobody | Visit::From(_) => false,
+        };
+        assert!(unknown("tigervnc"), "no table of sockets");
+        assert!(unknown("chrome-remote-desktop") && unknown("nxserver") && unknown("x2go"));
+        fs::create_dir_all(root.path().join("proc/net")).unwrap();
+        let table = "  sl  local_address rem_address   st\n   0: 00000000:170D 00000000:0000 0A 0\n";
+        fs::write(root.path().join("proc/net/tcp6"), table).unwrap();
+        assert_eq!(visit(root.path(), &session("tigervnc")), Visit::Nobody);
+        assert!(unknown("xrdp-sesman"), "that is VNC's port");
+        assert_eq!(visit(root.path(), &session("gdm-password")), Visit::Nobody);
     }
 
     #[test]

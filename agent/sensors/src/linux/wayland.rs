@@ -1,7 +1,8 @@
 //! Wayland: how long ago the last input was, by ext-idle-notify-v1.
 //!
 //! The compositor says when a second has passed without input and when input comes back. It is asked once a reading
-//! what it has said meanwhile, so a time may be told too short by one interval of reading, never too long.
+//! what it has said meanwhile, so a time may be told too short by one interval of reading, never too long. A program that
+//! keeps the screen awake is as good as input: whoever sees a film uses the machine.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -111,7 +112,7 @@ impl Compositor {
         let connection = Connection::from_socket(stream).map_err(|error| says(&error))?;
         let (globals, mut queue) = registry_queue_init::<Seats>(&connection).map_err(|error| says(&error))?;
         let handle = queue.handle();
-        let notifier: ExtIdleNotifierV1 = globals.bind(&handle, 1..=2, ()).map_err(|_| {
+        let notifier: ExtIdleNotifierV1 = globals.bind(&handle, 1..=1, ()).map_err(|_| {
             (
                 "this Wayland desktop does not tell the idle time (it lacks ext-idle-notify-v1)".to_owned(),
                 true,
@@ -126,12 +127,8 @@ impl Compositor {
         for (index, name) in names.into_iter().enumerate() {
             let seat: WlSeat = globals.registry().bind(name, 1, &handle, ());
             seats.rests.push(None);
-            // From version 2 on: input alone, whatever keeps the screen awake.
-            if wayland_client::Proxy::version(&notifier) >= 2 {
-                notifier.get_input_idle_notification(step_ms, &seat, &handle, index);
-            } else {
-                notifier.get_idle_notification(step_ms, &seat, &handle, index);
-            }
+            // Not `get_input_idle_notification`, which counts nothing but input.
+            notifier.get_idle_notification(step_ms, &seat, &handle, index);
         }
         if seats.rests.is_empty() {
             return Err(("the Wayland compositor has no seat: no mouse and no keyboard".to_owned(), true));
