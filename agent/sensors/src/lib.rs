@@ -13,6 +13,8 @@ use std::time::Duration;
 pub use skein_policy::readings::{Gpu, GpuProgram, Power, Reading, Readings, WallTime};
 
 mod gpu;
+#[cfg(any(target_os = "macos", test))]
+mod pmset;
 mod slow;
 mod wall;
 

@@ -1,11 +1,17 @@
 //! macOS and other systems: what is known without calls of our own. Untested: no machine of the kind was at hand.
 
 use std::path::PathBuf;
+#[cfg(target_os = "macos")]
+use std::time::{Duration, Instant};
 
+#[cfg(target_os = "macos")]
+use skein_policy::readings::Power;
 use skein_policy::readings::{Reading, Readings};
 
 use crate::gpu::missing;
 use crate::processes::{Lists, Processes};
+#[cfg(target_os = "macos")]
+use crate::slow::Slow;
 use crate::{Config, OwnPids, reading, traffic_unknown, wall};
 
 const NOT_YET: &str = "not read on this system yet";
@@ -16,12 +22,20 @@ pub(crate) struct Platform {
     own_pids: OwnPids,
     lists: Lists,
     processes: Processes,
+    #[cfg(target_os = "macos")]
+    supply: Supply,
 }
 
 impl Platform {
     pub(crate) fn new(config: Config) -> Self {
-        let lists = Lists::new(&config.games, &config.not_games);
-        Self { data_dir: config.data_dir, own_pids: config.own_pids, lists, processes: Processes::new() }
+        Self {
+            lists: Lists::new(&config.games, &config.not_games),
+            data_dir: config.data_dir,
+            own_pids: config.own_pids,
+            processes: Processes::new(),
+            #[cfg(target_os = "macos")]
+            supply: Supply::new(),
+        }
     }
 
     pub(crate) fn set_games(&mut self, games: Vec<String>, not_games: Vec<String>) {
@@ -35,6 +49,9 @@ impl Platform {
             full_screen: missing(NOT_YET),
             game: Reading::Known(scan.game),
             remote_desktop: missing(NOT_YET),
+            #[cfg(target_os = "macos")]
+            power: self.supply.read(),
+            #[cfg(not(target_os = "macos"))]
             power: missing(NOT_YET),
             metered: missing(NOT_YET),
             disk_free_bytes: reading(disk_free(&self.data_dir)),
@@ -43,6 +60,32 @@ impl Platform {
             processor_others_permille: reading(scan.processor_others_permille),
             traffic_month_bytes: traffic_unknown(),
         }
+    }
+}
+
+/// The power supply, asked by a command every so often.
+#[cfg(target_os = "macos")]
+struct Supply {
+    slow: Slow<Result<Power, String>>,
+    asked: Option<Instant>,
+}
+
+#[cfg(target_os = "macos")]
+impl Supply {
+    const EVERY: Duration = Duration::from_secs(10);
+    const FRESH: Duration = Duration::from_secs(60);
+    const PATIENCE: Duration = Duration::from_millis(500);
+
+    fn new() -> Self {
+        Self { slow: Slow::start("pmset", Self::FRESH, crate::pmset::ask), asked: None }
+    }
+
+    fn read(&mut self) -> Reading<Power> {
+        if self.asked.is_none_or(|asked| asked.elapsed() >= Self::EVERY) {
+            self.asked = Some(Instant::now());
+            self.slow.ask();
+        }
+        reading(self.slow.answer(Self::PATIENCE).and_then(|said| said))
     }
 }
 
