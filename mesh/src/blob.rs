@@ -3,24 +3,34 @@
 //! ```text
 //! fetcher: digest (32 bytes)                  holder: status (1), length (8, little-endian), content
 //! ```
+//! A holder whose owner limits its line sends few at once; whose turn has not come hears so, in the same nine bytes, from
+//! time to time before the answer.
+//!
 //! Must never trust a holder: what does not hash to the digest is dropped; and never hold more than a few
 //! chunks in memory. Whom to ask for what is `fetch.rs`'s to decide.
 
 use std::fmt;
 use std::io::Read;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use skein_proto::ids::{Digest, NodeId};
 
 use crate::error::OpenError;
-use crate::limits::{BLOB_CHUNK_BYTES, BLOB_RATE_BYTES_MIN, BLOB_RATE_WINDOW, BLOB_STALL_TIMEOUT};
+use crate::limits::{
+    BLOB_CHUNK_BYTES, BLOB_RATE_BYTES_MIN, BLOB_RATE_WINDOW, BLOB_STALL_TIMEOUT, BLOB_TAKE_TIMEOUT,
+    BLOB_TURN_WORD_EVERY, BLOB_TURN_WORDS_MAX,
+};
 use crate::mesh::{Mesh, within};
 use crate::store::{BlobStore, Incoming, StoreError};
 use crate::stream::{BulkStream, StreamError, StreamKind};
+use crate::traffic::Traffic;
+use crate::turns::Turn;
 
 const STATUS_HELD: u8 = 1;
 const STATUS_NOT_HELD: u8 = 2;
 const STATUS_FAILED: u8 = 3;
+const STATUS_WAIT: u8 = 4;
 const ANSWER_BYTES: usize = 9;
 
 /// What a served request came to.
@@ -55,6 +65,9 @@ pub enum ServeError {
         /// How long this agent waited.
         timeout_ms: u128,
     },
+    /// The line is limited, and others had it all the time.
+    #[error("cannot serve a blob: its turn on the limited line did not come")]
+    Busy,
 }
 
 /// Why one holder did not give the blob.
@@ -145,19 +158,21 @@ impl fmt::Display for Listed<'_> {
 /// Answers the one request of an incoming blob stream.
 pub async fn serve_blob(mut stream: BulkStream, store: &BlobStore) -> Result<Served, ServeError> {
     let mut digest = Digest([0; 32]);
-    in_time(stream.read_exact(&mut digest.0)).await?;
+    in_time(BLOB_STALL_TIMEOUT, stream.read_exact(&mut digest.0)).await?;
     let reader = store.clone();
     let (mut file, bytes) = match smol::unblock(move || reader.read(&digest)).await {
         Ok(opened) => opened,
         Err(error) => {
             let held = !matches!(error, StoreError::NotHeld { .. });
             let status = if held { STATUS_FAILED } else { STATUS_NOT_HELD };
-            in_time(stream.write_all(&answer(status, 0))).await?;
+            in_time(BLOB_STALL_TIMEOUT, stream.write_all(&answer(status, 0))).await?;
             stream.finish()?;
             return if held { Err(error.into()) } else { Ok(Served::NotHeld { digest }) };
         }
     };
-    in_time(stream.write_all(&answer(STATUS_HELD, bytes))).await?;
+    let traffic = stream.traffic().clone();
+    let _turn = turn(&traffic, &mut stream).await?;
+    in_time(BLOB_STALL_TIMEOUT, stream.write_all(&answer(STATUS_HELD, bytes))).await?;
     let mut chunk = Vec::new();
     let mut left = bytes;
     while left > 0 {
@@ -173,17 +188,37 @@ pub async fn serve_blob(mut stream: BulkStream, store: &BlobStore) -> Result<Ser
             })
         })
         .await?;
-        in_time(stream.write_all(&chunk)).await?;
+        for piece in chunk.chunks(traffic.piece()) {
+            // Not part of the peer's time: the limit is this agent's own.
+            traffic.before_sending(piece.len()).await;
+            in_time(BLOB_TAKE_TIMEOUT, stream.write_now(piece)).await?;
+        }
         left -= length;
     }
     stream.finish()?;
     Ok(Served::Sent { digest, bytes })
 }
 
-async fn in_time(part: impl Future<Output = Result<(), StreamError>>) -> Result<(), ServeError> {
-    match within(BLOB_STALL_TIMEOUT, part).await {
+/// Waits for a turn on the line. The peer hears of it, lest it take the wait for silence.
+async fn turn(traffic: &Traffic, stream: &mut BulkStream) -> Result<Turn, ServeError> {
+    // One wait all along, which keeps its place in the queue.
+    let mut taking = pin!(traffic.serving.take());
+    for _ in 0..BLOB_TURN_WORDS_MAX {
+        if let Some(turn) = within(BLOB_TURN_WORD_EVERY, taking.as_mut()).await {
+            return Ok(turn);
+        }
+        in_time(BLOB_STALL_TIMEOUT, stream.write_all(&answer(STATUS_WAIT, 0))).await?;
+    }
+    Err(ServeError::Busy)
+}
+
+async fn in_time(
+    limit: Duration,
+    part: impl Future<Output = Result<(), StreamError>>,
+) -> Result<(), ServeError> {
+    match within(limit, part).await {
         Some(result) => Ok(result?),
-        None => Err(ServeError::Stalled { timeout_ms: BLOB_STALL_TIMEOUT.as_millis() }),
+        None => Err(ServeError::Stalled { timeout_ms: limit.as_millis() }),
     }
 }
 
@@ -211,6 +246,35 @@ impl From<StreamError> for Failure {
     }
 }
 
+/// Whether a holder delivers what it must in each [`BLOB_RATE_WINDOW`].
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    received: u64,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { since: now, received: 0 }
+    }
+
+    /// More came. False if a window is over and too little came in it.
+    fn came(&mut self, now: Instant, bytes: u64) -> bool {
+        self.received += bytes;
+        if now.saturating_duration_since(self.since) < BLOB_RATE_WINDOW {
+            return true;
+        }
+        let enough = self.received >= BLOB_RATE_BYTES_MIN;
+        *self = Self::new(now);
+        enough
+    }
+
+    /// This agent itself waited, which makes no holder slow.
+    fn waited(&mut self, time: Duration) {
+        self.since += time;
+    }
+}
+
 /// Fetches one blob from one holder, verified and durable; its length.
 pub(crate) async fn fetch_from(
     mesh: &Mesh,
@@ -220,6 +284,7 @@ pub(crate) async fn fetch_from(
     bytes_max: u64,
     stall_timeout: Duration,
 ) -> Result<u64, Failure> {
+    let _turn = mesh.traffic().fetching.take().await;
     let opened = mesh.open(holder, StreamKind::Blob).await;
     let stream = opened.map_err(|error| Failure::Holder(error.into()))?;
     let (mut asking, mut answering) = stream.split();
@@ -229,23 +294,28 @@ pub(crate) async fn fetch_from(
         Failure::Holder(HolderFailure::Stalled { timeout_ms: stall_timeout.as_millis(), received })
     };
 
-    let mut answer = [0; ANSWER_BYTES];
-    within(stall_timeout, answering.read_exact(&mut answer)).await.ok_or_else(|| stalled(0))??;
-    let [status, length @ ..] = answer;
-    let length = u64::from_le_bytes(length);
-    match status {
-        STATUS_HELD if length <= bytes_max => {}
-        STATUS_HELD => return Err(Failure::Holder(HolderFailure::TooLarge { bytes: length, bytes_max })),
-        STATUS_NOT_HELD => return Err(Failure::Holder(HolderFailure::NotHeld)),
-        STATUS_FAILED => return Err(Failure::Holder(HolderFailure::Failed)),
-        status => return Err(Failure::Holder(HolderFailure::Garbage { status })),
-    }
+    let mut words = 0;
+    let length = loop {
+        let mut answer = [0; ANSWER_BYTES];
+        within(stall_timeout, answering.read_exact(&mut answer)).await.ok_or_else(|| stalled(0))??;
+        let [status, length @ ..] = answer;
+        let length = u64::from_le_bytes(length);
+        match status {
+            STATUS_WAIT if words < BLOB_TURN_WORDS_MAX => words += 1,
+            STATUS_WAIT => return Err(Failure::Holder(HolderFailure::TooSlow { received: 0 })),
+            STATUS_HELD if length <= bytes_max => break length,
+            STATUS_HELD => return Err(Failure::Holder(HolderFailure::TooLarge { bytes: length, bytes_max })),
+            STATUS_NOT_HELD => return Err(Failure::Holder(HolderFailure::NotHeld)),
+            STATUS_FAILED => return Err(Failure::Holder(HolderFailure::Failed)),
+            status => return Err(Failure::Holder(HolderFailure::Garbage { status })),
+        }
+    };
 
     // One chunk is hashed and written on a blocking thread while the next one arrives.
     let beginning = store.clone();
     let mut writing = smol::unblock(move || Incoming::begin(&beginning));
     let mut received = 0;
-    let mut window = (Instant::now(), received);
+    let mut pace = Pace::new(Instant::now());
     while received < length {
         let goal = (length - received).min(BLOB_CHUNK_BYTES as u64) as usize;
         let mut chunk = Vec::with_capacity(goal);
@@ -256,13 +326,12 @@ pub(crate) async fn fetch_from(
                 .ok_or_else(|| stalled(received))??
                 .ok_or(StreamError::Truncated)?;
             received += count as u64;
-            let (since, before) = window;
-            if since.elapsed() >= BLOB_RATE_WINDOW {
-                if received - before < BLOB_RATE_BYTES_MIN {
-                    return Err(Failure::Holder(HolderFailure::TooSlow { received }));
-                }
-                window = (Instant::now(), received);
+            let came = Instant::now();
+            if !pace.came(came, count as u64) {
+                return Err(Failure::Holder(HolderFailure::TooSlow { received }));
             }
+            mesh.traffic().after_receiving(count).await;
+            pace.waited(came.elapsed());
         }
         let mut incoming = writing.await?;
         writing = smol::unblock(move || incoming.write(&chunk).map(|()| incoming));
@@ -272,5 +341,29 @@ pub(crate) async fn fetch_from(
         Ok(_) => Ok(length),
         Err(StoreError::Mismatch { actual, .. }) => Err(Failure::Holder(HolderFailure::Lied { actual })),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_own_limit_holds_back_makes_no_holder_slow() {
+        let second = Duration::from_secs(1);
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        // A kilobyte a second for ten minutes, because this agent reads no faster.
+        for _ in 0..600 {
+            assert!(pace.came(now, 1_000));
+            now += second;
+            pace.waited(second);
+        }
+        // From a holder that sends no faster.
+        let given_up = (0..2 * BLOB_RATE_WINDOW.as_secs()).any(|_| {
+            now += second;
+            !pace.came(now, 1_000)
+        });
+        assert!(given_up);
     }
 }

@@ -80,7 +80,9 @@ pub(crate) async fn fetch_patiently(
     // Dropping a task ends its transfer.
     let mut tasks: BTreeMap<(Digest, NodeId), Task<()>> = BTreeMap::new();
     loop {
-        while tasks.len() < BLOB_FETCHES_MAX {
+        // What would only wait for a turn of its own is not asked for yet: somebody else may give it sooner.
+        let at_once = BLOB_FETCHES_MAX.min(mesh.traffic().fetching.at_once());
+        while tasks.len() < at_once {
             let Some((digest, bytes_max, holder)) = board.next(Instant::now())? else { break };
             let (mesh, store, answers) = (mesh.clone(), store.clone(), answers.clone());
             let task = crate::tasks::spawn(async move {

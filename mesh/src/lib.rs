@@ -12,6 +12,7 @@
 
 mod address;
 mod blob;
+mod counted;
 mod error;
 mod fetch;
 mod greeting;
@@ -30,6 +31,7 @@ mod stream;
 mod table;
 mod tasks;
 mod traffic;
+mod turns;
 mod wire;
 
 #[cfg(test)]

@@ -74,10 +74,26 @@ pub const REASON_BYTES_MAX: usize = 200;
 pub const BLOB_CHUNK_BYTES: usize = 256 << 10;
 /// A holder that sends nothing for this long is given up.
 pub const BLOB_STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A fetcher that takes nothing for this long is given up. Its own line may be limited, and QUIC tells of new room by the
+/// eighth of [`STREAM_WINDOW_BYTES`]: that takes three and a half minutes for one of two streams at [`LIMIT_BYTES_MIN`].
+pub const BLOB_TAKE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Length of the window over which a holder must reach [`BLOB_RATE_BYTES_MIN`].
 pub const BLOB_RATE_WINDOW: Duration = Duration::from_secs(30);
-/// Bytes that a holder must deliver per [`BLOB_RATE_WINDOW`]: 16 KiB a second.
-pub const BLOB_RATE_BYTES_MIN: u64 = 30 * (16 << 10);
+/// Bytes that a holder must deliver per [`BLOB_RATE_WINDOW`]: 4 KiB a second, less than half of [`LIMIT_BYTES_MIN`].
+pub const BLOB_RATE_BYTES_MIN: u64 = 30 * (4 << 10);
+/// The slowest limit in bytes a second, set for the line by its owner, over which all this still works.
+pub const LIMIT_BYTES_MIN: u64 = 10_000;
+/// Over a limited line so many blobs are sent at once that each has so many bytes a second; one always is.
+pub const BLOB_SERVE_SHARE_BYTES: u64 = 16 << 10;
+/// And so many are fetched: few, since what came and is not read yet fills [`CONNECTION_WINDOW_BYTES`], and with it the
+/// way of the control frames.
+pub const BLOB_FETCH_SHARE_BYTES: u64 = 256 << 10;
+/// But so many are fetched at once on any line, lest a holder that is silent stop all others.
+pub const BLOB_FETCHES_LIMITED_MIN: usize = 2;
+/// How often a fetcher hears that its turn has not come, well within [`BLOB_STALL_TIMEOUT`].
+pub const BLOB_TURN_WORD_EVERY: Duration = Duration::from_secs(4);
+/// After so many such words, half an hour of them, both sides give up.
+pub const BLOB_TURN_WORDS_MAX: u32 = 450;
 /// Holders that one fetch asks.
 pub const BLOB_HOLDERS_MAX: usize = 16;
 /// Blobs that one fetch asks for at the same time.

@@ -16,6 +16,7 @@ use smol::future::FutureExt as _;
 use smol::lock::Semaphore;
 
 use crate::address::PeerAddress;
+use crate::counted::Counted;
 use crate::error::{BindError, OpenError, SendError};
 use crate::greeting;
 use crate::identity::Identity;
@@ -139,6 +140,8 @@ impl Mesh {
 
         let failed = |source| BindError::Socket { address: listen, source };
         let runtime = Arc::new(crate::tasks::OurTasks);
+        let traffic = Arc::new(Traffic::default());
+        let socket = Arc::new(Counted::new(socket, Arc::clone(&traffic)));
         let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)
             .map_err(failed)?;
         let local_address = endpoint.local_addr().map_err(failed)?;
@@ -154,7 +157,7 @@ impl Mesh {
             dials: Semaphore::new(DIALS_MAX),
             greetings: AtomicUsize::new(0),
             numbers: AtomicU64::new(0),
-            traffic: Arc::new(Traffic::default()),
+            traffic,
         });
         crate::tasks::spawn(accept(shared.clone())).detach();
         for peer in bootstrap {
@@ -260,6 +263,12 @@ impl Mesh {
         self.shared().traffic.received()
     }
 
+    /// Bytes that went over the line since the start, in both directions: all that the socket sent and received in
+    /// UDP, with handshakes, acknowledgements and what was sent again, and from strangers too.
+    pub fn line_bytes(&self) -> u64 {
+        self.shared().traffic.on_line()
+    }
+
     /// Delivers what is queued, within half a second, and closes every connection, so that peers
     /// notice at once. Takes no new ones. The events of it still come.
     pub async fn close(&self) {
@@ -281,6 +290,10 @@ impl Mesh {
         shared.shut();
         // A peer that does not answer its close only costs time.
         let _ = within(CLOSE_DRAIN_TIMEOUT, shared.endpoint.wait_idle()).await;
+    }
+
+    pub(crate) fn traffic(&self) -> &Arc<Traffic> {
+        &self.shared().traffic
     }
 
     fn shared(&self) -> &Arc<Shared> {

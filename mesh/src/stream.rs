@@ -124,6 +124,16 @@ impl BulkStream {
         }
     }
 
+    /// What the stream is counted in, and held back by.
+    pub(crate) fn traffic(&self) -> &Arc<Traffic> {
+        &self.sender.traffic
+    }
+
+    /// See [`BulkSender::write_now`].
+    pub(crate) async fn write_now(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        self.sender.write_now(bytes).await
+    }
+
     /// The two halves, to be used from two tasks.
     pub fn split(self) -> (BulkSender, BulkReceiver) {
         (self.sender, self.receiver)
@@ -175,19 +185,37 @@ impl BulkSender {
     pub async fn send_frame(&mut self, frame: &[u8]) -> Result<(), StreamError> {
         let length = u32::try_from(frame.len())
             .map_err(|_| StreamError::TooLarge { bytes: frame.len(), bytes_max: u32::MAX as usize })?;
-        // In one piece, so that a small frame leaves in one packet.
+        // Head and frame in one piece, so that a small one leaves in one packet.
         let mut bytes = Vec::with_capacity(4 + frame.len());
         bytes.extend_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(frame);
-        self.stream.write_chunk(bytes.into()).await?;
-        self.traffic.sent_in_bulk(frame.len()).await;
+        let piece_bytes = self.traffic.piece();
+        if bytes.len() <= piece_bytes {
+            self.traffic.before_sending(bytes.len()).await;
+            self.stream.write_chunk(bytes.into()).await?;
+        } else {
+            for piece in bytes.chunks(piece_bytes) {
+                self.traffic.before_sending(piece.len()).await;
+                self.stream.write_all(piece).await?;
+            }
+        }
+        self.traffic.add_sent(frame.len());
         Ok(())
     }
 
     /// Sends raw bytes, without a length before them.
     pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        for piece in bytes.chunks(self.traffic.piece()) {
+            self.traffic.before_sending(piece.len()).await;
+            self.write_now(piece).await?;
+        }
+        Ok(())
+    }
+
+    /// The same without a wait for the owner's limit: whoever calls it has waited.
+    pub(crate) async fn write_now(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
         self.stream.write_all(bytes).await?;
-        self.traffic.sent_in_bulk(bytes.len()).await;
+        self.traffic.add_sent(bytes.len());
         Ok(())
     }
 
@@ -220,7 +248,7 @@ impl BulkReceiver {
     pub async fn recv_frame(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, StreamError> {
         match wire::read_frame(&mut self.stream, bytes_max).await {
             Ok(frame) => {
-                self.traffic.received_in_bulk(frame.as_ref().map_or(0, Vec::len)).await;
+                self.received(frame.as_ref().map_or(0, Vec::len)).await;
                 Ok(frame)
             }
             Err(FrameError::TooLarge(bytes)) => Err(StreamError::TooLarge { bytes, bytes_max }),
@@ -231,7 +259,7 @@ impl BulkReceiver {
     /// Receives raw bytes; `None` once the peer finished.
     pub async fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, StreamError> {
         let count = self.stream.read(buffer).await?;
-        self.traffic.received_in_bulk(count.unwrap_or(0)).await;
+        self.received(count.unwrap_or(0)).await;
         Ok(count)
     }
 
@@ -241,22 +269,29 @@ impl BulkReceiver {
             ReadExactError::FinishedEarly(_) => StreamError::Truncated,
             ReadExactError::ReadError(error) => error.into(),
         })?;
-        self.traffic.received_in_bulk(buffer.len()).await;
+        self.received(buffer.len()).await;
         Ok(())
     }
 
+    /// Counts, and waits for the owner's limit.
+    async fn received(&self, bytes: usize) {
+        self.traffic.add_received(bytes);
+        self.traffic.after_receiving(bytes).await;
+    }
+
     /// Receives the next bytes as QUIC holds them, appended to `buffer`; how many, or `None` once
-    /// the peer finished.
+    /// the peer finished. Does not wait for the owner's limit: the caller does, where it costs no peer its time.
     pub(crate) async fn read_into(
         &mut self,
         buffer: &mut Vec<u8>,
         bytes_max: usize,
     ) -> Result<Option<usize>, StreamError> {
-        let Some(chunk) = self.stream.read_chunk(bytes_max.min(READ_BYTES), true).await? else {
+        let bytes_max = bytes_max.min(READ_BYTES).min(self.traffic.piece());
+        let Some(chunk) = self.stream.read_chunk(bytes_max, true).await? else {
             return Ok(None);
         };
         buffer.extend_from_slice(&chunk.bytes);
-        self.traffic.received_in_bulk(chunk.bytes.len()).await;
+        self.traffic.add_received(chunk.bytes.len());
         Ok(Some(chunk.bytes.len()))
     }
 }

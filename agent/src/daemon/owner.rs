@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::Thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ use super::traffic::Traffic;
 use super::{Daemon, Event, lock};
 use crate::identity::write_private;
 use crate::limits::{SENSE_AT_REST, SENSE_AT_WORK, SLEPT_MIN};
+use crate::os::{Clocks, clocks};
 
 /// What the owner's machine tells, and where his settings are kept.
 pub(crate) struct Owner {
@@ -48,15 +49,15 @@ impl Sensing {
         let games = Arc::new(Mutex::new(None::<[Vec<String>; 2]>));
         let told = Arc::clone(&games);
         let sense = move || {
-            let mut last = (Instant::now(), SystemTime::now());
+            let mut last = clocks();
             loop {
-                let slept = last.1.elapsed().unwrap_or_default().saturating_sub(last.0.elapsed());
-                last = (Instant::now(), SystemTime::now());
+                let now = clocks();
+                let woke = has_slept(last, now);
+                last = now;
                 if let Some([games, not_games]) = lock(&told).take() {
                     sensors.set_games(games, not_games);
                 }
                 let readings = Box::new(sensors.read());
-                let woke = slept >= SLEPT_MIN;
                 if feed.send_blocking(Event::Sensed { readings, woke }).is_err() {
                     return;
                 }
@@ -78,6 +79,13 @@ impl Sensing {
         *lock(&self.games) = Some(lists);
         self.thread.unpark();
     }
+}
+
+/// Whether the machine slept between two readings of its clocks.
+fn has_slept(before: Clocks, now: Clocks) -> bool {
+    let always = now.always.saturating_sub(before.always);
+    let awake = now.awake.saturating_sub(before.awake);
+    always.saturating_sub(awake) >= SLEPT_MIN
 }
 
 /// What the owner calls games, and what none.
@@ -158,14 +166,18 @@ impl Daemon {
         woke: bool,
         feed: &channel::Sender<Event>,
     ) -> Result<()> {
+        let now_ms = unix_ms();
+        // The agent's own clock stood still while the machine slept, or began before the wall clock was told the time.
+        if now_ms.saturating_sub(self.clock.now().0) >= millis(SLEPT_MIN) {
+            self.clock.catch_up();
+        }
         if woke {
             tracing::info!("the machine slept");
-            self.clock.catch_up();
             self.owner_event(&Told::Woke, feed)?;
         }
-        let now_ms = unix_ms();
         let (sent, received) = (self.mesh.bytes_sent(), self.mesh.bytes_received());
-        readings.traffic_month_bytes = Reading::Known(self.owner.traffic.count(now_ms, sent + received));
+        readings.traffic_month_bytes =
+            Reading::Known(self.owner.traffic.count(now_ms, self.mesh.line_bytes()));
         self.tell_stations(&readings, feed)?;
         self.owner.readings = Some(readings);
         if self.owner.history.is_due(now_ms) {
@@ -292,4 +304,42 @@ pub(crate) fn unix_ms() -> u64 {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEFORE: Clocks = Clocks { awake: Duration::from_secs(1_000), always: Duration::from_secs(5_000) };
+
+    fn later(awake: Duration, asleep: Duration) -> Clocks {
+        Clocks { awake: BEFORE.awake + awake, always: BEFORE.always + awake + asleep }
+    }
+
+    #[test]
+    fn a_machine_that_slept_has_woken() {
+        for awake in [Duration::ZERO, SENSE_AT_WORK, SENSE_AT_REST, Duration::from_secs(86_400)] {
+            assert!(has_slept(BEFORE, later(awake, SLEPT_MIN)));
+            assert!(has_slept(BEFORE, later(awake, Duration::from_secs(8 * 3_600))));
+            assert!(!has_slept(BEFORE, later(awake, SLEPT_MIN - Duration::from_millis(1))), "a nap");
+            assert!(
+                !has_slept(BEFORE, later(awake, Duration::ZERO)),
+                "a thread that waited long is no sleep"
+            );
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_stepped_wakes_nobody() {
+        // Where the system has a clock of its own for sleep, none that is set comes into it.
+        if cfg!(any(target_os = "linux", windows)) {
+            let now = clocks();
+            let ten_years = Duration::from_secs(10 * 365 * 86_400);
+            assert!(now.awake < ten_years && now.always < ten_years, "{now:?} is the time of day");
+            assert!(!has_slept(now, clocks()));
+        }
+        // Elsewhere one that is set back is no sleep at least.
+        let back = Clocks { always: Duration::from_secs(10), ..later(SENSE_AT_REST, Duration::ZERO) };
+        assert!(!has_slept(BEFORE, back));
+    }
 }

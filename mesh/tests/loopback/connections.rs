@@ -300,3 +300,29 @@ fn the_last_handle_closes_the_mesh() {
         assert_eq!(key(25).verifying_key().to_bytes(), id(25).0);
     });
 }
+
+#[test]
+fn what_the_line_carries_is_counted_with_all_that_quic_adds() {
+    smol::future::block_on(async {
+        let (one, two) = pair(27, 28).await;
+        one.mesh.send(two.id(), vec![7; 1_000]).unwrap();
+        two.until_frame(&[7; 1_000]).await;
+        // The first packet of a handshake has 1,200 bytes.
+        for node in [&one, &two] {
+            let (line, payload) =
+                (node.mesh.line_bytes(), node.mesh.bytes_sent() + node.mesh.bytes_received());
+            assert!(line > 1_200 + payload, "{line} bytes for {payload}");
+        }
+        // So has that of one that nobody answers.
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let alone = Node::start(29);
+        alone.mesh.keep(PeerAddress::from(silent.local_addr().unwrap()));
+        in_time("a packet", async {
+            while alone.mesh.line_bytes() < 1_200 {
+                smol::future::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(alone.mesh.bytes_sent(), 0);
+    });
+}

@@ -7,6 +7,7 @@
 
 mod blobs;
 mod connections;
+mod limited;
 mod node;
 mod pieces;
 mod restart;

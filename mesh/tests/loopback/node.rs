@@ -83,10 +83,15 @@ impl Node {
 }
 
 pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    within(PATIENCE, what, future).await
+}
+
+/// The same for what takes its time.
+pub(crate) async fn within<T>(patience: Duration, what: &str, future: impl Future<Output = T>) -> T {
     future
         .or(async {
-            smol::Timer::after(PATIENCE).await;
-            panic!("waited {PATIENCE:?} for {what}")
+            smol::Timer::after(patience).await;
+            panic!("waited {patience:?} for {what}")
         })
         .await
 }
