@@ -305,6 +305,8 @@ fn customers_who_stall_do_not_keep_the_owner_out() -> Result<()> {
     };
     stall(128, format!("GET /api/blobs/{blob} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())?;
     pauses("blobs that nobody reads")?;
+    stall(200, b"POST /api/token HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")?;
+    pauses("tickets that do not come")?;
     stall(200, b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")?;
     pauses("bodies that do not come")?;
     // The next customer is told to come back.

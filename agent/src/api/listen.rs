@@ -19,6 +19,7 @@ use smol::io::{AsyncRead, AsyncWrite};
 use smol_hyper::rt::{FuturesIo, SmolTimer};
 use tower_service::Service;
 
+use super::caller::Ends;
 use crate::daemon::lock;
 use crate::limits::{API_CONNECTIONS_MAX, API_HEADER_TIMEOUT, READER_STALLED_MAX};
 
@@ -157,10 +158,11 @@ pub(super) async fn on_tcp(socket: smol::net::TcpListener, router: Router) {
     let connections = Connections::default();
     loop {
         match socket.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // Tokens are small, and each is waited for.
                 let _ = stream.set_nodelay(true);
-                serve(stream, &connections, &router);
+                let ends = stream.local_addr().ok().map(|own| Ends { own, peer });
+                serve(stream, ends, &connections, &router);
             }
             Err(error) => rest(&error).await,
         }
@@ -173,7 +175,7 @@ pub(super) async fn on_unix(socket: smol::net::unix::UnixListener, router: Route
     let connections = Connections::default();
     loop {
         match socket.accept().await {
-            Ok((stream, _)) => serve(stream, &connections, &router),
+            Ok((stream, _)) => serve(stream, None, &connections, &router),
             Err(error) => rest(&error).await,
         }
     }
@@ -184,7 +186,7 @@ async fn rest(error: &std::io::Error) {
     smol::Timer::after(std::time::Duration::from_millis(100)).await;
 }
 
-fn serve<S>(stream: S, connections: &Connections, router: &Router)
+fn serve<S>(stream: S, ends: Option<Ends>, connections: &Connections, router: &Router)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -194,14 +196,20 @@ where
         let (requests, closed) = (Arc::clone(&place.requests), place.closed.clone());
         let reader = Reader::default();
         let readers = reader.clone();
-        let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-            let under_way = UnderWay::new(&requests);
-            let answer = router.clone().call(request);
-            let reader = readers.clone();
-            async move {
-                answer.await.map(|answer| answer.map(|body| Answer { body, reader, _under_way: under_way }))
-            }
-        });
+        let service =
+            hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+                if let Some(ends) = ends {
+                    request.extensions_mut().insert(ends);
+                }
+                let under_way = UnderWay::new(&requests);
+                let answer = router.clone().call(request);
+                let reader = readers.clone();
+                async move {
+                    answer
+                        .await
+                        .map(|answer| answer.map(|body| Answer { body, reader, _under_way: under_way }))
+                }
+            });
         let served = async {
             hyper::server::conn::http1::Builder::new()
                 .timer(SmolTimer::new())
