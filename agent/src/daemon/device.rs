@@ -5,14 +5,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use skein_compute::device::DeviceChoice;
-use skein_compute::probe::{self, Adapter, AdapterKind, Chosen};
+use skein_compute::probe::{self, Adapter, AdapterKind, Chosen, Surveying};
 use skein_policy::Allowance;
 use skein_policy::readings::{Gpu, Readings};
 
 use super::history::gpus;
 use super::station::Bench;
+use super::updating::this_binary;
 use crate::limits::{DEVICE_RETRY_MAX, DEVICE_RETRY_MIN, PROBE_TIMEOUT, UNKNOWN_CARD_BYTES};
 
 /// The devices to work on, and the cards that do not work.
@@ -24,15 +25,15 @@ pub(crate) struct Surveyed {
 /// The devices to work on and why, after every adapter was tried in a process of its own.
 ///
 /// # Errors
-/// When a requested device does not exist or does not work.
-pub(super) fn choose(requested: &[String]) -> Result<Surveyed> {
+/// When a requested device does not exist or does not work, or `surveying` was barred.
+pub(super) fn choose(requested: &[String], surveying: &Surveying) -> Result<Surveyed> {
     if !requested.is_empty() && requested.iter().all(|name| name == "cpu") {
         let reason = "working on the CPU, as the owner wishes".to_owned();
         let cpu = Chosen { device: DeviceChoice::Cpu, reason, adapter: None };
         return Ok(Surveyed { chosen: vec![cpu; requested.len()], broken: Vec::new() });
     }
-    let executable = std::env::current_exe().context("cannot find this binary's own path")?;
-    let survey = probe::survey(&executable, PROBE_TIMEOUT);
+    let executable = this_binary()?;
+    let survey = probe::survey_unless_barred(&executable, PROBE_TIMEOUT, surveying)?;
     let chosen = probe::choose_all(&survey, requested)?;
     let broken = if requested.is_empty() { probe::broken_cards(&survey) } else { Vec::new() };
     Ok(Surveyed { chosen, broken })
@@ -136,6 +137,11 @@ impl Retry {
         self.at.is_some_and(|at| at > now)
     }
 
+    /// How long it still waits.
+    pub(super) fn left(&self, now: Instant) -> Option<Duration> {
+        self.at.map(|at| at.saturating_duration_since(now))
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         self.wait.is_some()
     }
@@ -143,6 +149,11 @@ impl Retry {
     /// It is tried: its end tells more.
     pub(super) fn begin(&mut self) {
         self.at = None;
+    }
+
+    /// It was ended before it told anything, which is no failure: it is due at once.
+    pub(super) fn given_up(&mut self, now: Instant) {
+        self.at = Some(now);
     }
 }
 
@@ -287,5 +298,20 @@ pub(super) mod tests {
             retry.begin();
             assert!(!retry.is_due(start + wait * 2) && retry.has_failed(), "it is under way");
         }
+    }
+
+    #[test]
+    fn what_was_given_up_is_due_at_once_and_has_not_failed() {
+        let start = Instant::now();
+        let mut retry = Retry::default();
+        retry.begin();
+        retry.given_up(start);
+        assert!(retry.is_due(start) && !retry.is_waiting(start) && !retry.has_failed());
+        retry.failed(start);
+        retry.begin();
+        retry.given_up(start);
+        assert!(retry.is_due(start) && !retry.is_waiting(start), "not after the wait of a failure");
+        retry.failed(start);
+        assert_eq!(retry.left(start), Some(DEVICE_RETRY_MIN * 2), "what failed before still counts");
     }
 }

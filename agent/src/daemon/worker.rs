@@ -16,6 +16,7 @@ use smol::channel;
 use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::lock;
 use crate::limits::{
     WORKER_BACKOFF_MAX, WORKER_BACKOFF_MIN, WORKER_END_MAX, WORKER_FAILURES_TOLD, WORKER_FORGIVEN,
     WORKER_IDLE,
@@ -48,6 +49,9 @@ pub(crate) enum CallFailed {
     Task(String),
 }
 
+/// Why a worker is killed that has no input any more.
+const UNENDED: &str = "it was told to end and did not";
+
 /// A handle on the worker process, cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Worker {
@@ -74,8 +78,8 @@ struct Calls {
     kill: Option<channel::Sender<()>>,
     life: Option<channel::Receiver<()>>,
     killed: bool,
-    /// It was told to end by itself, having had nothing to do; if it does not, it can still be killed.
-    retired: bool,
+    /// When it was told to end by itself, having had nothing to do; if it does not, it can still be killed.
+    retired: Option<Instant>,
     /// Why no process may run now.
     barred: Option<String>,
     waiting: BTreeMap<u64, channel::Sender<Reply>>,
@@ -213,7 +217,7 @@ impl Worker {
     async fn last_ended(&self) -> Result<(), CallFailed> {
         let ending = {
             let calls = self.calls();
-            (calls.pid.is_some() && (calls.killed || calls.retired)).then_some(calls.generation)
+            (calls.pid.is_some() && (calls.killed || calls.retired.is_some())).then_some(calls.generation)
         };
         let Some(generation) = ending else { return Ok(()) };
         let gone = async {
@@ -227,7 +231,7 @@ impl Worker {
         if smol::future::or(gone, late).await {
             return Ok(());
         }
-        self.kill("it was told to end and did not");
+        self.kill(UNENDED);
         Err(CallFailed::NotStarted("the one before it has not ended yet".to_owned()))
     }
 
@@ -277,18 +281,23 @@ impl Worker {
         self.calls().barred = None;
     }
 
-    /// Ends a process that has had nothing to do for a while, unless `keep`.
+    /// Ends a process that has had nothing to do for a while, unless `keep`; asked again and again, it also ends one that
+    /// was told to and did not.
     pub(crate) async fn retire_if_idle(&self, keep: bool) {
         // Held to the end, so that no call starts another process in between.
         let mut process = self.shared.process.lock().await;
-        let idle = {
+        let (idle, retired) = {
             let calls = self.calls();
             let since = calls.used_at.map(|at| at.elapsed());
-            calls.pid.is_some() && calls.waiting.is_empty() && since.is_some_and(|since| since >= WORKER_IDLE)
+            let idle = calls.waiting.is_empty() && since.is_some_and(|since| since >= WORKER_IDLE);
+            (calls.pid.is_some() && idle, calls.retired)
         };
-        if idle && !keep {
+        if retired.is_some_and(|at| at.elapsed() >= WORKER_END_MAX) {
+            // It hangs in its driver, with the device's memory, and no call may ever come that would need its place.
+            self.kill(UNENDED);
+        } else if idle && !keep && retired.is_none() {
             // At the end of its input the worker exits.
-            self.calls().retired = true;
+            self.calls().retired = Some(Instant::now());
             process.take();
         }
     }
@@ -319,7 +328,7 @@ impl Worker {
             calls.pid = Some(child.id());
             calls.kill = Some(kill);
             calls.life = Some(life);
-            (calls.killed, calls.retired) = (false, false);
+            (calls.killed, calls.retired) = (false, None);
             calls.generation
         };
         tracing::debug!(pid = child.id(), generation, "worker started");
@@ -380,7 +389,7 @@ impl Worker {
         calls.pid = None;
         calls.epitaph = said.map_or_else(|| status.clone(), |said| format!("{said} ({status})"));
         calls.waiting.clear();
-        if calls.killed || calls.retired {
+        if calls.killed || calls.retired.is_some() {
             tracing::debug!(%status, "worker ended");
         } else {
             calls.restarts += 1;
@@ -414,6 +423,46 @@ impl Worker {
 
     fn calls(&self) -> std::sync::MutexGuard<'_, Calls> {
         self.shared.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The worker of a measurement under way, which the owner may end like any other.
+#[derive(Clone, Default)]
+pub(super) struct Trial {
+    inner: Arc<Mutex<(Option<String>, Option<Worker>)>>,
+}
+
+impl Trial {
+    /// Notes the worker.
+    ///
+    /// # Errors
+    /// When it may not start any more.
+    pub(super) fn begin(&self, worker: &Worker) -> anyhow::Result<()> {
+        let mut inner = lock(&self.inner);
+        if let Some(why) = &inner.0 {
+            anyhow::bail!("{why}");
+        }
+        inner.1 = Some(worker.clone());
+        Ok(())
+    }
+
+    /// Ends it, at once, and lets none start.
+    pub(super) fn bar(&self, why: &str) {
+        let mut inner = lock(&self.inner);
+        inner.0 = Some(why.to_owned());
+        if let Some(worker) = &inner.1 {
+            worker.bar(why);
+        }
+    }
+
+    /// Whether it was ended.
+    pub(super) fn is_barred(&self) -> bool {
+        lock(&self.inner).0.is_some()
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> Option<u32> {
+        lock(&self.inner).1.as_ref().and_then(|worker| worker.state().pid)
     }
 }
 
@@ -523,6 +572,32 @@ mod tests {
         }));
     }
 
+    /// As if it had answered, and nothing had been asked of it since.
+    #[cfg(unix)]
+    fn rest(worker: &Worker) {
+        let mut calls = worker.calls();
+        calls.waiting.clear();
+        calls.used_at = Instant::now().checked_sub(WORKER_IDLE);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_worker_that_does_not_retire_is_killed_although_nobody_calls() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = script(folder.path(), "exec sleep 600");
+        smol::future::block_on(in_time(async {
+            worker.send(Task::Bench).await.unwrap();
+            rest(&worker);
+            let told = Instant::now();
+            while worker.state().pid.is_some() {
+                worker.retire_if_idle(false).await;
+                smol::Timer::after(Duration::from_millis(50)).await;
+            }
+            assert!(told.elapsed() >= WORKER_END_MAX, "it had no time to end by itself");
+            assert_eq!((worker.state().deaths, worker.trouble()), (0, None));
+        }));
+    }
+
     #[test]
     #[cfg(unix)]
     fn a_worker_that_does_not_retire_can_be_killed() {
@@ -531,11 +606,7 @@ mod tests {
             let worker = script(folder.path(), text);
             smol::future::block_on(in_time(async {
                 worker.send(Task::Bench).await.unwrap();
-                {
-                    let mut calls = worker.calls();
-                    calls.waiting.clear();
-                    calls.used_at = Instant::now().checked_sub(WORKER_IDLE);
-                }
+                rest(&worker);
                 worker.retire_if_idle(false).await;
                 worker.kill("a test");
                 worker.gone(worker.generation()).await;

@@ -1,20 +1,23 @@
 //! Owns finding the adapters of this machine and trying each one, in child processes.
 //! Must never load a driver in the process that calls [`survey`]: a driver that crashes or hangs takes only a child.
 //!
-//! The child's side is [`list`] and [`exercise`] (`skein probe --list`, `skein probe --adapter N`), which print JSON.
+//! The child's side is [`list`] and [`exercise`] (`skein probe --list`, `skein probe --adapter N`), which print JSON, and
+//! [`watch`], by which a child ends with its parent.
+
+mod surveying;
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::child;
 use crate::device::{DeviceChoice, adapters, instance, read, register};
-use crate::limits::{MESSAGE_BYTES_MAX, PROBE_BYTES_MAX};
+use crate::limits::MESSAGE_BYTES_MAX;
+
+pub use self::surveying::{Barred, Surveying};
 
 /// What wgpu says about an adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,12 +164,37 @@ pub fn exercise(index: u32, output: &mut impl Write) -> std::io::Result<()> {
     output.flush()
 }
 
-/// Daemon's side: lists and tries every hardware adapter, each in its own child of `exe` for at most `timeout`. A
-/// healthy driver answers within a few seconds; compiling shaders on a busy machine may take twenty.
+/// Child's side: calls `gone` when `input` has ended, which the parent holds open and says nothing on, so that no probe
+/// outlives whoever wants its answer, even in a driver that hangs.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn watch(
+    mut input: impl Read + Send + 'static,
+    gone: impl FnOnce() + Send + 'static,
+) -> std::io::Result<()> {
+    let watch = move || {
+        // An input that cannot be read any more has no parent either.
+        let _ = std::io::copy(&mut input, &mut std::io::sink());
+        gone();
+    };
+    std::thread::Builder::new().name("parent".to_owned()).spawn(watch).map(drop)
+}
+
+/// A command's side: [`survey_unless_barred`], which nobody bars.
 #[must_use]
 pub fn survey(exe: &Path, timeout: Duration) -> Survey {
+    survey_unless_barred(exe, timeout, &Surveying::default()).unwrap_or_default()
+}
+
+/// Daemon's side: lists and tries every hardware adapter, each in its own child of `exe` for at most `timeout`. A
+/// healthy driver answers within a few seconds; compiling shaders on a busy machine may take twenty.
+///
+/// # Errors
+/// [`Barred`] when it was ended by its handle.
+pub fn survey_unless_barred(exe: &Path, timeout: Duration, surveying: &Surveying) -> Result<Survey, Barred> {
     let mut command = child::command(exe);
-    let listed = match run_child(command.args(["probe", "--list"]), timeout) {
+    let listed = match surveying.run(command.args(["probe", "--list"]), timeout)? {
         Ok((output, _)) => serde_json::from_slice::<Vec<Adapter>>(&output).map_err(|error| {
             Verdict::Refused { why: format!("the list of adapters is unreadable: {error}") }
         }),
@@ -174,20 +202,20 @@ pub fn survey(exe: &Path, timeout: Duration) -> Survey {
     };
     match listed {
         Ok(adapters) => {
-            let reports = adapters.into_iter().map(|adapter| {
+            let reports = adapters.into_iter().map(|adapter| -> Result<AdapterReport, Barred> {
                 // Software adapters are never worked on, and compiling for them takes many seconds.
                 let verdict = match adapter.kind {
                     AdapterKind::Cpu => Verdict::Software,
                     AdapterKind::Discrete
                     | AdapterKind::Integrated
                     | AdapterKind::Virtual
-                    | AdapterKind::Other => try_adapter(exe, adapter.index, timeout),
+                    | AdapterKind::Other => try_adapter(exe, adapter.index, timeout, surveying)?,
                 };
-                AdapterReport { adapter, verdict }
+                Ok(AdapterReport { adapter, verdict })
             });
-            Survey { trouble: None, adapters: reports.collect() }
+            Ok(Survey { trouble: None, adapters: reports.collect::<Result<_, _>>()? })
         }
-        Err(trouble) => Survey { trouble: Some(trouble), adapters: Vec::new() },
+        Err(trouble) => Ok(Survey { trouble: Some(trouble), adapters: Vec::new() }),
     }
 }
 
@@ -402,71 +430,18 @@ fn multiply_on(index: u32) -> Result<(), String> {
     if error < TOLERANCE { Ok(()) } else { Err(format!("it multiplies wrongly: relative error {error:.1e}")) }
 }
 
-fn try_adapter(exe: &Path, index: u32, timeout: Duration) -> Verdict {
+fn try_adapter(exe: &Path, index: u32, timeout: Duration, surveying: &Surveying) -> Result<Verdict, Barred> {
     let mut command = child::command(exe);
     command.arg("probe").arg("--adapter").arg(index.to_string()).env("CUBECL_AUTOTUNE_LEVEL", "minimal");
-    match run_child(&mut command, timeout) {
+    let verdict = match surveying.run(&mut command, timeout)? {
         Ok((output, took)) => match serde_json::from_slice::<Option<String>>(&output) {
             Ok(None) => Verdict::Works { took_ms: took.as_millis() as u64 },
             Ok(Some(why)) => Verdict::Refused { why: cut(why) },
             Err(error) => Verdict::Refused { why: format!("the answer of the probe is unreadable: {error}") },
         },
         Err(verdict) => verdict,
-    }
-}
-
-/// Runs a child to its end and returns what it printed, or how it failed.
-fn run_child(command: &mut Command, timeout: Duration) -> Result<(Vec<u8>, Duration), Verdict> {
-    let refused = |why: String| Verdict::Refused { why };
-    let started = Instant::now();
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-    let mut child = child.map_err(|error| refused(format!("cannot start the probe: {error}")))?;
-    let (sender, receiver) = channel();
-    let pipe = child.stdout.take();
-    std::thread::spawn(move || {
-        let mut output = Vec::new();
-        if let Some(pipe) = pipe {
-            // What could not be read shows as an unreadable answer.
-            let _ = pipe.take(PROBE_BYTES_MAX).read_to_end(&mut output);
-        }
-        let _ = sender.send(output);
-    });
-    let Some(status) = wait(&mut child, started + timeout) else {
-        // A process stuck in its driver may not die even when killed: ask once and go on without it.
-        let _ = child.kill();
-        let _ = wait(&mut child, Instant::now() + Duration::from_secs(1));
-        return Err(Verdict::Hung { after_ms: timeout.as_millis() as u64 });
     };
-    if status.success() {
-        let output = receiver.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
-        return Ok((output, started.elapsed()));
-    }
-    match signal(status) {
-        Some(signal) => Err(Verdict::Crashed { signal }),
-        None => Err(refused(format!("the probe ended with {status}"))),
-    }
-}
-
-/// Polls until the child has ended or the time has come; the standard library has no wait with a limit.
-fn wait(child: &mut Child, until: Instant) -> Option<ExitStatus> {
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status),
-            Ok(None) | Err(_) if Instant::now() >= until => return None,
-            Ok(None) | Err(_) => std::thread::sleep(Duration::from_millis(10)),
-        }
-    }
-}
-
-#[cfg(unix)]
-fn signal(status: ExitStatus) -> Option<i32> {
-    std::os::unix::process::ExitStatusExt::signal(&status)
-}
-
-/// On Windows an exception shows as an exit code with its top bits set.
-#[cfg(not(unix))]
-fn signal(status: ExitStatus) -> Option<i32> {
-    status.code().filter(|code| *code < 0)
+    Ok(verdict)
 }
 
 fn cut(mut text: String) -> String {

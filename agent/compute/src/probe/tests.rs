@@ -1,5 +1,7 @@
 //! Owns the tests of choosing and of running children. Must never need a driver.
 
+use std::sync::mpsc::{TryRecvError, channel};
+
 use super::*;
 
 fn report(index: u32, name: &str, kind: AdapterKind, backend: &str, verdict: Verdict) -> AdapterReport {
@@ -119,15 +121,27 @@ fn trouble_with_every_driver_means_the_cpu_and_says_so() {
     assert!(chosen.reason.contains("hung for 9 ms"), "{}", chosen.reason);
 }
 
+#[test]
+fn a_probe_hears_that_its_parent_is_gone() {
+    let (input, parent) = std::io::pipe().unwrap();
+    let (sender, receiver) = channel();
+    watch(input, move || sender.send(()).unwrap()).unwrap();
+    assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty), "it is there");
+    drop(parent);
+    receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+}
+
 #[cfg(unix)]
 mod children {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+    use std::process::{Command, Stdio};
+    use std::time::Instant;
 
     /// A probe whose `--list` prints `adapters` and whose `--adapter N` runs the N-th script.
-    fn survey_of(scripts: &[&str], timeout_ms: u64) -> Survey {
-        let directory = tempfile::tempdir().unwrap();
-        let exe = directory.path().join("probe.sh");
+    fn probe_of(directory: &Path, scripts: &[&str]) -> PathBuf {
+        let exe = directory.join("probe.sh");
         let adapters: Vec<Adapter> = (0..scripts.len() as u32)
             .map(|index| report(index, "card", AdapterKind::Discrete, "vulkan", works()).adapter)
             .collect();
@@ -140,7 +154,17 @@ mod children {
         text += "esac\n";
         std::fs::write(&exe, text).unwrap();
         std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o755)).unwrap();
-        survey(&exe, Duration::from_millis(timeout_ms))
+        exe
+    }
+
+    fn survey_of(scripts: &[&str], timeout_ms: u64) -> Survey {
+        let directory = tempfile::tempdir().unwrap();
+        survey(&probe_of(directory.path(), scripts), Duration::from_millis(timeout_ms))
+    }
+
+    fn lives(pid: u32) -> bool {
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(format!("kill -0 {pid}")).stderr(Stdio::null()).status().unwrap().success()
     }
 
     #[test]
@@ -177,6 +201,47 @@ mod children {
     fn a_hanging_driver_is_ended() {
         let survey = survey_of(&["exec sleep 600"], 400);
         assert_eq!(survey.adapters[0].verdict, Verdict::Hung { after_ms: 400 });
+    }
+
+    #[test]
+    fn a_probe_is_told_of_its_parents_end_and_of_nothing_before() {
+        let survey = survey_of(&["read nothing; echo null"], 1_000);
+        assert_eq!(survey.adapters[0].verdict, Verdict::Hung { after_ms: 1_000 }, "its input had ended");
+    }
+
+    #[test]
+    fn a_survey_that_is_barred_ends_its_probe_at_once_and_starts_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let sleeps = ": > $0.$3; exec sleep 600";
+        let exe = probe_of(directory.path(), &[sleeps, sleeps]);
+        let began = |index: u32| directory.path().join(format!("probe.sh.{index}")).exists();
+        let surveying = Surveying::default();
+        let survey = {
+            let (exe, surveying) = (exe.clone(), surveying.clone());
+            std::thread::spawn(move || survey_unless_barred(&exe, Duration::from_secs(600), &surveying))
+        };
+        let patience = Instant::now() + Duration::from_secs(20);
+        let pid = loop {
+            if began(0)
+                && let Some(pid) = surveying.pid()
+            {
+                break pid;
+            }
+            assert!(Instant::now() < patience && !survey.is_finished(), "no probe began");
+            std::thread::yield_now();
+        };
+        assert!(lives(pid) && !surveying.is_barred());
+        let asked = Instant::now();
+        surveying.bar("the owner plays");
+        let ended = survey.join().unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(1), "it went on for {:?}", asked.elapsed());
+        assert_eq!(ended.unwrap_err().to_string(), "the survey was ended: the owner plays");
+        assert_eq!(surveying.pid(), None);
+        assert!(!lives(pid) && !began(1) && surveying.is_barred());
+        // Nor does a later one by the same handle start anything.
+        std::fs::remove_file(directory.path().join("probe.sh.0")).unwrap();
+        survey_unless_barred(&exe, Duration::from_secs(20), &surveying).unwrap_err();
+        assert!(!began(0));
     }
 
     #[test]
