@@ -18,7 +18,7 @@ use ed25519_dalek::SigningKey;
 use serde_json::Value;
 use skein_tests::agents::{PATIENCE, SOON, wait_for};
 use skein_tests::command::{Said, binary};
-use skein_tests::http;
+use skein_tests::{http, language};
 use skein_update::{Version, sign};
 use tempfile::TempDir;
 
@@ -51,7 +51,7 @@ type Asked = Arc<Mutex<Vec<String>>>;
 
 impl Machine {
     fn new() -> Result<Self> {
-        // Not by itself: by hand it is a channel like any other.
+        // Not by itself; by hand it gets what everybody gets.
         let mut machine = Self::prepare("off")?;
         let command = machine.command(&["up"]);
         machine.start(command)?;
@@ -75,6 +75,8 @@ impl Machine {
              update_url = \"{url}\"\nupdate_keys = [\"{key}\"]\nupdate_channel = \"{channel}\"\n"
         );
         fs::write(folder.path().join("data/config.toml"), config)?;
+        // Whether there is room on the disk of whoever runs the tests is not what they are about.
+        fs::write(folder.path().join("data/policy.toml"), "disk_free_min = \"off\"\n")?;
         Ok(Self { folder, url, asked, agent: None })
     }
 
@@ -115,9 +117,7 @@ impl Machine {
         sign::sign_release(&directory, &[key()], &Version::parse(version)?, "2026-11-23T00:00:00Z")?;
         for end in ["", ".sig"] {
             let manifest = directory.join(format!("manifest.json{end}"));
-            for channel in ["off", "stable"] {
-                fs::copy(&manifest, self.path("releases").join(format!("{channel}.json{end}")))?;
-            }
+            fs::copy(&manifest, self.path("releases").join(format!("stable.json{end}")))?;
         }
         Ok(archive)
     }
@@ -129,9 +129,19 @@ impl Machine {
         asked.iter().filter(|path| path.starts_with(&start) && path.ends_with(".tar.gz")).count()
     }
 
-    fn status(&self) -> Option<Value> {
+    /// Where the API of the agent is that runs, or is on trial.
+    fn api(&self) -> Option<SocketAddr> {
         let running: Value = serde_json::from_slice(&fs::read(self.path("data/agent.json")).ok()?).ok()?;
-        let api: SocketAddr = running["api"].as_str()?.parse().ok()?;
+        running["api"].as_str()?.parse().ok()
+    }
+
+    /// What `update.json` says.
+    fn state(&self) -> Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(self.path("data/update.json"))?)?)
+    }
+
+    fn status(&self) -> Option<Value> {
+        let api = self.api()?;
         http::send(api, &http::request("GET", "/api/status", api, &[], &[])).ok()?.json().ok()
     }
 
@@ -214,6 +224,10 @@ fn an_agent_becomes_its_next_version_and_never_one_that_does_not_work() -> Resul
     machine.version_is("0.1.1")?;
     let again = machine.run(&["update"])?;
     ensure!(again.code == 1 && again.err.contains("0.1.2"), "it is not tried again by itself: {again:?}");
+    let told = machine.run(&["status"])?;
+    ensure!(told.out.contains("0.1.1") && told.out.contains("this driver is too old"), "{told:?}");
+    let story = fs::read_to_string(machine.path("data/story.log"))?;
+    ensure!(story.contains("this driver is too old"), "{story}");
 
     // One that nobody signed, and one that was changed on the way.
     let archive = machine.publish("0.1.3", &as_version("0.1.3")?)?;
@@ -267,6 +281,66 @@ fn a_power_cut_in_the_midst_of_an_update_leaves_a_version_that_works() -> Result
     wait_for("an agent", SOON, || Ok(machine.status()))?;
     ensure!(!machine.path("bin/skein.new").exists(), "what was cut off is cleared away");
     ensure!(machine.url.starts_with("http://127.0.0.1"));
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_told_to_leave_while_its_next_version_is_on_trial_stays_away() -> Result<()> {
+    let mut machine = Machine::new()?;
+    machine.publish("0.1.1", &as_version("0.1.1")?)?;
+    let asked = machine.command(&["update"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    wait_for("the trial", PATIENCE, || Ok(machine.status().filter(|status| status["on_trial"] == true)))?;
+    let down = machine.run(&["down"])?;
+    ensure!(down.code == 0, "{down:?}");
+    let ended = machine.agent.take().context("an agent")?.wait()?;
+    ensure!(ended.success(), "for a service manager it has left: {ended}");
+    let asked = Said::of(asked.wait_with_output()?)?;
+    ensure!(asked.code == 1 && asked.err.contains("told to leave"), "{asked:?}");
+    ensure!(machine.status().is_none() && !machine.path("bin/skein.new").exists());
+    let state = machine.state()?;
+    ensure!(state["failed"] == serde_json::json!([]), "the version is not to blame: {state}");
+    let updated = machine.run(&["update"])?;
+    ensure!(updated.code == 0 && updated.out.contains("updated to 0.1.1"), "{updated:?}");
+    Ok(())
+}
+
+#[test]
+fn answers_under_way_are_finished_first() -> Result<()> {
+    const TOKENS: usize = 3_000;
+    let Some(model) = language::file() else { return Ok(()) };
+    let machine = Machine::new()?;
+    machine.publish("0.1.1", &as_version("0.1.1")?)?;
+    let model = model.display().to_string();
+    let added = machine.run(&["model", "add", &model, "--name", "smol"])?;
+    ensure!(added.code == 0, "{added:?}");
+    let api = machine.api().context("an agent")?;
+    let body = serde_json::json!({
+        "model": "smol", "prompt": "1, 2, 3, 4,", "max_tokens": TOKENS, "temperature": 0, "ignore_eos": true,
+        "stream": true, "stream_options": { "include_usage": true },
+    });
+    let headers = [("content-type", "application/json")];
+    let request = http::request("POST", "/v1/completions", api, &headers, body.to_string().as_bytes());
+    let answer = http::open(api, &request)?;
+    ensure!(answer.status == 200, "{}", answer.head);
+    let mut events = BufReader::new(answer).lines().filter(|line| !line.as_ref().is_ok_and(String::is_empty));
+    events.next().context("no answer")??;
+
+    let asked = machine.command(&["update"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (mut last, mut waited) = (String::new(), false);
+    for event in events {
+        let event = event.context("the stream broke off")?;
+        if event == "data: [DONE]" {
+            waited = fs::read_to_string(machine.path("story"))?.contains("finishing the work at hand first");
+        } else if event.starts_with("data: ") {
+            last = event;
+        }
+    }
+    let usage: Value = serde_json::from_str(last.trim_start_matches("data: "))?;
+    ensure!(usage["usage"]["completion_tokens"] == TOKENS, "it was cut off: {usage}");
+    ensure!(waited, "the new version was not there before the answer ended: it has to be longer");
+    let updated = Said::of(asked.wait_with_output()?)?;
+    ensure!(updated.code == 0 && updated.out.contains("updated to 0.1.1"), "{updated:?}");
+    machine.version_is("0.1.1")?;
     Ok(())
 }
 

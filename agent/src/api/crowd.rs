@@ -20,7 +20,10 @@ use crate::limits::{API_CUSTOMERS_MAX, RETRY_AFTER_S};
 
 /// The customers' requests that are under way. Clones share them.
 #[derive(Clone, Default)]
-pub(super) struct Crowd(Arc<AtomicUsize>);
+pub(crate) struct Crowd(Arc<AtomicUsize>);
+
+/// As many as there never are: nobody is let in any more.
+const CLOSED: usize = usize::MAX;
 
 impl Crowd {
     /// A place for one more, if there is one.
@@ -28,6 +31,16 @@ impl Crowd {
         let more = |under_way| (under_way < API_CUSTOMERS_MAX).then_some(under_way + 1);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(Place(Arc::clone(&self.0)))
+    }
+
+    /// Lets nobody in any more, if nobody is inside; says whether it is so.
+    pub(crate) fn close(&self) -> bool {
+        let closed = self.0.compare_exchange(0, CLOSED, Ordering::Relaxed, Ordering::Relaxed);
+        closed.is_ok() || closed == Err(CLOSED)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == CLOSED
     }
 }
 
@@ -79,6 +92,7 @@ pub(super) async fn bound(State(door): State<Door>, request: Request, next: Next
     }
     match door.crowd.enter() {
         Some(place) => next.run(request).await.map(|body| Body::new(Placed { body, _place: place })),
+        None if door.crowd.is_closed() => Problem::leaving().into_response(),
         None => {
             let message = format!(
                 "the agent is busy with {API_CUSTOMERS_MAX} requests\nhint: ask again in {RETRY_AFTER_S} s, or have fewer under way at once"
@@ -103,6 +117,17 @@ mod tests {
         held.pop();
         assert!(crowd.enter().is_some() && crowd.enter().is_some());
         held.push(crowd.enter().unwrap());
+        assert!(crowd.enter().is_none());
+    }
+
+    #[test]
+    fn nobody_is_shut_in_and_then_nobody_comes() {
+        let crowd = Crowd::default();
+        let inside = crowd.enter().unwrap();
+        assert!(!crowd.close(), "somebody is inside");
+        assert!(crowd.enter().is_some() && !crowd.is_closed());
+        drop(inside);
+        assert!(crowd.close() && crowd.clone().close() && crowd.is_closed());
         assert!(crowd.enter().is_none());
     }
 

@@ -13,6 +13,8 @@ pub(crate) mod down;
 pub(crate) mod eval;
 pub(crate) mod fleet;
 pub(crate) mod jobs;
+#[cfg(any(windows, test))]
+pub(crate) mod keeper;
 pub(crate) mod log;
 pub(crate) mod model;
 pub(crate) mod owner;

@@ -5,17 +5,20 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Deserialize;
 use serde_json::json;
-use skein_update::{NetworkLimits, Release, Staged, State, TRIAL_LIMIT, TRIAL_STEADY, Updater, Version};
+use skein_update::{
+    Health, NetworkLimits, Release, Staged, State, TRIAL_LIMIT, TRIAL_STEADY, UpdateError, Updater, Version,
+};
 
 use super::{bytes_text, say};
 use crate::cli::{UpArgs, UpdateArgs};
 use crate::client::Client;
 use crate::config::{Config, data_dir};
-use crate::daemon::updating::{replace_by, this_binary, updater};
+use crate::daemon::runs_nowhere;
+use crate::daemon::updating::{this_binary, updater};
 use crate::limits::{TRIAL_ANSWER_MAX, TRIAL_SURVEY_MAX, UPDATE_DRAIN_MAX};
 
 /// What an update must know of an agent of any version; later ones may tell everything else in other words.
@@ -57,9 +60,15 @@ pub(crate) fn run(args: UpdateArgs) -> Result<ExitCode> {
         ))?;
         return Ok(ExitCode::SUCCESS);
     }
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create the data directory {}", directory.display()))?;
     match Client::of(&directory).and_then(|client| client.get::<Told>("/api/status").map(|_| client)) {
         Ok(client) => ask(&client, &directory, &release.version),
-        Err(_) => alone(&updater, &release),
+        Err(_) if runs_nowhere(&directory) => alone(&updater, &release),
+        Err(_) => bail!(
+            "an agent runs in {} and does not answer\nhint: try again in a minute; if it stays so, stop the agent first",
+            directory.display()
+        ),
     }
 }
 
@@ -119,12 +128,12 @@ fn longest() -> Duration {
 fn back(updater: &Updater, directory: &Path) -> Result<ExitCode> {
     updater.restore_old()?;
     let binary = this_binary()?;
-    let said = std::process::Command::new(binary.get_program()).arg("--version").output();
+    let said = std::process::Command::new(&binary).arg("--version").output();
     let version =
         said.map(|said| String::from_utf8_lossy(&said.stdout).trim().to_owned()).unwrap_or_default();
     say(&format!(
         "{} is {} again; the same once more undoes this",
-        binary.get_program().display(),
+        binary.display(),
         if version.is_empty() { "the version before" } else { &version }
     ))?;
     match Client::of(directory) {
@@ -138,7 +147,6 @@ fn back(updater: &Updater, directory: &Path) -> Result<ExitCode> {
 
 /// No agent runs: the new version is tried in an empty directory.
 fn alone(updater: &Updater, release: &Release) -> Result<ExitCode> {
-    updater.recover()?;
     let staged = stage(updater, release)?;
     let place = tempdir()?;
     let arguments = ["up", "--headless", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir"];
@@ -150,9 +158,11 @@ fn alone(updater: &Updater, release: &Release) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// In the place of an agent that left for this: tries the new version on the agent's own data, and becomes what is
-/// installed then, the new version or the old.
+/// In the place of an agent that left for this: tries the new version on the agent's own data, and is followed by what is
+/// installed then, the new version or the old, unless the agent was told to leave meanwhile.
 fn apply(updater: &Updater, version: &Version, then: &[OsString]) -> Result<ExitCode> {
+    #[cfg(windows)]
+    crate::os::leave_when_input_ends();
     let changed = updater.find(version).map_err(anyhow::Error::from).and_then(|release| {
         let staged = stage(updater, &release)?;
         try_out(staged, then, &updater.data_dir)
@@ -161,9 +171,28 @@ fn apply(updater: &Updater, version: &Version, then: &[OsString]) -> Result<Exit
         Ok(()) => eprintln!("updated to {version}"),
         Err(error) => eprintln!("error: still version {}: {error:#}", updater.current_version),
     }
-    let mut command = this_binary()?;
+    if changed.is_err_and(|error| was_told_to_leave(&error)) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    go_on(then)
+}
+
+fn was_told_to_leave(error: &Error) -> bool {
+    matches!(error.downcast_ref::<UpdateError>(), Some(UpdateError::Left { .. }))
+}
+
+/// Becomes what is installed.
+#[cfg(not(windows))]
+fn go_on(then: &[OsString]) -> Result<ExitCode> {
+    let mut command = std::process::Command::new(this_binary()?);
     command.args(then);
-    match replace_by(command)? {}
+    match crate::daemon::updating::replace_by(command)? {}
+}
+
+/// Has the keeper, who started this, start what is installed.
+#[cfg(windows)]
+fn go_on(_then: &[OsString]) -> Result<ExitCode> {
+    Ok(ExitCode::from(crate::daemon::updating::AGAIN))
 }
 
 fn stage(updater: &Updater, release: &Release) -> Result<Staged> {
@@ -184,25 +213,39 @@ fn try_out(staged: Staged, arguments: &[OsString], directory: &Path) -> Result<(
     let mut command = staged.command();
     command.args(arguments);
     let start = Instant::now();
-    let mut health = || health(directory, &wanted, start.elapsed());
+    let leaves = leave_requests()?;
+    let mut health = || if leaves() { Health::Leave } else { health(directory, &wanted, start.elapsed()) };
     staged.trial(command, &mut health, TRIAL_LIMIT, TRIAL_STEADY)?.promote()?;
     Ok(())
 }
 
+/// Whether this process was asked to end. On Windows that would otherwise end it in the midst of an installation; elsewhere
+/// it does, which leaves one version or the other.
+#[cfg(windows)]
+fn leave_requests() -> Result<impl Fn() -> bool> {
+    let requests = crate::os::leave_requests()?;
+    Ok(move || !requests.is_empty())
+}
+
+#[cfg(not(windows))]
+fn leave_requests() -> Result<impl Fn() -> bool> {
+    Ok(|| false)
+}
+
 /// What an agent lacks that has been on trial for so long. Answers soon, whatever that agent does: the trial's own limit
 /// depends on it.
-fn health(directory: &Path, wanted: &str, tried: Duration) -> Result<(), String> {
+fn health(directory: &Path, wanted: &str, tried: Duration) -> Health {
     let told =
         Client::of(directory).and_then(|client| client.get_within::<Told>("/api/status", TRIAL_ANSWER_MAX));
     match told {
         Ok(told) if told.version != wanted || !told.on_trial => {
-            Err(format!("version {} answers", told.version))
+            Health::Missing(format!("version {} answers", told.version))
         }
         Ok(told) if told.surveying && tried < TRIAL_SURVEY_MAX => {
-            Err("it is still looking for its devices".to_owned())
+            Health::Missing("it is still looking for its devices".to_owned())
         }
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!("it does not answer yet: {error}")),
+        Ok(_) => Health::Good,
+        Err(error) => Health::Missing(format!("it does not answer yet: {error}")),
     }
 }
 
@@ -239,7 +282,8 @@ mod tests {
         let running = json!({ "pid": 1, "node": node, "listen": api, "api": api, "token": "" });
         std::fs::write(folder.path().join(crate::daemon::RUNNING_FILE), running.to_string()).unwrap();
         let start = Instant::now();
-        let missing = health(folder.path(), "0.2.0", Duration::ZERO).unwrap_err();
+        let health = health(folder.path(), "0.2.0", Duration::ZERO);
+        let Health::Missing(missing) = &health else { panic!("{health:?}") };
         assert!(missing.contains("does not answer"), "{missing}");
         assert!(start.elapsed() < 3 * TRIAL_ANSWER_MAX, "{:?}", start.elapsed());
     }

@@ -31,6 +31,8 @@ impl Agent {
         fs::create_dir_all(&data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
         // It needs little room, for a few minutes.
         fs::write(data_dir.join("policy.toml"), "disk_free_min = \"off\"\n")?;
+        // And it is not to change the program of this machine's agent.
+        fs::write(data_dir.join("config.toml"), "update_channel = \"off\"\n")?;
         let story = data_dir.join("agent.log");
         let executable = std::env::current_exe().context("cannot find this binary's own path")?;
         let mut command = Command::new(executable);

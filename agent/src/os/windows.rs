@@ -1,16 +1,20 @@
-//! Windows: console events, window messages, the service's stop, and access lists of files.
+//! Windows: console events, window messages, the service's stop, access lists of files, and clocks.
 //!
 //! The one module of the agent that calls the system's interface itself; nothing unsafe leaves it.
 
-#![expect(unsafe_code, reason = "no crate wraps console handlers that wait, session ends, and private files")]
+#![expect(
+    unsafe_code,
+    reason = "no crate wraps console handlers that wait, session ends, private files and clocks"
+)]
 
 use std::fs::{self, File};
 use std::io;
 use std::os::windows::ffi::OsStrExt;
-use std::os::windows::io::{FromRawHandle, OwnedHandle};
+use std::os::windows::io::{AsHandle, FromRawHandle, OwnedHandle};
 use std::path::Path;
 use std::ptr;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use smol::channel::{self, Receiver, Sender};
@@ -31,15 +35,19 @@ use windows_sys::Win32::System::Console::{
     STD_INPUT_HANDLE, STD_OUTPUT_HANDLE, SetConsoleCtrlHandler, SetStdHandle,
 };
 use windows_sys::Win32::System::LibraryLoader::GetModuleHandleW;
+use windows_sys::Win32::System::SystemInformation::GetTickCount64;
 use windows_sys::Win32::System::Threading::{
     GetCurrentProcess, IDLE_PRIORITY_CLASS, OpenProcessToken, SetPriorityClass,
 };
+use windows_sys::Win32::System::WindowsProgramming::QueryUnbiasedInterruptTime;
 use windows_sys::Win32::UI::WindowsAndMessaging::{
     CreateWindowExW, DefWindowProcW, DispatchMessageW, GetMessageW, MSG, RegisterClassW, WM_CLOSE,
     WM_ENDSESSION, WM_QUERYENDSESSION, WNDCLASSW,
 };
 use windows_sys::core::{BOOL, PWSTR};
 use windows_sys::w;
+
+use super::Clocks;
 
 /// The system calls back without a context, so there is one place for its requests in the whole process.
 static LEAVE: LazyLock<(Sender<()>, Receiver<()>)> = LazyLock::new(|| channel::bounded(1));
@@ -51,6 +59,29 @@ const TOKEN_USER_BYTES_MAX: usize = 128;
 pub(crate) fn ask_to_leave() {
     // One request that waits is as good as many.
     let _ = LEAVE.0.try_send(());
+}
+
+/// Asks as soon as standard input ends: whoever started this process holds the other end, and lets go of it to say so, or
+/// because it is gone itself.
+pub(crate) fn leave_when_input_ends() {
+    std::thread::spawn(|| {
+        if let Ok(mut input) = take_input() {
+            let _ = io::copy(&mut input, &mut io::sink());
+        }
+        ask_to_leave();
+    });
+}
+
+/// Standard input, which is none of the process's afterwards. Whoever asks what kind of handle it is waits until a read of it
+/// ends, and a driver's library does ask while it is loaded, where it has a C run time of its own.
+///
+/// # Errors
+/// When the system gives no second handle.
+pub(crate) fn take_input() -> io::Result<File> {
+    let input = io::stdin().as_handle().try_clone_to_owned()?;
+    // SAFETY: no reference to this handle is kept anywhere, the standard library asks for it each time.
+    unsafe { SetStdHandle(STD_INPUT_HANDLE, ptr::null_mut()) };
+    Ok(File::from(input))
 }
 
 /// Tells each time the system asks this process to end: Ctrl-C, Ctrl-Break, a console that closes, `taskkill`, the end
@@ -234,6 +265,19 @@ fn wide(text: &std::ffi::OsStr) -> Vec<u16> {
     text.encode_wide().chain([0]).collect()
 }
 
+/// Neither is moved when somebody sets the time of day. `Instant` would not do: here it goes on in sleep.
+pub(crate) fn clocks() -> Clocks {
+    let mut awake_100ns: u64 = 0;
+    // SAFETY: the place is this function's own.
+    unsafe { QueryUnbiasedInterruptTime(&raw mut awake_100ns) };
+    // SAFETY: the call takes and changes nothing.
+    let always_ms = unsafe { GetTickCount64() };
+    Clocks {
+        awake: Duration::from_nanos(awake_100ns.saturating_mul(100)),
+        always: Duration::from_millis(always_ms),
+    }
+}
+
 /// Lets every other program have the processor first.
 pub(crate) fn step_back() {
     // SAFETY: the handle is a constant that stands for this process; the call changes its priority alone.
@@ -241,13 +285,13 @@ pub(crate) fn step_back() {
 }
 
 /// Lets go of a console that Windows made for this process alone and that shows what it says: a task at log-on would
-/// leave a black window on the owner's desktop. The story is in the data directory all the same.
-pub(crate) fn leave_own_console() {
+/// leave a black window on the owner's desktop. The story is in the data directory all the same. Says whether it did.
+pub(crate) fn leave_own_console() -> bool {
     let mut attached = [0; 2];
     // SAFETY: the list has room for the two that are told.
     let count = unsafe { GetConsoleProcessList(attached.as_mut_ptr(), 2) };
     if count != 1 || !io::IsTerminal::is_terminal(&io::stderr()) {
-        return;
+        return false;
     }
     // SAFETY: no reference to these handles is kept anywhere, the standard library asks for them each time.
     unsafe {
@@ -256,4 +300,5 @@ pub(crate) fn leave_own_console() {
         }
         FreeConsole();
     }
+    true
 }

@@ -140,7 +140,7 @@ pub enum UpdateError {
     },
     /// A test version in the channel for everybody.
     #[error(
-        "the channel `stable` offers the test version {0}\nhint: `skein set update_channel beta` if you want test versions"
+        "the channel `stable` offers the test version {0}\nhint: write update_channel = \"beta\" into config.toml of the data directory if you want test versions"
     )]
     PreRelease(Version),
     /// The channel offers something older.
@@ -247,12 +247,28 @@ pub enum UpdateError {
         /// What happened.
         reason: String,
     },
-    /// Another process updates.
-    #[error("another update is at work\nhint: wait until it has ended; `skein status` shows it")]
-    Busy,
-    /// Somebody else changed the installed binary while a trial ran.
+    /// The agent was told to leave while the new version was on trial.
     #[error(
-        "{binary} was replaced while the new version was on trial; it was left as it is\nhint: `skein status` shows which version runs"
+        "the agent was told to leave while version {version} was on trial\nhint: `skein update` tries it again"
+    )]
+    Left {
+        /// The version.
+        version: Version,
+    },
+    /// The new version could not be tried, which was no fault of its own.
+    #[error("version {version} cannot be tried now: {reason}\nhint: `skein update` tries it again")]
+    NotNow {
+        /// The version.
+        version: Version,
+        /// What is in the way.
+        reason: String,
+    },
+    /// Another process updates this binary, or has this data directory.
+    #[error("another update is at work\nhint: wait until it has ended, and try again")]
+    Busy,
+    /// Somebody else changed the installed binary, or the new one, while a trial ran.
+    #[error(
+        "{binary} was replaced while the new version was on trial, so nothing was installed\nhint: `skein status` shows which version runs"
     )]
     ChangedMeanwhile {
         /// The binary.

@@ -8,13 +8,13 @@
 //! A release is believed when a trusted key signed its manifest (`keys`, `manifest`); its archive is fetched in
 //! bounded size and time, and checked against the manifest and by zipsign (`fetch`, `archive`); the binary is
 //! staged beside the installed one (`swap`), proves itself as a child process (`trial`), and only then gets the
-//! installed name. `state` remembers what happened, `schedule` says when to look again, `sign` is the publisher's
-//! side.
+//! installed name. Where it then ends again and again, `recover` puts the version before back (`updater`). `state`
+//! remembers what happened, `schedule` says when to look again, `sign` is the publisher's side.
 //!
 //! ```no_run
 //! # fn answers(_: &skein_update::Version) -> bool { true }
 //! # fn main() -> skein_update::Result<()> {
-//! use skein_update::{TRIAL_LIMIT, TRIAL_STEADY, TrustedKeys, Updater};
+//! use skein_update::{Health, TRIAL_LIMIT, TRIAL_STEADY, TrustedKeys, Updater};
 //! let keys = TrustedKeys::built_in()?;
 //! let data = std::path::Path::new("/home/me/.local/share/skein");
 //! let updater = Updater::new("https://releases.example.org", "stable", keys, "0.1.0", data)?;
@@ -25,7 +25,8 @@
 //!     let mut command = staged.command();
 //!     command.args(std::env::args_os().skip(1));
 //!     let wanted = staged.version().clone();
-//!     let mut health = || if answers(&wanted) { Ok(()) } else { Err("its API does not answer".to_owned()) };
+//!     let missing = || Health::Missing("its API does not answer".to_owned());
+//!     let mut health = || if answers(&wanted) { Health::Good } else { missing() };
 //!     staged.trial(command, &mut health, TRIAL_LIMIT, TRIAL_STEADY)?.promote()?;
 //!     // Execute the installed path. After any error: go on as before; the error says why.
 //! }
@@ -52,6 +53,10 @@ pub use error::{Result, UpdateError};
 pub use fetch::NetworkLimits;
 pub use keys::TrustedKeys;
 pub use semver::Version;
-pub use state::{FailedVersion, InTrial, LastResult, Outcome, State};
-pub use trial::{Proven, Staged, TRIAL_LIMIT, TRIAL_STEADY, TRIAL_VARIABLE, end_with_updater, is_trial};
-pub use updater::{Recovery, Release, Step, StepHook, Updater};
+pub use state::{FailedVersion, InTrial, LastResult, Outcome, Probation, State};
+pub use swap::mend;
+pub use trial::{
+    Health, PROBATION, Proven, Staged, TRIAL_LEFT, TRIAL_LIMIT, TRIAL_NOT_NOW, TRIAL_STEADY, TRIAL_VARIABLE,
+    end_with_updater, is_trial,
+};
+pub use updater::{Recovery, Release, Step, StepHook, Updater, this_binary};

@@ -3,7 +3,7 @@
 //! A convenience, never a proof: whether a binary is good is decided by signatures and by the trial. A missing or
 //! damaged file is an empty state, so it can never keep an agent from starting.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, io_error};
+use crate::swap::rename;
 
 const STATE_BYTES_MAX: u64 = 64 << 10;
 const FAILED_MAX: usize = 16;
@@ -69,6 +70,15 @@ pub struct FailedVersion {
     pub at_ms: u64,
 }
 
+/// A version that was installed and has not run for long yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probation {
+    /// The version.
+    pub version: Version,
+    /// How often it was started, without those starts after which it left because it was told to.
+    pub starts: u32,
+}
+
 /// What `update.json` holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -83,6 +93,8 @@ pub struct State {
     pub interrupted: Option<Version>,
     /// Versions that failed here, the newest last.
     pub failed: Vec<FailedVersion>,
+    /// The version that was installed last, until it has run for [`crate::PROBATION`].
+    pub probation: Option<Probation>,
 }
 
 impl State {
@@ -105,13 +117,40 @@ impl State {
         let mut file = File::create(&part).map_err(io_error("write", &part))?;
         file.write_all(text.as_bytes()).map_err(io_error("write", &part))?;
         file.sync_all().map_err(io_error("write", &part))?;
-        fs::rename(&part, &path).map_err(io_error("write", &path))?;
+        rename(&part, &path).map_err(io_error("write", &path))?;
         sync_directory(data_dir)
     }
 
     /// Why `version` is not tried again by itself.
     pub fn failure(&self, version: &Version) -> Option<&FailedVersion> {
         self.failed.iter().find(|failed| failed.version == *version)
+    }
+
+    /// The version that runs has run for long: its end would be none of the update's.
+    pub fn end_probation(data_dir: &Path) {
+        let mut state = Self::load(data_dir);
+        if state.probation.take().is_some() {
+            // What cannot be noted now is noted after the next start.
+            let _ = state.save(data_dir);
+        }
+    }
+
+    /// The version that runs leaves because it was told to: this start says nothing about it.
+    pub fn excuse_start(data_dir: &Path) {
+        let mut state = Self::load(data_dir);
+        if let Some(probation) = &mut state.probation {
+            probation.starts = probation.starts.saturating_sub(1);
+            let _ = state.save(data_dir);
+        }
+    }
+
+    /// Counts a start of `version`; gives how many there were, or 0 if it is not on probation.
+    pub(crate) fn count_start(&mut self, version: &Version) -> u32 {
+        // Where another one is installed, somebody has decided.
+        self.probation = self.probation.take().filter(|probation| probation.version == *version);
+        let Some(probation) = &mut self.probation else { return 0 };
+        probation.starts = probation.starts.saturating_add(1);
+        probation.starts
     }
 
     pub(crate) fn set_result(&mut self, outcome: Outcome, version: Option<&Version>, reason: Option<String>) {
@@ -154,6 +193,8 @@ fn state_path(data_dir: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -165,6 +206,7 @@ mod tests {
             state.add_failure(&Version::new(0, minor, 0), &"crashed ".repeat(1000));
         }
         state.set_result(Outcome::Failed, Some(&Version::new(0, 19, 0)), Some("crashed".to_owned()));
+        state.probation = Some(Probation { version: Version::new(0, 20, 0), starts: 1 });
         state.save(folder.path()).unwrap();
         let back = State::load(folder.path());
         assert_eq!(back, state);
@@ -173,5 +215,24 @@ mod tests {
         assert!(fs::metadata(state_path(folder.path())).unwrap().len() < STATE_BYTES_MAX);
         fs::write(state_path(folder.path()), "{\"failed\": 7").unwrap();
         assert_eq!(State::load(folder.path()), State::default());
+    }
+
+    #[test]
+    fn starts_are_counted_until_it_has_run_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let installed = Version::new(0, 2, 0);
+        let mut state = State::default();
+        assert_eq!(state.count_start(&installed), 0, "it was installed by hand");
+        state.probation = Some(Probation { version: installed.clone(), starts: 0 });
+        assert_eq!((state.count_start(&installed), state.count_start(&installed)), (1, 2));
+        state.save(folder.path()).unwrap();
+        State::excuse_start(folder.path());
+        let mut state = State::load(folder.path());
+        assert_eq!(state.count_start(&installed), 2);
+        state.save(folder.path()).unwrap();
+        State::end_probation(folder.path());
+        assert_eq!(State::load(folder.path()).probation, None);
+        assert_eq!(state.count_start(&Version::new(0, 3, 0)), 0);
+        assert_eq!(state.probation, None, "another one is installed");
     }
 }

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use semver::Version;
 
-use crate::error::{Result, UpdateError, io_error};
-use crate::state::{InTrial, Outcome, State, now_ms};
-use crate::swap::{Identity, Place, remove};
+use crate::error::{Result, UpdateError};
+use crate::state::{InTrial, Outcome, Probation, State, now_ms};
+use crate::swap::{Identity, Place};
 use crate::updater::{Step, Updater};
 
 /// How long a new version has to become healthy.
@@ -23,9 +23,18 @@ pub const TRIAL_LIMIT: Duration = Duration::from_secs(60);
 pub const TRIAL_STEADY: Duration = Duration::from_secs(10);
 /// Set to `1` in the environment of a process on trial.
 pub const TRIAL_VARIABLE: &str = "SKEIN_TRIAL";
+/// The exit code of a version on trial that something of this machine hinders, such as a port in use: it is no worse for
+/// that, and may be tried again.
+pub const TRIAL_NOT_NOW: u8 = 75;
+/// The exit code of a version on trial that was told to leave, and so has nobody in its place. Not 0: a version that ends
+/// by itself at once would take its machine out of service.
+pub const TRIAL_LEFT: u8 = 76;
+/// A version that was installed and ends within this, time and again, is taken back.
+pub const PROBATION: Duration = Duration::from_secs(60);
+/// At this start of such a version.
+pub(crate) const PROBATION_STARTS: u32 = 3;
 
 const POLL: Duration = Duration::from_millis(100);
-#[cfg(unix)]
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 const TAIL_BYTES: usize = 2048;
 
@@ -47,6 +56,43 @@ pub fn end_with_updater(end: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// How a version on trial is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Well.
+    Good,
+    /// This is still missing.
+    Missing(String),
+    /// There is no time for it: the trial has to end, and says nothing about the version.
+    Leave,
+}
+
+/// Why a trial ended without a proof.
+#[derive(Debug)]
+enum Ending {
+    /// It was told to leave.
+    Left,
+    /// This machine was in the way.
+    NotNow(String),
+    /// The version is no good here.
+    Failed(String),
+}
+
+impl Ending {
+    /// Of a process that has ended, which was no part of the plan.
+    fn of(status: ExitStatus, how: &str) -> Self {
+        let reason = format!("{how} ({status})");
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        if code == Some(TRIAL_LEFT) {
+            Self::Left
+        } else if code == Some(TRIAL_NOT_NOW) {
+            Self::NotNow(reason)
+        } else {
+            Self::Failed(reason)
+        }
+    }
+}
+
 /// What holds an update together: removes `skein.new` unless it became the installed binary, and keeps other
 /// updates out as long as it lives.
 #[derive(Debug)]
@@ -55,14 +101,16 @@ struct Attempt {
     place: Place,
     version: Version,
     installed: Identity,
+    /// What `skein.new` was when it was written.
+    new: Option<Identity>,
     done: bool,
-    _lock: File,
+    _locks: [File; 2],
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
         if !self.done {
-            let _ = remove(&self.place.new);
+            let _ = self.place.remove(&self.place.new);
         }
     }
 }
@@ -84,9 +132,15 @@ impl Staged {
         place: Place,
         version: Version,
         installed: Identity,
-        lock: File,
+        locks: [File; 2],
     ) -> Self {
-        Self(Attempt { updater, place, version, installed, done: false, _lock: lock })
+        Self(Attempt { updater, place, version, installed, new: None, done: false, _locks: locks })
+    }
+
+    /// `skein.new` is whole from now on.
+    pub(crate) fn written(&mut self) -> Result<()> {
+        self.0.new = Some(self.0.place.new_identity()?);
+        Ok(())
     }
 
     /// Which version it is.
@@ -106,16 +160,16 @@ impl Staged {
         command
     }
 
-    /// Runs `command` and asks `health` again and again until it has answered `Ok` and nothing else for `steady`, the
-    /// process ends, or `limit` is over; an `Err` of `health` says what is still missing. `health` must answer soon,
-    /// whatever the process does. A version that fails is removed and remembered.
+    /// Runs `command` and asks `health` again and again until it has answered `Good` and nothing else for `steady`, the
+    /// process ends, or `limit` is over. `health` must answer soon, whatever the process does. A version that fails is
+    /// removed and remembered; one that left or was hindered ([`TRIAL_LEFT`], [`TRIAL_NOT_NOW`]) is only removed.
     ///
     /// The process gets a process group of its own, its standard input is a pipe that closes when this process
     /// ends (see [`end_with_updater`]), and the end of its standard error goes into the reason of a failure.
     pub fn trial(
         self,
         command: Command,
-        health: &mut dyn FnMut() -> std::result::Result<(), String>,
+        health: &mut dyn FnMut() -> Health,
         limit: Duration,
         steady: Duration,
     ) -> Result<Proven> {
@@ -129,10 +183,7 @@ impl Staged {
             updater.step(Step::TrialStarted);
             match child.watch(health, limit, steady) {
                 Ok(()) => Ok(child),
-                Err(reason) => {
-                    child.kill();
-                    Err(child.with_tail(reason))
-                }
+                Err(ending) => Err(child.end(ending)),
             }
         });
         match outcome {
@@ -140,22 +191,35 @@ impl Staged {
                 updater.step(Step::Healthy);
                 Ok(Proven { attempt, child })
             }
-            Err(reason) => Err(attempt.abandon(reason)),
+            Err(ending) => Err(attempt.abandon(ending)),
         }
     }
 }
 
 impl Attempt {
-    fn abandon(self, reason: String) -> UpdateError {
-        let Self { updater, version, place, .. } = &self;
+    fn abandon(self, ending: Ending) -> UpdateError {
+        let Self { updater, place, .. } = &self;
+        let version = self.version.clone();
         // The removal comes first: it must happen even where nothing more can be written.
-        let _ = remove(&place.new);
+        let _ = place.remove(&place.new);
         let mut state = State::load(&updater.data_dir);
         state.in_trial = None;
-        state.add_failure(version, &reason);
-        state.set_result(Outcome::Failed, Some(version), Some(reason.clone()));
+        let (outcome, reason, error) = match ending {
+            Ending::Left => {
+                let reason = "the agent was told to leave while the new version was on trial".to_owned();
+                (Outcome::Interrupted, reason, UpdateError::Left { version })
+            }
+            Ending::NotNow(reason) => {
+                (Outcome::Interrupted, reason.clone(), UpdateError::NotNow { version, reason })
+            }
+            Ending::Failed(reason) => {
+                state.add_failure(&version, &reason);
+                (Outcome::Failed, reason.clone(), UpdateError::TrialFailed { version, reason })
+            }
+        };
+        state.set_result(outcome, Some(&self.version), Some(reason));
         let _ = state.save(&updater.data_dir);
-        UpdateError::TrialFailed { version: version.clone(), reason }
+        error
     }
 }
 
@@ -169,35 +233,37 @@ impl Proven {
     /// this the caller executes the installed path. On an error the installed binary is as it was.
     pub fn promote(self) -> Result<()> {
         let Self { mut attempt, mut child } = self;
-        let promoted = attempt.promote(&mut child);
+        if let Some(status) = child.ended() {
+            let ending = child.end(Ending::of(status, "it ended after it was healthy"));
+            return Err(attempt.abandon(ending));
+        }
+        let promoted = attempt.promote();
         // In every case: the process on trial is not the agent.
         child.stop();
         attempt.updater.step(Step::Stopped);
-        match promoted {
-            Err(UpdateError::TrialFailed { reason, .. }) => Err(attempt.abandon(reason)),
-            Err(error) => {
-                // The version proved itself; what failed is this machine's disk. It may be tried again.
-                let mut state = State::load(&attempt.updater.data_dir);
-                state.in_trial = None;
-                state.set_result(Outcome::Failed, Some(&attempt.version), Some(error.to_string()));
-                let _ = state.save(&attempt.updater.data_dir);
-                Err(error)
-            }
-            Ok(()) => Ok(()),
+        if let Err(error) = &promoted {
+            // The version proved itself; what failed is this machine's disk. It may be tried again.
+            let mut state = State::load(&attempt.updater.data_dir);
+            state.in_trial = None;
+            state.set_result(Outcome::Failed, Some(&attempt.version), Some(error.to_string()));
+            let _ = state.save(&attempt.updater.data_dir);
         }
+        promoted
     }
 }
 
 impl Attempt {
-    fn promote(&mut self, child: &mut Trial) -> Result<()> {
-        if let Some(status) = child.ended() {
-            let reason = child.with_tail(format!("it ended after it was healthy ({status})"));
-            return Err(UpdateError::TrialFailed { version: self.version.clone(), reason });
-        }
+    fn promote(&mut self) -> Result<()> {
         if self.place.identity()? != self.installed {
             return Err(UpdateError::ChangedMeanwhile { binary: self.place.binary.clone() });
         }
-        self.place.keep_old()?;
+        if Some(self.place.new_identity()?) != self.new {
+            return Err(UpdateError::ChangedMeanwhile { binary: self.place.new.clone() });
+        }
+        // Another agent of the same binary may have installed this version: what to go back to is the one before.
+        if !self.place.is_installed()? {
+            self.place.keep_old()?;
+        }
         self.updater.step(Step::OldKept);
         self.place.install(&self.place.new)?;
         self.done = true;
@@ -206,6 +272,7 @@ impl Attempt {
         state.in_trial = None;
         state.forget_failure(&self.version);
         state.set_result(Outcome::Updated, Some(&self.version), None);
+        state.probation = Some(Probation { version: self.version.clone(), starts: 0 });
         // The new version is installed; a state that cannot be written changes nothing about that, and the next
         // start corrects it.
         let _ = state.save(&self.updater.data_dir);
@@ -231,14 +298,15 @@ impl Drop for Trial {
 }
 
 impl Trial {
-    fn start(mut command: Command) -> std::result::Result<Self, String> {
+    fn start(mut command: Command) -> std::result::Result<Self, Ending> {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         #[cfg(unix)]
         {
             use std::os::unix::process::CommandExt as _;
             command.process_group(0);
         }
-        let mut child = spawn(&mut command).map_err(|error| format!("it cannot be started: {error}"))?;
+        let mut child =
+            spawn(&mut command).map_err(|error| Ending::Failed(format!("it cannot be started: {error}")))?;
         let tail = Arc::new(Mutex::new(Vec::new()));
         let (ended, tail_ended) = mpsc::channel();
         if let Some(mut errors) = child.stderr.take() {
@@ -260,35 +328,35 @@ impl Trial {
     /// Waits for health that lasts; the error says why there is none.
     fn watch(
         &mut self,
-        health: &mut dyn FnMut() -> std::result::Result<(), String>,
+        health: &mut dyn FnMut() -> Health,
         limit: Duration,
         steady: Duration,
-    ) -> std::result::Result<(), String> {
+    ) -> std::result::Result<(), Ending> {
         let start = Instant::now();
         let mut healthy_since = None;
         loop {
             let answer = health();
             if let Some(status) = self.ended() {
-                return Err(format!(
-                    "it ended by itself after {:.1} s ({status})",
-                    start.elapsed().as_secs_f64()
-                ));
+                let how = format!("it ended by itself after {:.1} s", start.elapsed().as_secs_f64());
+                return Err(Ending::of(status, &how));
             }
             let missing = match answer {
-                Ok(()) => {
+                Health::Good => {
                     let healthy = healthy_since.get_or_insert_with(Instant::now).elapsed();
                     if healthy >= steady {
                         return Ok(());
                     }
                     format!("it was for the last {:.1} s only", healthy.as_secs_f64())
                 }
-                Err(missing) => {
+                Health::Missing(missing) => {
                     healthy_since = None;
                     missing
                 }
+                Health::Leave => return Err(Ending::Left),
             };
             if start.elapsed() >= limit {
-                return Err(format!("it was not healthy within {} s: {missing}", limit.as_secs_f64()));
+                let reason = format!("it was not healthy within {} s: {missing}", limit.as_secs_f64());
+                return Err(Ending::Failed(reason));
             }
             std::thread::sleep(POLL);
         }
@@ -302,20 +370,41 @@ impl Trial {
         self.status
     }
 
-    /// Asks the process to end, as a service manager would, and ends it after some seconds.
+    /// Asks the process to end, as a service manager would or, on Windows, by the end of its standard input, and ends
+    /// it after some seconds.
     fn stop(&mut self) {
-        #[cfg(unix)]
         if self.ended().is_none() {
+            #[cfg(unix)]
             let _ = rustix::process::kill_process(
                 rustix::process::Pid::from_child(&self.child),
                 rustix::process::Signal::TERM,
             );
+            #[cfg(not(unix))]
+            drop(self.child.stdin.take());
             let start = Instant::now();
             while self.ended().is_none() && start.elapsed() < STOP_LIMIT {
                 std::thread::sleep(POLL / 10);
             }
         }
         self.kill();
+    }
+
+    /// Makes sure that it has ended, and lets its last words tell more of why.
+    fn end(&mut self, ending: Ending) -> Ending {
+        match ending {
+            Ending::Left => {
+                self.stop();
+                Ending::Left
+            }
+            Ending::NotNow(reason) => {
+                self.kill();
+                Ending::NotNow(self.with_tail(reason))
+            }
+            Ending::Failed(reason) => {
+                self.kill();
+                Ending::Failed(self.with_tail(reason))
+            }
+        }
     }
 
     /// Ends the process and its group at once; once only, as the group's number is free for others afterwards.
@@ -362,20 +451,4 @@ fn spawn(command: &mut Command) -> std::io::Result<Child> {
         }
     }
     command.spawn()
-}
-
-/// Takes the lock that keeps updates apart; it ends with the process that holds it.
-pub(crate) fn lock(data_dir: &Path) -> Result<File> {
-    let path = data_dir.join("update.lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(io_error("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(UpdateError::Busy),
-        Err(std::fs::TryLockError::Error(error)) => Err(io_error("lock", &path)(error)),
-    }
 }

@@ -1,10 +1,11 @@
 //! The door of this crate: check, stage, recover, go back.
 //!
 //! Blocking throughout: a daemon calls it in `smol::unblock`. Must never change the installed binary; only
-//! `Proven::promote` and `restore_old` do.
+//! `Proven::promote` does, and back to the version before, `restore_old` and `recover`.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,9 +16,9 @@ use crate::error::{Result, UpdateError, io_error};
 use crate::fetch::{NetworkLimits, Server, kept_archive, newer};
 use crate::keys::TrustedKeys;
 use crate::manifest::{Manifest, ReleaseFile};
-use crate::state::{InTrial, Outcome, State, now_ms};
-use crate::swap::{Place, remove};
-use crate::trial::{Staged, is_trial, lock};
+use crate::state::{InTrial, Outcome, Probation, State, now_ms};
+use crate::swap::{Place, held, remove};
+use crate::trial::{PROBATION_STARTS, Staged, is_trial};
 
 /// The name of the program, and of its files in archives.
 const PROGRAM: &str = "skein";
@@ -72,6 +73,9 @@ pub enum Recovery {
         /// The files that were removed.
         removed: Vec<PathBuf>,
     },
+    /// The version that runs ended too soon time and again since it was installed: the one before has the installed name
+    /// again, which the caller executes.
+    TakenBack(Version),
 }
 
 /// A verified release with an archive for this machine.
@@ -130,8 +134,7 @@ impl Updater {
         current_version: &str,
         data_dir: &Path,
     ) -> Result<Self> {
-        let binary =
-            std::env::current_exe().map_err(io_error("find", Path::new("the running executable")))?;
+        let binary = this_binary().map_err(io_error("find", Path::new("the running executable")))?;
         Ok(Self {
             base_url: base_url.to_owned(),
             channel: channel.to_owned(),
@@ -146,11 +149,13 @@ impl Updater {
     }
 
     /// Asks the channel for something newer that has not failed here before, and notes the check in `update.json`.
-    /// `Ok(None)` is up to date.
+    /// `Ok(None)` is up to date. Where nobody could be asked, it is still due.
     pub fn check(&self) -> Result<Option<Release>> {
         let found = self.check_channel();
         let mut state = State::load(&self.data_dir);
-        state.last_check_ms = Some(now_ms());
+        if !matches!(found, Err(UpdateError::Network { .. })) {
+            state.last_check_ms = Some(now_ms());
+        }
         match &found {
             Ok(None) => state.set_result(Outcome::UpToDate, Some(&self.current_version), None),
             Ok(Some(release)) => state.set_result(Outcome::Available, Some(&release.version), None),
@@ -213,9 +218,17 @@ impl Updater {
     pub fn check_place(&self) -> Result<()> {
         let place = Place::find(&self.binary)?;
         place.check()?;
-        let _lock = lock(&self.data_dir)?;
+        let _locks = self.lock(&place)?;
         place.reserve()?;
         place.clean().map(|_| ())
+    }
+
+    /// Keeps other updates out of this data directory and away from this binary: several agents may share one. The locks
+    /// end with the process that holds them.
+    fn lock(&self, place: &Place) -> Result<[File; 2]> {
+        let path = self.data_dir.join("update.lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        Ok([held(file.map_err(io_error("open", &path))?, &path)?, place.lock()?])
     }
 
     /// Fetches, verifies and unpacks a release into `skein.new` beside the installed binary. `progress` hears
@@ -254,11 +267,11 @@ impl Updater {
     ) -> Result<(Staged, WorkDirectory)> {
         let place = Place::find(&self.binary)?;
         place.check()?;
-        let lock = lock(&self.data_dir)?;
+        let locks = self.lock(&place)?;
         let installed = place.identity()?;
         place.reserve()?;
         // From here on, leaving this function removes `skein.new` unless all went well.
-        let staged = Staged::new(self.clone(), place.clone(), release.version.clone(), installed, lock);
+        let mut staged = Staged::new(self.clone(), place.clone(), release.version.clone(), installed, locks);
         self.step(Step::Reserved);
         let work = WorkDirectory::create(&self.data_dir)?;
         let kept = kept_path(&self.data_dir);
@@ -277,22 +290,27 @@ impl Updater {
         let unpacked = archive::unpack(&archive, &release.archive.name, &top, &program, &work.0)?;
         self.step(Step::Unpacked);
         place.write_new(&unpacked, &mut || self.step(Step::Writing))?;
+        staged.written()?;
         self.step(Step::Staged);
         Ok((staged, work))
     }
 
-    /// Called when an agent starts: tells what an interrupted update left behind and removes it. The installed
-    /// binary and `skein.old` stay as they are.
+    /// Called once when an agent starts: tells what an interrupted update left behind and removes it. The installed
+    /// binary and `skein.old` stay as they are, unless the version that runs was installed by an update and ended within
+    /// [`crate::PROBATION`] at each of its starts so far: then they change round. Whoever runs for longer calls
+    /// [`State::end_probation`], and whoever was told to leave [`State::excuse_start`].
     pub fn recover(&self) -> Result<Recovery> {
         if is_trial() {
             return Ok(Recovery::Busy);
         }
-        let _lock = match lock(&self.data_dir) {
-            Ok(lock) => lock,
+        let place = Place::find(&self.binary)?;
+        let _locks = match self.lock(&place) {
+            Ok(locks) => locks,
             Err(UpdateError::Busy) => return Ok(Recovery::Busy),
+            // Who may not write there has left nothing there.
+            Err(UpdateError::NotWritable { .. }) => return Ok(Recovery::Nothing),
             Err(error) => return Err(error),
         };
-        let place = Place::find(&self.binary)?;
         // Whole, and wanted by nobody any more: no sign of an interruption.
         let _ = remove(&kept_path(&self.data_dir));
         let unproven = place.new.exists();
@@ -303,13 +321,26 @@ impl Updater {
             removed.push(work);
         }
         let mut state = State::load(&self.data_dir);
+        let before = state.clone();
+        let recovery = self.note_interruption(&mut state, unproven, removed);
+        if state.count_start(&self.current_version) >= PROBATION_STARTS {
+            return self.take_back(&place, state);
+        }
+        if state != before {
+            state.save(&self.data_dir)?;
+        }
+        Ok(recovery)
+    }
+
+    /// What became of an update that did not come to its end, if there was one.
+    fn note_interruption(&self, state: &mut State, unproven: bool, removed: Vec<PathBuf>) -> Recovery {
         match state.in_trial.take() {
             // The name changes last: what is installed and no longer beside is what was on trial.
             Some(InTrial { version, .. }) if version == self.current_version && !unproven => {
                 state.forget_failure(&version);
                 state.set_result(Outcome::Updated, Some(&version), None);
-                state.save(&self.data_dir)?;
-                Ok(Recovery::Completed(version))
+                state.probation = Some(Probation { version: version.clone(), starts: 0 });
+                Recovery::Completed(version)
             }
             Some(InTrial { version, .. }) => {
                 let reason = "the agent or the machine stopped while the new version was on trial";
@@ -320,17 +351,40 @@ impl Updater {
                     state.interrupted = Some(version.clone());
                 }
                 state.set_result(Outcome::Interrupted, Some(&version), Some(reason.to_owned()));
-                state.save(&self.data_dir)?;
-                Ok(Recovery::Cleaned { version: Some(version), removed })
+                Recovery::Cleaned { version: Some(version), removed }
             }
-            None if removed.is_empty() => Ok(Recovery::Nothing),
+            None if removed.is_empty() => Recovery::Nothing,
             None => {
                 let reason = "the agent or the machine stopped during the download".to_owned();
                 state.set_result(Outcome::Interrupted, None, Some(reason));
-                state.save(&self.data_dir)?;
-                Ok(Recovery::Cleaned { version: None, removed })
+                Recovery::Cleaned { version: None, removed }
             }
         }
+    }
+
+    /// Gives the installed name back to the version before the one that runs.
+    fn take_back(&self, place: &Place, mut state: State) -> Result<Recovery> {
+        let version = &self.current_version;
+        let reason = format!("it ended within a minute of its start, {} times", PROBATION_STARTS - 1);
+        // Before the name changes: from then on another version starts, and would install this one again.
+        state.add_failure(version, &reason);
+        state.save(&self.data_dir)?;
+        let taken_back = match place.check().and_then(|()| place.swap_with_old()) {
+            Ok(()) => {
+                state.set_result(Outcome::Failed, Some(version), Some(reason));
+                Recovery::TakenBack(version.clone())
+            }
+            // It is all there is.
+            Err(UpdateError::NoOld { .. }) => {
+                state.forget_failure(version);
+                Recovery::Nothing
+            }
+            Err(error) => return Err(error),
+        };
+        state.probation = None;
+        // The names tell it all the same.
+        let _ = state.save(&self.data_dir);
+        Ok(taken_back)
     }
 
     /// Puts the version before back in place, by hand; doing it again undoes it. The version that was left is not
@@ -338,9 +392,10 @@ impl Updater {
     pub fn restore_old(&self) -> Result<()> {
         let place = Place::find(&self.binary)?;
         place.check()?;
-        let _lock = lock(&self.data_dir)?;
+        let _locks = self.lock(&place)?;
         place.swap_with_old()?;
         let mut state = State::load(&self.data_dir);
+        state.probation = None;
         state.add_failure(&self.current_version, "it was taken back by hand");
         state.set_result(Outcome::Restored, None, None);
         state.save(&self.data_dir)
@@ -356,6 +411,14 @@ impl Updater {
             hook(step);
         }
     }
+}
+
+/// The running executable by its name, whatever has that name by now: Linux tells one that was replaced since as
+/// `… (deleted)`.
+pub fn this_binary() -> io::Result<PathBuf> {
+    let binary = std::env::current_exe()?;
+    let replaced = binary.to_string_lossy().strip_suffix(" (deleted)").map(PathBuf::from);
+    Ok(replaced.unwrap_or(binary))
 }
 
 /// Where the archive is fetched to and unpacked; gone when this is dropped.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::{
     Answer, Entry, Machine, OLD, Server, TARGET, archive, archive_name, file, good, tar_gz, version,
 };
-use skein_update::{Outcome, UpdateError, Updater};
+use skein_update::{Outcome, State, UpdateError, Updater};
 
 /// Checks and stages; gives the error, which must leave nothing behind.
 fn refusal(machine: &Machine, updater: &Updater) -> UpdateError {
@@ -274,6 +274,9 @@ fn a_server_cannot_lead_away_hang_or_flood() {
     assert!(matches!(error, UpdateError::BadAddress { .. }), "{error}");
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     updater.base_url = format!("http://127.0.0.1:{port}");
+    // Nobody was asked, so the look of the day is still due.
+    State { last_check_ms: Some(1), ..updater.state() }.save(&machine.data).unwrap();
     let error = refusal(&machine, &updater);
     assert!(matches!(error, UpdateError::Network { .. }), "{error}");
+    assert_eq!(updater.state().last_check_ms, Some(1));
 }

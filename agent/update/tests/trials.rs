@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{Machine, OLD, STEADY, Server, archive, good, trial, version, wait_until};
-use skein_update::{Outcome, Recovery, Staged, UpdateError, Updater};
+use skein_update::{Health, Outcome, Probation, Recovery, Staged, State, UpdateError, Updater};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -138,7 +138,7 @@ fn a_version_that_is_healthy_now_and_then_is_not_proven() {
     command.arg(machine.health_file());
     let mut health = || {
         asked += 1;
-        if asked % 3 == 0 { Err("it stutters".to_owned()) } else { Ok(()) }
+        if asked % 3 == 0 { Health::Missing("it stutters".to_owned()) } else { Health::Good }
     };
     let limit = STEADY * 4;
     let error = staged.trial(command, &mut health, limit, STEADY).unwrap_err();
@@ -160,7 +160,7 @@ fn a_version_that_dies_after_it_was_healthy_is_not_installed() {
     let staged = staged(&updater);
     let mut command = staged.command();
     command.arg(&path);
-    let mut health = || if path.exists() { Ok(()) } else { Err("not yet".to_owned()) };
+    let mut health = || if path.exists() { Health::Good } else { Health::Missing("not yet".to_owned()) };
     let proven = staged.trial(command, &mut health, LONG, STEADY).unwrap();
     // It waits for a line that never comes: end it as a crash would.
     let pid = children_of_this_process()
@@ -200,6 +200,111 @@ fn what_somebody_else_installed_meanwhile_stays() {
     assert!(matches!(proven.promote(), Err(UpdateError::ChangedMeanwhile { .. })));
     assert!(machine.installed().contains("by hand"));
     assert_eq!(machine.names(), ["skein"]);
+}
+
+#[test]
+fn what_was_not_proven_is_not_installed_whoever_put_it_there() {
+    let (_server, machine, updater) = published(&good("0.2.0"));
+    let proven = trial(&machine, staged(&updater), LONG).unwrap();
+    // Another agent of the same binary, as soon as it is asked to update.
+    let elsewhere = Updater { data_dir: machine.folder().join("other"), ..updater.clone() };
+    fs::create_dir(&elsewhere.data_dir).unwrap();
+    let release = elsewhere.check().unwrap().unwrap();
+    assert!(matches!(elsewhere.stage(&release, &mut |_, _| {}), Err(UpdateError::Busy)));
+    assert!(matches!(elsewhere.check_place(), Err(UpdateError::Busy)));
+    assert_eq!(elsewhere.recover().unwrap(), Recovery::Busy);
+    assert!(machine.bin.join("skein.new").exists());
+    // And whoever does not ask.
+    fs::write(machine.bin.join("skein.new"), "").unwrap();
+    let error = proven.promote().unwrap_err();
+    assert!(matches!(error, UpdateError::ChangedMeanwhile { .. }), "{error}");
+    machine.assert_untouched();
+    assert!(updater.state().failed.is_empty(), "the version is not to blame");
+    drop(elsewhere.stage(&release, &mut |_, _| {}).unwrap());
+}
+
+#[test]
+fn agents_that_share_a_binary_go_back_to_the_version_before() {
+    let (_server, machine, updater) = published(&good("0.2.0"));
+    let elsewhere = Updater { data_dir: machine.folder().join("other"), ..updater.clone() };
+    fs::create_dir(&elsewhere.data_dir).unwrap();
+    trial(&machine, staged(&updater), LONG).unwrap().promote().unwrap();
+    // The other still runs the old version, and does not know.
+    trial(&machine, staged(&elsewhere), LONG).unwrap().promote().unwrap();
+    assert_eq!(machine.installed(), good("0.2.0"));
+    assert_eq!(fs::read_to_string(machine.bin.join("skein.old")).unwrap(), OLD);
+}
+
+#[test]
+fn a_version_that_ends_again_and_again_is_taken_back() {
+    let script = good("0.2.0");
+    let (_server, machine, mut updater) = published(&script);
+    trial(&machine, staged(&updater), LONG).unwrap().promote().unwrap();
+    updater.current_version = version("0.2.0");
+    assert_eq!(updater.recover().unwrap(), Recovery::Nothing);
+    // It is told to leave: that is no crash.
+    State::excuse_start(&machine.data);
+    for _ in 0..2 {
+        assert_eq!(updater.recover().unwrap(), Recovery::Nothing);
+    }
+    assert_eq!(machine.installed(), script);
+    assert_eq!(updater.recover().unwrap(), Recovery::TakenBack(version("0.2.0")));
+    assert_eq!(machine.installed(), OLD);
+    assert_eq!(machine.names(), ["skein", "skein.old"]);
+    let state = updater.state();
+    assert!(state.failure(&version("0.2.0")).is_some());
+    assert_eq!(state.last_result.unwrap().outcome, Outcome::Failed);
+    // And not once more by itself.
+    updater.current_version = version("0.1.0");
+    assert_eq!(updater.recover().unwrap(), Recovery::Nothing);
+    assert!(matches!(updater.check(), Err(UpdateError::FailedBefore { .. })));
+    assert_eq!(machine.installed(), OLD);
+}
+
+#[test]
+fn a_version_that_has_run_for_long_stays() {
+    let script = good("0.2.0");
+    let (_server, machine, mut updater) = published(&script);
+    trial(&machine, staged(&updater), LONG).unwrap().promote().unwrap();
+    updater.current_version = version("0.2.0");
+    updater.recover().unwrap();
+    State::end_probation(&machine.data);
+    for _ in 0..5 {
+        assert_eq!(updater.recover().unwrap(), Recovery::Nothing);
+    }
+    assert_eq!(machine.installed(), script);
+    // Where there is nothing to go back to, it has to stay too.
+    fs::remove_file(machine.bin.join("skein.old")).unwrap();
+    let probation = Some(Probation { version: version("0.2.0"), starts: 2 });
+    State { probation, ..updater.state() }.save(&machine.data).unwrap();
+    assert_eq!(updater.recover().unwrap(), Recovery::Nothing);
+    assert_eq!(machine.installed(), script);
+    assert!(updater.state().failed.is_empty());
+}
+
+#[test]
+fn a_version_that_is_told_to_leave_or_hindered_may_be_tried_again() {
+    let (_server, machine, updater) = published("#!/bin/sh\nexit 76\n");
+    let error = trial(&machine, staged(&updater), LONG).unwrap_err();
+    assert!(matches!(error, UpdateError::Left { .. }), "{error}");
+    machine.assert_untouched();
+    let (_server, machine, updater) = published("#!/bin/sh\necho the port is in use >&2\nexit 75\n");
+    let error = trial(&machine, staged(&updater), LONG).unwrap_err();
+    assert!(matches!(error, UpdateError::NotNow { .. }), "{error}");
+    assert!(error.to_string().contains("the port is in use"), "{error}");
+    machine.assert_untouched();
+    // Nor has whoever tries it always the time.
+    let (_server, machine, updater) = published(&good("0.2.0"));
+    let staged = staged(&updater);
+    let mut command = staged.command();
+    command.arg(machine.health_file());
+    let error = staged.trial(command, &mut || Health::Leave, LONG, STEADY).unwrap_err();
+    assert!(matches!(error, UpdateError::Left { .. }), "{error}");
+    machine.assert_untouched();
+    let state = updater.state();
+    assert!(state.failed.is_empty() && state.in_trial.is_none() && state.interrupted.is_none(), "{state:?}");
+    assert_eq!(state.last_result.unwrap().outcome, Outcome::Interrupted);
+    assert!(updater.check().unwrap().is_some());
 }
 
 #[test]

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use skein_update::manifest::{Manifest, ReleaseFile};
-use skein_update::{NetworkLimits, Proven, Result, Staged, TrustedKeys, Updater, Version, keys, sign};
+use skein_update::{
+    Health, NetworkLimits, Proven, Result, Staged, TrustedKeys, Updater, Version, keys, sign,
+};
 
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 pub(crate) const OLD: &str = "#!/bin/sh\necho version 0.1.0\n";
@@ -335,9 +337,9 @@ pub(crate) fn trial(machine: &Machine, staged: Staged, limit: Duration) -> Resul
     let mut command = staged.command();
     command.arg(&path);
     let mut health = || match fs::read_to_string(&path) {
-        Ok(text) if text.trim() == wanted => Ok(()),
-        Ok(text) => Err(format!("it says it is {}", text.trim())),
-        Err(_) => Err("its API does not answer".to_owned()),
+        Ok(text) if text.trim() == wanted => Health::Good,
+        Ok(text) => Health::Missing(format!("it says it is {}", text.trim())),
+        Err(_) => Health::Missing("its API does not answer".to_owned()),
     };
     staged.trial(command, &mut health, limit, STEADY)
 }
