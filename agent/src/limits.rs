@@ -90,8 +90,12 @@ pub(crate) const API_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// A ticket that `skein dashboard` or the tray hands to a browser is good for so long.
 pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(30);
-/// So many may be good at once.
+/// So many may be good at once, and so many browsers may bring one at once.
 pub(crate) const TICKETS_MAX: usize = 16;
+/// What a browser sends with one.
+pub(crate) const TICKET_BODY_BYTES_MAX: usize = 1_024;
+/// And how long it may take.
+pub(crate) const TICKET_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Events queued for the daemon's loop.
 pub(crate) const EVENTS_QUEUED_MAX: usize = 4_096;
 
@@ -146,7 +150,8 @@ pub(crate) const BATCH_AT_ONCE_MAX: usize = 256;
 pub(crate) const SENSE_AT_WORK: Duration = Duration::from_millis(300);
 /// And while nothing is.
 pub(crate) const SENSE_AT_REST: Duration = Duration::from_secs(5);
-/// A wall clock that is so far ahead of the monotonic one says that the machine slept.
+/// A machine that slept so long has woken up, and all that was known of it is old. A wall clock that is so far ahead of the
+/// agent's own is followed.
 pub(crate) const SLEPT_MIN: Duration = Duration::from_secs(10);
 /// One point of the history in so many milliseconds.
 pub(crate) const HISTORY_EVERY_MS: u64 = 10_000;
@@ -154,8 +159,14 @@ pub(crate) const HISTORY_EVERY_MS: u64 = 10_000;
 pub(crate) const HISTORY_POINTS_MAX: usize = 8_640;
 /// GPUs times points that one answer tells: with the page's own files it stays below 200 KB.
 pub(crate) const HISTORY_SAMPLES_MAX: usize = 720;
-/// How often the month's traffic is written to disk.
+/// How often the month's traffic is written to disk at most.
 pub(crate) const TRAFFIC_SAVED_EVERY_MS: u64 = 60_000;
+/// So many bytes are worth that; they are what is lost when the power fails.
+pub(crate) const TRAFFIC_UNSAVED_BYTES_MAX: u64 = 4 << 20;
+/// Fewer are written after so long.
+pub(crate) const TRAFFIC_UNSAVED_MS_MAX: u64 = 3_600_000;
+/// Months beside the present one of which the traffic is known.
+pub(crate) const TRAFFIC_MONTHS_MAX: usize = 12;
 /// Longest pause that can be asked for, in seconds: a month.
 pub(crate) const PAUSE_S_MAX: u64 = 31 * 86_400;
 /// A worker that died so often in a row is trouble that the owner should hear of.
@@ -165,10 +176,13 @@ pub(crate) const LOG_VERIFIED_EVERY: Duration = Duration::from_secs(60);
 /// The agent's own story on disk: the present file and one before it have at most so many bytes each.
 pub(crate) const STORY_BYTES_MAX: u64 = 8 << 20;
 
-/// How often the daemon looks whether an update is due; it is, once a day.
-pub(crate) const UPDATE_LOOK_EVERY: Duration = Duration::from_secs(60);
+/// How often the daemon looks whether an update is due; it is, once a day, and until somebody could be asked.
+pub(crate) const UPDATE_LOOK_EVERY: Duration = Duration::from_secs(600);
 /// An agent leaves for a new version after so long, whatever it is working on.
 pub(crate) const UPDATE_DRAIN_MAX: Duration = Duration::from_secs(1_800);
+/// A version on trial ends within this after whoever tried it, or is not waited for.
+#[cfg(windows)]
+pub(crate) const TRIAL_END_WAIT: Duration = Duration::from_secs(10);
 /// A version on trial that has not answered by then is asked again.
 pub(crate) const TRIAL_ANSWER_MAX: Duration = Duration::from_secs(2);
 /// A new version on trial should have looked for its devices, since drivers are what ends programs; where one hangs, the
@@ -197,3 +211,7 @@ pub(crate) const FLEET_STRANGER_REST: Duration = Duration::from_secs(60);
 pub(crate) const FLEET_REPORT_WAIT: Duration = Duration::from_secs(3);
 /// Every rig says within this whether it obeyed.
 pub(crate) const FLEET_OBEY_WAIT: Duration = Duration::from_secs(10);
+
+/// Bytes a second, in each direction, that pass at most while the owner plays, works, watches or has paused: what others
+/// hold of a job only here still reaches them, and his own line stays his.
+pub(crate) const QUIET_RATE: u64 = 500_000;

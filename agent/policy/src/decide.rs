@@ -13,6 +13,8 @@ use crate::view::{self, Allowance, Blocks, Pause, Reason, Standing, State, View}
 
 /// The longest time between two looks, in milliseconds. To notice a game at once, a shell reads its sensors more often.
 pub const LOOK_EVERY_MS: u64 = 10_000;
+/// How often sensors are read at least, in milliseconds: what people are told of the next look.
+pub const SENSED_EVERY_MS: u64 = 5_000;
 /// A rule that held stays in force for so long when its sensor falls silent, in milliseconds.
 pub const SILENCE_MS: u64 = 300_000;
 /// A rule that comes back within this time has to stay away twice as long, in milliseconds.
@@ -174,7 +176,7 @@ impl Policy {
             finishing: self.finish != Finish::Not,
         };
         let (state, headline) = standing.told();
-        let next_ms = self.next_look_ms(facts.now_ms);
+        let next_ms = next_reading_ms(&facts);
         let mut reasons: Vec<Reason> = told
             .iter()
             .map(|(key, held, told)| Reason {
@@ -185,6 +187,7 @@ impl Policy {
                 threshold: told.threshold.clone(),
                 since_ms: held.since_ms,
                 look_again_ms: told.ends_ms.filter(|ends_ms| *ends_ms > facts.now_ms).unwrap_or(next_ms),
+                line: String::new(),
             })
             .collect();
         reasons.extend(self.trouble.iter().map(|(text, since_ms)| Reason {
@@ -195,7 +198,11 @@ impl Policy {
             threshold: "a worker that runs".to_owned(),
             since_ms: *since_ms,
             look_again_ms: next_ms,
+            line: String::new(),
         }));
+        for reason in &mut reasons {
+            reason.line = reason.told_in_a_line(facts.now_ms);
+        }
         // The reason of the headline comes first; the others keep their order.
         let lead = lead.map(|(key, ..)| key.0);
         let leads = |reason: &Reason| state == State::Trouble && reason.rule == Rule::Trouble;
@@ -415,6 +422,12 @@ impl Policy {
         });
         ends.filter(|at_ms| *at_ms > now_ms).fold(now_ms.saturating_add(LOOK_EVERY_MS), u64::min)
     }
+}
+
+/// When the sensors are read again, as far as that is known.
+fn next_reading_ms(facts: &Facts) -> u64 {
+    let read_ms = facts.sensed.as_ref().map_or(facts.asked_ms, |sensed| sensed.at_ms);
+    read_ms.saturating_add(SENSED_EVERY_MS).max(facts.now_ms.saturating_add(1_000))
 }
 
 impl Held {

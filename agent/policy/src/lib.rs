@@ -17,7 +17,10 @@ mod settings;
 mod units;
 mod view;
 
-pub use decide::{AFTERGLOW_MS, Action, DOUBLINGS_MAX, Event, LOOK_EVERY_MS, Policy, RELAPSE_MS, SILENCE_MS};
+pub use decide::{
+    AFTERGLOW_MS, Action, DOUBLINGS_MAX, Event, LOOK_EVERY_MS, Policy, RELAPSE_MS, SENSED_EVERY_MS,
+    SILENCE_MS,
+};
 pub use hours::Hours;
 pub use rules::{Rule, STALE_MS};
 pub use settings::{Missing, Plain, SettingError, Settings};

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::gpu_rules::looked_at;
 use crate::readings::{Gpu, Power, Reading};
 use crate::rules::{Facts, Rule, Told};
-use crate::units::{Celsius, Value, about_bytes, about_ms, about_mw, name};
+use crate::units::{Celsius, Value, about_bytes, about_ms, about_mw, left_ms, name};
 
 /// How the agent stands towards the owner's policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +92,38 @@ pub struct Reason {
     pub since_ms: u64,
     /// When it is looked at again, in Unix milliseconds.
     pub look_again_ms: u64,
+    /// All of it in a line, as terminals and icons show it.
+    #[serde(default)]
+    pub line: String,
+}
+
+impl Reason {
+    /// What the owner ordered and what broke is told by its text alone; a rule's text tells the value already.
+    pub(crate) fn told_in_a_line(&self, now_ms: u64) -> String {
+        match self.rule {
+            Rule::Manual | Rule::Finish | Rule::Sensing | Rule::Trouble => self.text.clone(),
+            Rule::Game
+            | Rule::FullScreen
+            | Rule::RemoteDesktop
+            | Rule::UserActive
+            | Rule::Hours
+            | Rule::Battery
+            | Rule::GpuOthers
+            | Rule::GpuBusy
+            | Rule::GpuMemory
+            | Rule::GpuTemperature
+            | Rule::GpuPower
+            | Rule::ProcessorOthers
+            | Rule::Metered
+            | Rule::TrafficMonth
+            | Rule::DiskFree => format!(
+                "{} (limit {}, next look in {})",
+                self.text,
+                self.threshold,
+                left_ms(self.look_again_ms.saturating_sub(now_ms))
+            ),
+        }
+    }
 }
 
 /// What one sensor says: `value` or `missing`.

@@ -23,8 +23,22 @@ use crate::limits::{API_BODY_TIMEOUT, BLOB_BYTES_MAX};
 use crate::serve::desk::ServeOrder;
 use crate::serve::registry::Entry;
 
-pub(super) async fn status(State(door): State<Door>) -> Result<Json<Status>, Problem> {
-    door.ask(Call::Status).await.map(|status| Json(*status))
+#[derive(Deserialize)]
+pub(super) struct HowMuch {
+    #[serde(default)]
+    brief: bool,
+}
+
+/// Who asks every other second leaves out, by `?brief=true`, what grows with the network.
+pub(super) async fn status(
+    State(door): State<Door>,
+    Query(HowMuch { brief }): Query<HowMuch>,
+) -> Result<Json<Status>, Problem> {
+    let mut status = door.ask(Call::Status).await?;
+    if brief {
+        status.ledger.settlements.clear();
+    }
+    Ok(Json(*status))
 }
 
 pub(super) async fn jobs(State(door): State<Door>) -> Result<Json<Vec<JobStatus>>, Problem> {
@@ -176,7 +190,7 @@ pub(super) async fn put_blob(
         loop {
             let late = async {
                 smol::Timer::after(API_BODY_TIMEOUT).await;
-                Err(Problem::too_slow())
+                Err(Problem::too_slow(API_BODY_TIMEOUT))
             };
             let Some(chunk) = smol::future::or(async { Ok(chunks.next().await) }, late).await? else { break };
             let chunk = chunk.map_err(|error| Problem::invalid(format!("the upload broke off: {error}")))?;

@@ -2,12 +2,13 @@
 //!
 //! Names follow its conventions: base units, `_total` for counters. What no sensor knows has no sample.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use skein_policy::readings::{Gpu, Readings};
 use skein_policy::{Reason, Rule};
 
@@ -55,20 +56,27 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// The rules that hold work back, each once: several devices may be held back by one.
-fn blocking(reasons: &[Reason]) -> BTreeSet<Vec<(&'static str, String)>> {
-    let word = |value: serde_json::Result<serde_json::Value>| {
-        value.ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
-    };
+/// A word of the API, as `gpu_busy`.
+fn word(value: impl Serialize) -> String {
+    let value = serde_json::to_value(value).ok();
+    value.and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// The rules that hold work back, each once, and when the first device that is held back by it is looked at again.
+/// Values that were read are gauges of their own; limits are the owner's, and change seldom enough for a label.
+fn blocking(reasons: &[Reason]) -> BTreeMap<Vec<(&'static str, String)>, u64> {
+    let mut rules = BTreeMap::new();
     // Trouble is told among them and blocks nothing.
-    let blocking = reasons.iter().filter(|reason| reason.rule != Rule::Trouble);
-    let labels = |reason: &Reason| {
-        vec![
-            ("rule", word(serde_json::to_value(reason.rule))),
-            ("blocks", word(serde_json::to_value(reason.blocks))),
-        ]
-    };
-    blocking.map(labels).collect()
+    for reason in reasons.iter().filter(|reason| reason.rule != Rule::Trouble) {
+        let labels = vec![
+            ("rule", word(reason.rule)),
+            ("blocks", word(reason.blocks)),
+            ("limit", reason.threshold.clone()),
+        ];
+        let again_ms = rules.entry(labels).or_insert(u64::MAX);
+        *again_ms = reason.look_again_ms.min(*again_ms);
+    }
+    rules
 }
 
 #[expect(clippy::cast_precision_loss, reason = "Prometheus has nothing but doubles")]
@@ -80,15 +88,26 @@ fn text(status: &Status, readings: Option<&Readings>) -> String {
     page.one("skein_visible", "Whether the scheduler can see the agent.", yes(status.visible));
     page.one("skein_working", "Whether a lease is in hand.", yes(status.working));
     let states = ["working", "waiting", "paused", "trouble"];
-    let state = serde_json::to_value(status.policy.state).unwrap_or_default();
+    let state = word(status.policy.state);
     page.metric(
         "skein_state",
         "The agent's state: 1 for the present one.",
         states.map(|name| (vec![("state", name.to_owned())], yes(state == name))),
     );
     let rules = blocking(&status.policy.reasons);
-    let rules = rules.into_iter().map(|labels| (labels, 1.0));
-    page.metric("skein_policy_blocked", "Rules of the owner that hold work back now.", rules);
+    let held = rules.keys().map(|labels| (labels.clone(), 1.0));
+    page.metric("skein_policy_blocked", "Rules of the owner that hold work back now.", held);
+    page.metric(
+        "skein_policy_next_look_timestamp_seconds",
+        "When such a rule is looked at again.",
+        rules.iter().map(|(labels, again_ms)| (labels.clone(), *again_ms as f64 / 1e3)),
+    );
+    let troubles = status.policy.reasons.iter().filter(|reason| reason.rule == Rule::Trouble).count();
+    page.one(
+        "skein_troubles",
+        "What is broken, workers and cards; `skein status` says what.",
+        troubles as f64,
+    );
     let labels = |worker: &WorkerStatus| {
         let gpu = worker.gpu.clone().unwrap_or_default();
         vec![("worker", worker.index.to_string()), ("device", worker.device.clone()), ("gpu", gpu)]
@@ -99,6 +118,14 @@ fn text(status: &Status, readings: Option<&Readings>) -> String {
         "Whether the worker holds a lease.",
         workers.iter().map(|worker| (labels(worker), yes(worker.working))),
     );
+    let of_each = workers.iter().flat_map(|worker| {
+        let labels = labels(worker);
+        states.map(|name| {
+            let state = ("state", name.to_owned());
+            (labels.iter().cloned().chain([state]).collect(), yes(word(worker.state) == name))
+        })
+    });
+    page.metric("skein_worker_state", "The worker's state: 1 for the present one.", of_each);
     page.metric(
         "skein_worker_deaths_total",
         "Deaths of the worker's process since the start.",
@@ -159,21 +186,19 @@ mod tests {
 
     #[test]
     fn trouble_blocks_nothing_and_a_rule_is_there_once() {
-        let reason = |rule, text: &str| Reason {
+        let reason = |rule, look_again_ms| Reason {
             rule,
             blocks: Blocks::Gpu,
-            text: text.to_owned(),
+            text: String::new(),
             value: String::new(),
-            threshold: String::new(),
+            threshold: "30 %".to_owned(),
             since_ms: 0,
-            look_again_ms: 1,
+            look_again_ms,
+            line: String::new(),
         };
-        let reasons = [
-            reason(Rule::Trouble, "the driver failed"),
-            reason(Rule::GpuBusy, "one"),
-            reason(Rule::GpuBusy, "another"),
-        ];
-        let labels = vec![("rule", "gpu_busy".to_owned()), ("blocks", "gpu".to_owned())];
-        assert_eq!(blocking(&reasons), BTreeSet::from([labels]));
+        let reasons = [reason(Rule::Trouble, 1), reason(Rule::GpuBusy, 5), reason(Rule::GpuBusy, 3)];
+        let labels = ["gpu_busy", "gpu", "30 %"].map(str::to_owned);
+        let labels = ["rule", "blocks", "limit"].into_iter().zip(labels).collect();
+        assert_eq!(blocking(&reasons), BTreeMap::from([(labels, 3)]));
     }
 }

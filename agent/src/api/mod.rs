@@ -4,6 +4,7 @@
 //! refused (foreign `Host` or any `Origin`); whatever changes state needs the token of `agent.json`.
 //! Must never touch the core: it asks the daemon's loop.
 
+mod caller;
 mod control;
 mod crowd;
 mod dashboard;
@@ -17,6 +18,7 @@ mod ticket;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -34,6 +36,8 @@ use crate::daemon::{Call, Event, Running};
 use crate::fleet::Fleet;
 use crate::limits::{API_BODY_TIMEOUT, BODY_BYTES_MAX};
 use crate::serve::desk::Desk;
+
+pub(crate) use self::crowd::Crowd;
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -79,6 +83,11 @@ impl Door {
             desk,
             curves,
         }
+    }
+
+    /// The customers who are at it, to be waited for.
+    pub(crate) fn crowd(&self) -> Crowd {
+        self.crowd.clone()
     }
 
     /// Asks the daemon's loop.
@@ -129,17 +138,17 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
-    fn too_long() -> Self {
+    fn too_long(bytes_max: usize) -> Self {
         let message = format!(
-            "the request has more than {BODY_BYTES_MAX} bytes\nhint: what is larger goes to POST /api/blobs and is named by its digest"
+            "the request has more than {bytes_max} bytes\nhint: what is larger goes to POST /api/blobs and is named by its digest"
         );
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
     }
 
-    fn too_slow() -> Self {
+    fn too_slow(timeout: Duration) -> Self {
         let message = format!(
             "the request's body did not come within {} s\nhint: send as many bytes as content-length says",
-            API_BODY_TIMEOUT.as_secs()
+            timeout.as_secs()
         );
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message)
     }
@@ -173,10 +182,14 @@ impl Problem {
 
 /// The whole body of a request that is not a blob; a client that stalls does not keep its connection.
 async fn whole_body(body: Body) -> Result<Bytes, Problem> {
-    let read = async { to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| Problem::too_long()) };
+    body_within(body, BODY_BYTES_MAX, API_BODY_TIMEOUT).await
+}
+
+async fn body_within(body: Body, bytes_max: usize, timeout: Duration) -> Result<Bytes, Problem> {
+    let read = async { to_bytes(body, bytes_max).await.map_err(|_| Problem::too_long(bytes_max)) };
     let late = async {
-        smol::Timer::after(API_BODY_TIMEOUT).await;
-        Err(Problem::too_slow())
+        smol::Timer::after(timeout).await;
+        Err(Problem::too_slow(timeout))
     };
     smol::future::or(read, late).await
 }

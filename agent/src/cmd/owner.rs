@@ -45,7 +45,7 @@ fn tell(data_dir: DataDir, path: &str, order: &Value) -> Result<ExitCode> {
 
 /// The state, and every reason why it is not another.
 pub(crate) fn describe(view: &View) -> String {
-    let reasons = view.reasons.iter().map(|reason| format!("\n  {}", reason.text));
+    let reasons = view.reasons.iter().map(|reason| format!("\n  {}", reason.line));
     std::iter::once(view.headline.clone()).chain(reasons).collect()
 }
 

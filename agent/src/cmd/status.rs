@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use skein_update::LastResult;
 
 use super::{bytes_text, print_json, say};
 use crate::cli::DataDir;
@@ -28,6 +29,13 @@ fn describe(status: &Status) -> String {
         let _ = writeln!(text, "{label:<12} {value}");
     };
     line("agent", format!("{} on {}", status.node, status.network));
+    line("version", status.version.clone());
+    if let Some(LastResult { version, reason: Some(reason), .. }) = &status.update {
+        let version = version.as_ref().map_or_else(String::new, |version| format!("{version}: "));
+        for (at, words) in format!("{version}{reason}").lines().enumerate() {
+            line(if at == 0 { "no update" } else { "" }, words.to_owned());
+        }
+    }
     line("visible", if status.visible { "yes".into() } else { "no".into() });
     let working = match status.leases.as_slice() {
         [] => "no".to_owned(),

@@ -39,7 +39,7 @@ use skein_proto::message::{JobStatus, Phase};
 use skein_proto::node::{Execution, Input, Node, Output, Record};
 use skein_proto::offer::WorkerOffer;
 use skein_proto::signed::encode;
-use skein_update::Version;
+use skein_update::{State, Version};
 use smol::channel;
 
 use self::book::{Book, Order};
@@ -53,14 +53,15 @@ use self::pipeline::Pipeline;
 use self::station::{Bench, Stations};
 use self::status::{ClaimState, Earned, HeldLease, LogState, Peer, Status, WorkerInfo};
 use self::treasury::Treasury;
-use self::updating::Updating;
+use self::updating::{Unfetched, Updating};
 use self::worker::Worker;
+use crate::api::Crowd;
 use crate::config::Config;
 use crate::fleet::{Fleet, plain};
 use crate::host::Host;
 use crate::limits::RIG_TEXT_CHARS_MAX;
 
-pub(crate) use self::start::{RUNNING_FILE, Running, run, runs_nowhere};
+pub(crate) use self::start::{RUNNING_FILE, Running, from_here, run, runs_nowhere};
 
 /// Everything that can happen to the daemon.
 pub(crate) enum Event {
@@ -71,7 +72,7 @@ pub(crate) enum Event {
     /// One of them was measured.
     Measured { worker: u8, bench: Bench, measured: Result<Box<Measured>> },
     /// A newer version was fetched and checked, or there is none.
-    Fetched(Result<Option<Version>, String>),
+    Fetched(Result<Option<Version>, Unfetched>),
     /// The sensors were read; the machine may have slept before.
     Sensed { readings: Box<Readings>, woke: bool },
     /// A shard progressed or ended.
@@ -186,6 +187,8 @@ pub(crate) struct Daemon {
     book: Book,
     owner: Owner,
     updating: Updating,
+    /// The customers at the door.
+    crowd: Crowd,
     fleet: Fleet,
     stations: Stations,
     /// What the workers share.
@@ -237,9 +240,7 @@ impl Daemon {
                 break;
             }
         }
-        for means in self.stations.all_means() {
-            means.worker.kill("the agent is leaving");
-        }
+        self.stations.end("the agent is leaving");
         self.owner.traffic.save();
         self.mesh.close().await;
         // Whoever asked may need the devices next.
@@ -276,7 +277,7 @@ impl Daemon {
                 self.tick()?;
                 self.tick_update(feed)
             }
-            Event::Signal => self.leave(None),
+            Event::Signal => self.told_to_leave(None),
         }
     }
 
@@ -538,13 +539,15 @@ impl Daemon {
             Call::Gauges(answer) => {
                 let _ = answer.try_send((Box::new(self.status()), self.owner.readings().cloned()));
             }
-            Call::Down(answer) => self.leave(Some(answer))?,
+            Call::Down(answer) => self.told_to_leave(Some(answer))?,
         }
         Ok(())
     }
 
     fn leave(&mut self, answer: Option<channel::Sender<()>>) -> Result<()> {
-        tracing::info!("leaving");
+        if self.leaving.is_none() {
+            tracing::info!("leaving");
+        }
         let leaving =
             self.leaving.get_or_insert_with(|| Leaving { since: Instant::now(), answers: Vec::new() });
         leaving.answers.extend(answer);
@@ -587,6 +590,7 @@ impl Daemon {
             device_reason: self.stations.device_reason(),
             on_trial: skein_update::is_trial(),
             surveying: self.stations.is_surveying(),
+            update: State::load(&self.config.data_dir).last_result,
             earned_today: self.treasury.earned_since(Millis(self.owner.midnight_ms())).to_string(),
             policy: self.stations.view(),
             leases: held
@@ -628,15 +632,11 @@ impl Daemon {
     }
 
     fn reasons(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
+        let view = self.stations.view();
+        let mut reasons: Vec<String> = view.reasons.into_iter().map(|reason| reason.line).collect();
         if !self.node.held().is_empty() {
             return reasons;
         }
-        let view = self.stations.view();
-        if view.allowed != skein_policy::Allowance::All || view.finishing {
-            reasons.extend(view.reasons.into_iter().map(|reason| reason.text));
-        }
-        reasons.extend(self.stations.troubles());
         if self.stations.is_measuring() {
             reasons.push("still measuring the device".to_owned());
         }

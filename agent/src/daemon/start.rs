@@ -3,7 +3,7 @@
 //! Whatever cannot be opened or bound ends the start with an error that says what to do.
 
 use std::fs::{self, File, TryLockError};
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -29,7 +29,7 @@ use super::station::{Stations, Trial};
 use super::treasury::Treasury;
 use super::updating::{self, Updating};
 use super::worker::{Launch, Worker};
-use super::{Clock, Daemon, Event, Means, Measured, device, forward, tick_for_ever};
+use super::{Call, Clock, Daemon, Event, Means, Measured, device, forward, tick_for_ever};
 use crate::cmd::tray::Icon;
 use crate::config::Config;
 use crate::fleet::Fleet;
@@ -67,7 +67,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     })?;
     let _lock = lock(&data_dir)?;
     let key = identity::load_or_create(&data_dir)?;
-    recover(&config);
+    updating::recover(&config)?;
+    // A version on trial ends with the process that tries it.
+    skein_update::end_with_updater(|| std::process::exit(1));
     let clock = Clock::new();
     let journal = Journal::open(&data_dir, &config.genesis, key.clone())?;
     let treasury = Treasury::open(&data_dir, &config.genesis, key.clone())?;
@@ -84,7 +86,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let token = new_token()?;
     let running =
         Running { pid: std::process::id(), node: node.id(), listen: mesh.local_address(), api, token };
-    let running_file = RunningFile::write(&data_dir, &running)?;
+    let running_file = RunningFile::write(&data_dir, &Running { api: from_here(api), ..running.clone() })?;
     tracing::info!(node = %node.id(), listen = %running.listen, api = %api, "agent started");
 
     let (feed, events) = channel::bounded(EVENTS_QUEUED_MAX);
@@ -108,6 +110,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         desk,
         curves.clone(),
     );
+    let crowd = door.crowd();
     skein_mesh::spawn(crate::api::serve(api_socket, door)).detach();
     let settings = owner::load(&owner::settings_file(&data_dir), owner::preset(config.headless))?;
     let owner = Owner::start(&data_dir, &settings, feed.clone())?;
@@ -137,6 +140,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         book: Book::new(&data_dir),
         owner,
         updating: Updating::default(),
+        crowd,
         fleet,
         stations: Stations::new(settings),
         common,
@@ -146,24 +150,42 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     };
     daemon.recall()?;
     daemon.recall_said(&feed)?;
-    let icon = (!headless && !skein_update::is_trial()).then(|| Icon::start(&data_dir));
+    let icon = (!headless && !skein_update::is_trial() && on_a_desktop()).then(|| Icon::start(&data_dir));
     let ended = daemon.serve(&events, &feed).await;
     drop(icon);
     drop(running_file);
-    match daemon.updating.version() {
+    if ended.is_ok() {
+        daemon.updating.left(&data_dir);
+    }
+    // Whoever is told to leave while it leaves for a new version stays away too.
+    let told = |event: Event| matches!(event, Event::Signal | Event::Call(Call::Down(_)));
+    let stays_away = std::iter::from_fn(|| events.try_recv().ok()).any(told);
+    match daemon.updating.version().filter(|_| !stays_away) {
         // Everything of this process ends with it, locks and sockets included.
         Some(version) => match updating::apply(version, &data_dir)? {},
         None => ended,
     }
 }
 
-/// Clears away what an update left that was cut off; a version on trial ends with the process that tries it.
-fn recover(config: &Config) {
-    let recovered = updating::updater(&config.update, &config.data_dir).map(|updater| updater.recover());
-    if let Ok(Err(error)) = recovered {
-        tracing::warn!("cannot clear away an update that was cut off: {error}");
-    }
-    skein_update::end_with_updater(|| std::process::exit(1));
+/// Where a program on this machine reaches what listens there: not every system takes "any address" for itself.
+pub(crate) fn from_here(api: SocketAddr) -> SocketAddr {
+    let ip = match api.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => api.ip(),
+    };
+    SocketAddr::new(ip, api.port())
+}
+
+/// Whether an icon of this process could open anything. A service of systemd starts before the session and has its limits:
+/// a browser that its icon opened would be without a display or a sandbox, and would die with the service. There the
+/// session's autostart has the icon.
+fn on_a_desktop() -> bool {
+    let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let has_display = value("DISPLAY").or_else(|| value("WAYLAND_DISPLAY")).is_some();
+    // Of whatever systemd started; its children, a terminal's shell among them, inherit the number and are others.
+    let is_service = value("SYSTEMD_EXEC_PID").is_some_and(|pid| pid == std::process::id().to_string());
+    !cfg!(target_os = "linux") || has_display && !is_service
 }
 
 /// Now and then takes models out of service that nobody asks for, and makes room on the disk.
@@ -236,7 +258,7 @@ impl Daemon {
 
 /// The worker of a device, which starts with its first task.
 fn new_worker(config: &Config, index: u8, device: &DeviceChoice, sharing: usize) -> Result<Worker> {
-    let executable = std::env::current_exe().context("cannot find this binary's own path")?;
+    let executable = updating::this_binary()?;
     // An optimiser's moments lie there, which are the next slice's of the same worker.
     let name = if index == 0 { "worker".to_owned() } else { format!("worker-{index}") };
     let directory = config.data_dir.join(name);
@@ -351,4 +373,17 @@ fn own_address(unspecified: IpAddr) -> Option<IpAddr> {
     let far = if unspecified.is_ipv4() { "192.0.2.1:9" } else { "[2001:db8::1]:9" };
     socket.connect(far).ok()?;
     socket.local_addr().ok().map(|address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_here_are_told_an_address_that_every_system_takes() {
+        let told = |bound: &str| from_here(bound.parse().unwrap()).to_string();
+        assert_eq!(told("0.0.0.0:7311"), "127.0.0.1:7311");
+        assert_eq!(told("[::]:7311"), "[::1]:7311");
+        assert_eq!(told("192.0.2.7:7311"), "192.0.2.7:7311");
+    }
 }

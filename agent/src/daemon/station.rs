@@ -5,14 +5,13 @@
 //! device must never stop another.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::Result;
 use skein_compute::device::DeviceChoice;
-use skein_compute::probe::Chosen;
+use skein_compute::probe::{Chosen, Surveying};
 use skein_policy::readings::Readings;
-use skein_policy::{Action, Allowance, Blocks, Event as Told, Policy, Rule, Settings, View};
+use skein_policy::{Action, Allowance, Blocks, Event as Told, Policy, Reason, Rule, Settings, View};
 use skein_proto::limits::WORKERS_MAX;
 use skein_proto::node::{self, Input};
 use skein_proto::offer::{Offer, WorkerOffer};
@@ -22,8 +21,10 @@ use super::device::{self, Retry, Surveyed};
 use super::history::gpus;
 use super::owner::unix_ms;
 use super::status::{self, WorkerStatus};
-use super::worker::Worker;
-use super::{Daemon, Event, Means, Measured, forward, lock};
+use super::{Daemon, Event, Means, Measured, forward};
+use crate::limits::QUIET_RATE;
+
+pub(super) use super::worker::Trial;
 
 /// What may be worked on at a station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,43 +40,6 @@ struct Kit {
     means: Means,
     offer: WorkerOffer,
     reason: String,
-}
-
-/// The worker of a measurement under way, which the owner may end like any other.
-#[derive(Clone, Default)]
-pub(super) struct Trial {
-    inner: Arc<Mutex<(Option<String>, Option<Worker>)>>,
-}
-
-impl Trial {
-    /// Notes the worker.
-    ///
-    /// # Errors
-    /// When it may not start any more.
-    pub(super) fn begin(&self, worker: &Worker) -> Result<()> {
-        let mut inner = lock(&self.inner);
-        if let Some(why) = &inner.0 {
-            anyhow::bail!("{why}");
-        }
-        inner.1 = Some(worker.clone());
-        Ok(())
-    }
-
-    fn bar(&self, why: &str) {
-        let mut inner = lock(&self.inner);
-        inner.0 = Some(why.to_owned());
-        if let Some(worker) = &inner.1 {
-            worker.bar(why);
-        }
-    }
-
-    fn is_barred(&self) -> bool {
-        lock(&self.inner).0.is_some()
-    }
-
-    fn pid(&self) -> Option<u32> {
-        lock(&self.inner).1.as_ref().and_then(|worker| worker.state().pid)
-    }
 }
 
 /// Why a worker ends that may start again at any time.
@@ -171,10 +135,17 @@ impl Station {
 pub(super) struct Stations {
     all: Vec<Station>,
     survey: Survey,
+    /// The one under way, or the last.
+    looking: Surveying,
     /// When it is made again: it failed, or found less than there may be.
     survey_retry: Retry,
     /// The cards that do not work, each with what is wrong.
     broken: Vec<String>,
+    /// Since when that is known, in Unix milliseconds.
+    surveyed_ms: u64,
+    /// The owner's limit of the line, and the one that the mesh was told.
+    rate: Option<u64>,
+    told_rate: Option<Option<u64>>,
 }
 
 /// Whether it is known which devices there are.
@@ -190,8 +161,12 @@ impl Stations {
         Self {
             all: vec![Station::new(Policy::new(settings, unix_ms()))],
             survey: Survey::Due,
+            looking: Surveying::default(),
             survey_retry: Retry::default(),
             broken: Vec::new(),
+            surveyed_ms: 0,
+            rate: None,
+            told_rate: None,
         }
     }
 
@@ -214,6 +189,20 @@ impl Stations {
         self.survey == Survey::UnderWay
     }
 
+    /// Ends a look for devices that nothing may follow, or that the owner wants his GPU spared.
+    fn end_vain_look(&self) {
+        let view = self.all[0].view();
+        if gpu_is_paused(&view) || self.all.iter().all(|station| station.allowed == Allowance::Nothing) {
+            self.looking.bar(&view.headline);
+        }
+    }
+
+    /// Ends all that runs on any device, at once and for good.
+    pub(super) fn end(&self, why: &str) {
+        self.looking.bar(why);
+        self.all.iter().for_each(|station| station.bar(why));
+    }
+
     /// Whether a device is looked for or measured.
     pub(super) fn is_measuring(&self) -> bool {
         self.is_surveying() || self.all.iter().any(|station| station.measuring.is_some())
@@ -221,7 +210,22 @@ impl Stations {
 
     /// How things stand, in words.
     pub(super) fn view(&self) -> View {
-        status::together(self.all.iter().map(Station::view).collect())
+        let mut view = status::together(self.all.iter().map(Station::view).collect());
+        // Of no station, since nothing can work there: told all the same, whatever the others do.
+        view.reasons.extend(self.broken.iter().map(|card| {
+            let again_ms = self.survey_retry.left(Instant::now()).unwrap_or_default().as_millis();
+            Reason {
+                rule: Rule::Trouble,
+                blocks: Blocks::Gpu,
+                text: card.clone(),
+                value: "it does not work".to_owned(),
+                threshold: "a card that works".to_owned(),
+                since_ms: self.surveyed_ms,
+                look_again_ms: unix_ms().saturating_add(u64::try_from(again_ms).unwrap_or(u64::MAX)),
+                line: card.clone(),
+            }
+        }));
+        view
     }
 
     /// Whether the owner pays for what is sent and fetched.
@@ -238,14 +242,23 @@ impl Stations {
         self.all[0].view().reasons.iter().any(|reason| rules.contains(&reason.rule))
     }
 
-    /// What is wrong, worker by worker.
-    pub(super) fn troubles(&self) -> Vec<String> {
-        let several = self.all.len() > 1;
-        let told = self.all.iter().enumerate().filter_map(|(at, station)| {
-            let trouble = station.unmeasured.as_ref()?;
-            Some(if several { format!("worker {at}: {trouble}") } else { trouble.clone() })
-        });
-        told.chain(self.broken.iter().cloned()).collect()
+    /// Whether the owner is at something that a busy line would disturb.
+    fn be_quiet_on_the_line(&self) -> bool {
+        let view = self.all[0].view();
+        let paused = |reason: &Reason| reason.rule == Rule::Manual && reason.blocks == Blocks::All;
+        view.reasons.iter().any(|reason| {
+            matches!(reason.rule, Rule::Game | Rule::FullScreen | Rule::RemoteDesktop | Rule::UserActive)
+                || paused(reason)
+        })
+    }
+
+    /// How many bytes a second may pass.
+    fn rate(&self, has_orders: bool) -> Option<u64> {
+        if !has_orders && self.be_quiet_on_the_line() {
+            Some(self.rate.map_or(QUIET_RATE, |rate| rate.min(QUIET_RATE)))
+        } else {
+            self.rate
+        }
     }
 
     /// Why the first worker's device was chosen.
@@ -274,7 +287,7 @@ impl Stations {
                 working: works(index),
                 state: view.state,
                 headline: view.headline,
-                reasons: view.reasons.into_iter().map(|reason| reason.text).collect(),
+                reasons: view.reasons.into_iter().map(|reason| reason.line).collect(),
             }
         };
         (0..).zip(&self.all).map(told).collect()
@@ -287,7 +300,16 @@ impl Daemon {
         for at in 0..self.stations.all.len() {
             self.station_event(at, event.clone(), feed)?;
         }
+        self.limit_rate();
         Ok(())
+    }
+
+    /// Others may fetch what this agent holds while its owner plays, but not so that he feels it.
+    fn limit_rate(&mut self) {
+        let rate = self.stations.rate(self.has_orders());
+        if self.stations.told_rate.replace(rate) != Some(rate) {
+            self.mesh.limit_rate(rate);
+        }
     }
 
     fn station_event(&mut self, at: usize, event: Told, feed: &channel::Sender<Event>) -> Result<()> {
@@ -299,7 +321,7 @@ impl Daemon {
                     (station.allowed, station.new_work) = (allowed, new_work);
                 }
                 // The same for every device.
-                Action::LimitRate(rate) if at == 0 => self.mesh.limit_rate(rate),
+                Action::LimitRate(rate) if at == 0 => self.stations.rate = rate,
                 // The sensors' thread is quicker than any rule.
                 Action::LimitRate(_) | Action::LookAgain(_) => {}
             }
@@ -322,6 +344,7 @@ impl Daemon {
                 self.station_event(at, Told::Trouble(trouble), feed)?;
             }
         }
+        self.limit_rate();
         self.try_again(readings, feed)
     }
 
@@ -350,6 +373,7 @@ impl Daemon {
     /// Tells each device's policy whether something is at work there, if that changed.
     pub(super) fn note_work(&mut self, feed: &channel::Sender<Event>) -> Result<()> {
         let mut pids: BTreeSet<u32> = self.stations.all.iter().flat_map(Station::pids).collect();
+        pids.extend(self.stations.looking.pid());
         self.owner.pace(self.node.works() || !pids.is_empty() || self.stations.is_measuring());
         pids.insert(std::process::id());
         self.owner.own_processes(pids);
@@ -372,6 +396,7 @@ impl Daemon {
 
     /// Brings a device's worker and offer in line with what is allowed.
     fn obey(&mut self, at: usize, feed: &channel::Sender<Event>) -> Result<()> {
+        self.stations.end_vain_look();
         let worker = index(at);
         let station = &self.stations.all[at];
         let look_first = station.chosen.is_none()
@@ -497,9 +522,11 @@ impl Daemon {
         }
         self.stations.survey = Survey::UnderWay;
         self.stations.survey_retry.begin();
+        let looking = Surveying::default();
+        self.stations.looking = looking.clone();
         let (requested, feed) = (self.config.devices.clone(), feed.clone());
         skein_mesh::spawn(async move {
-            let surveyed = smol::unblock(move || device::choose(&requested)).await;
+            let surveyed = smol::unblock(move || device::choose(&requested, &looking)).await;
             let _ = feed.send(Event::Surveyed(surveyed)).await;
         })
         .detach();
@@ -514,6 +541,14 @@ impl Daemon {
         let stations = &mut self.stations;
         let Surveyed { chosen, broken } = match surveyed {
             Ok(surveyed) => surveyed,
+            Err(error) if stations.looking.is_barred() => {
+                tracing::debug!("{error:#}");
+                stations.survey = Survey::Due;
+                stations.survey_retry.given_up(Instant::now());
+                // By now work may be allowed again; as long as it is not, nothing is to be obeyed.
+                let idle = stations.all[0].allowed == Allowance::Nothing;
+                return if idle { Ok(()) } else { self.obey(0, feed) };
+            }
             Err(error) => {
                 tracing::error!("this machine cannot work: {error:#}");
                 stations.survey = Survey::Due;
@@ -532,6 +567,9 @@ impl Daemon {
             stations.survey_retry.failed(Instant::now());
         } else {
             stations.survey_retry = Retry::default();
+        }
+        if stations.broken != broken {
+            stations.surveyed_ms = unix_ms();
         }
         (stations.survey, stations.broken) = (Survey::Done, broken);
         let known: Vec<Option<Chosen>> = stations.all.iter().map(|station| station.chosen.clone()).collect();
@@ -630,26 +668,4 @@ fn index(at: usize) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
-    use skein_policy::readings::Reading;
-
-    use super::*;
-    use crate::daemon::device::tests::readings;
-
-    #[test]
-    fn a_line_that_is_paid_for_is_spared_and_a_game_is_not_disturbed() {
-        let told = |change: fn(&mut Readings)| {
-            let mut stations = Stations::new(Settings::default());
-            let mut readings = readings(Vec::new());
-            change(&mut readings);
-            stations.all[0].policy.handle(unix_ms(), Told::Readings(Box::new(readings)));
-            (stations.spare_the_line(), stations.fetch_later())
-        };
-        assert_eq!(told(|_| {}), (false, false));
-        assert_eq!(told(|readings| readings.metered = Reading::Known(true)), (true, true));
-        let game = |readings: &mut Readings| readings.game = Reading::Known(Some("a game".to_owned()));
-        assert_eq!(told(game), (false, true));
-        let film = |readings: &mut Readings| readings.full_screen = Reading::Known(Some("a film".to_owned()));
-        assert_eq!(told(film), (false, true));
-    }
-}
+mod tests;

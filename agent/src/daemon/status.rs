@@ -8,6 +8,7 @@ use skein_policy::{Sensor, State, View};
 use skein_proto::ids::{Digest, Epoch, JobId, LeaseId, Millis, NetworkId, NodeId, Units};
 use skein_proto::offer::{Offer, WorkerOffer};
 use skein_proto::signed::Signed;
+use skein_update::LastResult;
 
 /// `skein status --json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub(crate) struct Status {
     pub(crate) visible: bool,
     /// Whether it executes something now.
     pub(crate) working: bool,
-    /// If not, every reason.
+    /// Every reason why it does not do all that it could, each in a line; of one at work, what holds back a part of it.
     pub(crate) reasons: Vec<String>,
     /// What the owner allows, and why not more.
     pub(crate) policy: View,
@@ -43,6 +44,9 @@ pub(crate) struct Status {
     /// Whether it is finding out which devices there are. An earlier version on trial does not tell.
     #[serde(default)]
     pub(crate) surveying: bool,
+    /// How the last look for a newer version, or the last update, ended.
+    #[serde(default)]
+    pub(crate) update: Option<LastResult>,
     /// Since the owner's midnight, in coins.
     pub(crate) earned_today: String,
     /// What it measured, once it has.
@@ -244,6 +248,7 @@ pub(super) fn together(views: Vec<View>) -> View {
         for mut reason in other.reasons {
             if view.reasons.iter().all(|known| known.rule != reason.rule || known.text != reason.text) {
                 reason.text = format!("worker {at}: {}", reason.text);
+                reason.line = format!("worker {at}: {}", reason.line);
                 view.reasons.push(reason);
             }
         }

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use skein_ledger::emission::{Amount, COIN};
-use skein_policy::State;
 use skein_policy::readings::{Gpu, Readings};
+use skein_policy::{Rule, State};
 use skein_proto::ids::NodeId;
 
 use super::{Fleet, plain};
@@ -55,6 +55,9 @@ pub(crate) struct Why {
     pub(crate) text: String,
     pub(crate) value: Option<String>,
     pub(crate) threshold: Option<String>,
+    /// Something is broken; a rig that goes on with the rest of it tells that too. Earlier versions do not.
+    #[serde(default)]
+    pub(crate) trouble: bool,
 }
 
 /// One device that works, and what its sensors say; absent where they say nothing.
@@ -102,13 +105,12 @@ impl Report {
             text: reason.text.clone(),
             value: Some(reason.value.clone()),
             threshold: Some(reason.threshold.clone()),
+            trouble: reason.rule == Rule::Trouble,
         });
-        let mut reasons: Vec<Why> = rules.collect();
-        for text in &status.reasons {
-            if reasons.iter().all(|known| known.text != *text) {
-                reasons.push(Why { text: text.clone(), value: None, threshold: None });
-            }
-        }
+        let of_no_rule = |text: &&String| status.policy.reasons.iter().all(|reason| reason.line != **text);
+        let others = status.reasons.iter().filter(of_no_rule);
+        let plain = |text: &String| Why { text: text.clone(), value: None, threshold: None, trouble: false };
+        let reasons: Vec<Why> = rules.chain(others.map(plain)).collect();
         Self {
             name: String::new(),
             node: status.node,
@@ -146,7 +148,7 @@ impl Report {
         self.version = plain(&self.version, RIG_NAME_CHARS_MAX);
         short(&mut self.headline);
         self.reasons.truncate(RIG_REASONS_MAX);
-        for Why { text, value, threshold } in &mut self.reasons {
+        for Why { text, value, threshold, trouble: _ } in &mut self.reasons {
             short(text);
             value.iter_mut().chain(threshold).for_each(short);
         }
@@ -240,8 +242,12 @@ pub(crate) mod tests {
 
     #[test]
     fn what_a_rig_says_is_cut_and_cleaned() {
-        let why =
-            Why { text: "x".repeat(100_000), value: Some("\u{1b}]0;gone\u{7}".to_owned()), threshold: None };
+        let why = Why {
+            text: "x".repeat(100_000),
+            value: Some("\u{1b}]0;gone\u{7}".to_owned()),
+            threshold: None,
+            trouble: false,
+        };
         let wild = Report {
             name: "\n\u{1b}[31m".repeat(100),
             node: NodeId([9; 32]),

@@ -73,7 +73,7 @@ impl<F: Fn() -> Result<Agent>> Client<F> {
     }
 
     fn ask(&self, agent: &Agent) -> Result<Status, Miss> {
-        let request = self.http.get(format!("http://{}/api/status", agent.api));
+        let request = self.http.get(format!("http://{}/api/status?brief=true", agent.api));
         let answer = request.config().timeout_global(Some(LOOK_TIMEOUT)).build().call();
         let mut answer = answer.map_err(|error| Miss::of(agent, &error))?;
         if !answer.status().is_success() {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::status::{Phase, Policy, Reason, Status};
 
 /// Longest line of the menu, in characters.
-const LINE_CHARS_MAX: usize = 100;
+const LINE_CHARS_MAX: usize = 120;
 /// Most reasons that the menu lists.
 const REASONS_MAX: usize = 6;
 
@@ -149,7 +149,7 @@ impl Menu {
     /// What to show of an agent that answers.
     #[must_use]
     pub fn of(status: &Status) -> Self {
-        let policy = status.policy.clone().unwrap_or_else(|| older(status));
+        let policy = policy(status);
         let state = match policy.state {
             Phase::Working => State::Working,
             Phase::Waiting => State::Waiting,
@@ -201,11 +201,22 @@ fn title(state: State) -> String {
     format!("Skein: {}", state.word())
 }
 
-/// What an agent without policy says, in the words of one with it.
-fn older(status: &Status) -> Policy {
-    let state = if status.working { Phase::Working } else { Phase::Waiting };
-    let reasons = status.reasons.iter().map(|text| Reason { text: text.clone() });
-    Policy { state, reasons: reasons.collect(), ..Policy::default() }
+/// What the policy says, and with it what is no matter of the policy, as a network that does not answer. An agent without
+/// policy is told in the words of one with it.
+fn policy(status: &Status) -> Policy {
+    let mut policy = status.policy.clone().unwrap_or_else(|| {
+        let state = if status.working { Phase::Working } else { Phase::Waiting };
+        Policy { state, ..Policy::default() }
+    });
+    let told = |text: &&String| policy.reasons.iter().all(|reason| reason.told() != text.as_str());
+    let others: Vec<Reason> = status
+        .reasons
+        .iter()
+        .filter(told)
+        .map(|text| Reason { text: text.clone(), ..Reason::default() })
+        .collect();
+    policy.reasons.extend(others);
+    policy
 }
 
 /// The state and its reasons in words, nothing twice: a headline `Waiting: cause` loses the cause where a reason says
@@ -221,7 +232,7 @@ fn lines(policy: &Policy, state: State) -> Vec<String> {
         .reasons
         .iter()
         .filter(|reason| !told(reason.text.trim()))
-        .map(|reason| sentence(&reason.text))
+        .map(|reason| sentence(reason.told()))
         .collect();
     let more = reasons.len().saturating_sub(REASONS_MAX);
     let mut said = vec![sentence(headline)];
@@ -345,6 +356,22 @@ mod tests {
         })));
         let said = "You used this machine 40 s ago; work goes on after 3 min without input";
         assert_eq!(texts(&menu)[..2], ["Waiting", said]);
+    }
+
+    #[test]
+    fn limits_next_looks_and_what_is_no_matter_of_the_policy_are_told() {
+        let line = "GPU at 88 °C; work goes on at 75 °C (limit 85 °C, next look in 4 s)";
+        let menu = Menu::of(
+            &serde_json::from_value(json!({
+                "policy": {
+                    "state": "waiting", "headline": "Waiting for work",
+                    "reasons": [{"text": "GPU at 88 °C; work goes on at 75 °C", "line": line}],
+                },
+                "reasons": [line, "none of the bootstrap agents answers"],
+            }))
+            .unwrap(),
+        );
+        assert_eq!(texts(&menu), ["Waiting for work", line, "None of the bootstrap agents answers"]);
     }
 
     #[test]

@@ -55,8 +55,18 @@ pub enum Phase {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Reason {
-    /// In words, with value and threshold.
+    /// In words.
     pub text: String,
+    /// With its limit and when it is looked at again. Earlier agents have none.
+    pub line: String,
+}
+
+impl Reason {
+    /// As much as the agent tells.
+    #[must_use]
+    pub fn told(&self) -> &str {
+        if self.line.is_empty() { &self.text } else { &self.line }
+    }
 }
 
 /// A pause that the owner ordered.

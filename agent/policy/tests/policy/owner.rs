@@ -269,6 +269,8 @@ fn the_view_is_the_policy_object_of_the_api() {
             "rule": "user_active", "blocks": "all", "value": "40 s", "threshold": "3 min",
             "text": "you used this machine 40 s ago; work goes on after 3 min without input",
             "since_ms": START, "look_again_ms": START + 140 * SECOND,
+            "line": "you used this machine 40 s ago; work goes on after 3 min without input \
+                     (limit 3 min, next look in 2 min 20 s)",
         })
     );
     let sensors = view["sensors"].as_array().unwrap();
@@ -280,4 +282,16 @@ fn the_view_is_the_policy_object_of_the_api() {
     assert_eq!(view["finishing"], false);
     assert_eq!(view.as_object().unwrap().len(), 7);
     assert_eq!(serde_json::from_value::<View>(view).unwrap(), desk.view());
+}
+
+#[test]
+fn the_next_look_comes_nearer_while_one_waits_for_it() {
+    let mut desk = Desk::new(Settings::default());
+    desk.sense(|readings| first(readings).temperature_c = Reading::Known(100));
+    let next = desk.now + skein_policy::SENSED_EVERY_MS;
+    assert_eq!(desk.reason(Rule::GpuTemperature).look_again_ms, next);
+    desk.now += 3 * SECOND;
+    let reason = desk.reason(Rule::GpuTemperature);
+    assert_eq!(reason.look_again_ms, next, "it is not put off by being asked for");
+    assert!(reason.line.ends_with("(limit 85 °C, next look in 2 s)"), "{}", reason.line);
 }

@@ -155,6 +155,10 @@ fn reasons(rig: &Sight) -> String {
         }
         reasons.insert(0, headline);
     }
+    if report.state == State::Working {
+        let broken = report.reasons.iter().filter(|why| why.trouble);
+        reasons.extend(broken.map(|why| why.text.replace('\n', " ")));
+    }
     if let Some(trouble) = &report.update_trouble {
         reasons.push(format!("no update: {}", trouble.replace('\n', " ")));
     }
@@ -254,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_fleet_is_a_table_a_sum_and_the_reasons() {
-        let why = |text: &str| Why { text: text.to_owned(), value: None, threshold: None };
+        let why = |text: &str| Why { text: text.to_owned(), value: None, threshold: None, trouble: false };
         let paused = Report {
             state: State::Paused,
             headline: "Paused: a game is running (quake)".to_owned(),
