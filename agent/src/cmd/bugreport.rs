@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use serde::Deserialize;
 
 use super::{doctor, say};
 use crate::cli::DataDir;
@@ -70,18 +71,32 @@ fn secrets(directory: &Path) -> Vec<String> {
     for key in [read("identity.key"), read("owner.key")] {
         secrets.extend(key.split_whitespace().filter(|word| word.len() >= 32).map(str::to_owned));
     }
-    // By the owner's public key his rigs are known to him.
-    let config = read("config.toml");
-    let owner = config.lines().filter(|line| line.trim_start().starts_with("owner"));
-    secrets.extend(
-        owner.filter_map(|line| line.split('"').nth(1)).filter(|key| key.len() >= 32).map(str::to_owned),
-    );
-    secrets.extend(std::env::var("HOME").ok().filter(|home| home.len() > 1));
+    secrets.extend(owner_keys(&read("config.toml")));
+    let home = std::env::home_dir().map(|home| home.display().to_string());
+    secrets.extend(home.filter(|home| home.len() > 1));
     secrets
 }
 
+/// The owner's public key, by which his rigs are known to be his, however it is written; also where the file as a whole
+/// cannot be read, or names another one in a comment.
+fn owner_keys(config: &str) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Known {
+        owner: Option<String>,
+    }
+    let parsed = toml::from_str::<Known>(config).ok().and_then(|known| known.owner);
+    let lines = config.lines().filter(|line| line.to_lowercase().contains("owner"));
+    let words = lines.flat_map(|line| line.split(|c: char| !c.is_ascii_hexdigit())).map(str::to_owned);
+    let keys = parsed.into_iter().chain(words).filter(|key| key.len() >= 32);
+    // Elsewhere it is written in small letters.
+    keys.flat_map(|key| [key.to_lowercase(), key]).collect()
+}
+
+/// Each secret also as JSON writes it, with every backslash doubled.
 fn hide(text: &str, secrets: &[String]) -> String {
-    secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "[hidden]"))
+    secrets.iter().fold(text.to_owned(), |text, secret| {
+        text.replace(secret.as_str(), "[hidden]").replace(&secret.replace('\\', "\\\\"), "[hidden]")
+    })
 }
 
 #[cfg(test)]
@@ -104,5 +119,30 @@ mod tests {
             text.contains("somebody logged [hidden]") && text.contains("owner = \"[hidden]\"\nthreads = 2")
         );
         assert!(![secret, owners, told].iter().any(|secret| text.contains(secret)));
+    }
+
+    #[test]
+    fn the_owners_key_is_hidden_however_it_is_written() {
+        let key = "AB".repeat(32);
+        for config in [
+            format!("owner = '{key}'\n"),
+            format!("owner = \"\"\"{key}\"\"\"\nthreads = 2\n"),
+            format!("\"owner\" = \"{key}\" # mine\n"),
+            // No valid TOML.
+            format!("threads =\nowner = {key}\n"),
+            format!("owner: '{key}'\n"),
+        ] {
+            let text = hide(&format!("{config}seen: {}", key.to_lowercase()), &owner_keys(&config));
+            assert!(!text.to_uppercase().contains(&key), "{text}");
+            assert!(text.contains("owner"), "{text}");
+        }
+        assert!(owner_keys("name = 'owner'\nthreads = 2\n").is_empty());
+    }
+
+    #[test]
+    fn a_home_directory_is_hidden_as_json_writes_it_too() {
+        let home = [r"C:\Users\ada".to_owned()];
+        let text = hide(r#"C:\Users\ada\skein and {"path": "C:\\Users\\ada\\skein"}"#, &home);
+        assert_eq!(text, r#"[hidden]\skein and {"path": "[hidden]\\skein"}"#);
     }
 }
