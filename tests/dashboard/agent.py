@@ -45,6 +45,8 @@ class World:
     finishing = False
     game = False
     cards = 2
+    # Of the job that runs, and when it ended; of the one that another agent ordered, if that runs.
+    step, stepped_ms, step_elsewhere = 41, START, None
     tickets = set()
     rigs_paused = set()
     settings = {
@@ -91,7 +93,13 @@ def policy():
     return {"state": state, "headline": headline, "allowed": allowed, "reasons": reasons, "sensors": sensors, "pause": World.pause, "finishing": World.finishing}
 
 
-def status():
+def settlements():
+    """As many as an agent keeps, each with all who were paid."""
+    return [{"epoch": epoch, "height": 20 * epoch, "emission": 4_565_991_324, "minted": 4_565_991_320,
+             "claims": [{"node": f"{place:02x}" * 32, "amount": 456_599_132} for place in range(1, 11)]} for epoch in range(1, 65)]
+
+
+def status(brief):
     return {
         "node": NODE, "pid": 4711, "version": "0.1.0", "network": "test network", "network_id": "0" * 64, "listen": "192.0.2.4:7310", "api": "127.0.0.1:7311",
         "peers": [{"node": f"{place:02x}" * 32, "address": f"198.51.100.{place}:7310", "round_trip_us": None if place == 4 else 9_137 * place + 420,
@@ -106,7 +114,7 @@ def status():
                     for place, device in enumerate(["NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 3060"])],
         "device_reason": "the best that works", "leases": [{"lease": "1" * 64, "job": "a" * 64, "shard": "round 12, part 3", "done": 11, "of": 32}], "leases_taken": 9,
         "log": {"path": "log", "entries": 1_204},
-        "ledger": {"epoch": 41, "height": 880, "state": "9" * 64, "balance": "211.90250000", "balance_base_units": 0, "accepted_units": 0, "settlements": []},
+        "ledger": {"epoch": 41, "height": 880, "state": "9" * 64, "balance": "211.90250000", "balance_base_units": 0, "accepted_units": 0, "settlements": [] if brief else settlements()},
         "worker": {"pid": 4712, "deaths": 0}, "bytes_sent": 18_200_000_000, "bytes_received": 9_100_000_000,
         "host": {"system": "Linux 6.1 (Debian 12)", "processor": "AMD Ryzen 9 7950X", "cores": 32, "memory_bytes": 67_000_000_000, "disk_free_bytes": 412_000_000_000},
     }
@@ -138,18 +146,20 @@ def jobs():
                 "regrants": 0, "confirmed": 0, "rejected": 0, "refused": [], "stages": [], "note": None, **more}
 
     train = {"kind": "train", "rounds": 60, "context": 128}
+    elsewhere = {"phase": "failed", "reason": f"no agent has the memory for {HOSTILE}", "round": 2} if World.step_elsewhere is None else \
+        {"phase": "running", "round": World.step_elsewhere, "tokens": World.step_elsewhere * 5_000}
     return [
         job(1, train, "done", round=60, start_loss_micronats=4_158_000, held_out_micronats=1_612_000, tokens=9_830_400),
-        job(0, train, "running", round=41, step=11, steps=32, agents=4, loss_micronats=1_702_000, start_loss_micronats=4_201_000, held_out_micronats=1_745_000, tokens=3_276_800),
-        job(2, train, "failed", reason=f"no agent has the memory for {HOSTILE}", round=2),
+        job(0, train, "running", round=World.step, step=11, steps=32, agents=4, loss_micronats=1_702_000, start_loss_micronats=4_201_000, held_out_micronats=1_745_000, tokens=World.step * 79_900),
+        job(2, train, **elsewhere),
         job(3, {"kind": "serve", "context": 2048}, "waiting", note="no agents with enough memory are free"),
     ]
 
 
 def curve():
     loss = lambda round_: round(1_640_000 + 2_560_000 * math.exp(-round_ / 9) + 15_000 * math.sin(round_ * 1.7))
-    return [{"round": one, "tokens": one * 79_900, "at_ms": START - (41 - one) * 21_000 + round(6_000 * math.sin(one)), "agents": 4,
-             "loss_micronats": None if one == 0 else loss(one) - 40_000, "held_out_micronats": loss(one)} for one in range(42)]
+    return [{"round": one, "tokens": one * 79_900, "at_ms": World.stepped_ms - (World.step - one) * 21_000 + round(6_000 * math.sin(one)), "agents": 4,
+             "loss_micronats": None if one == 0 else loss(one) - 40_000, "held_out_micronats": loss(one)} for one in range(World.step + 1)]
 
 
 def earnings():
@@ -231,7 +241,7 @@ class Answers(BaseHTTPRequestHandler):
             headers = [("cache-control", "no-cache"), ("content-security-policy", POLICY), ("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer")]
             return self.answer(200, b"".join((AGENT / "dashboard" / name).read_bytes() for name in names), kind + "; charset=utf-8", headers)
         said = {
-            "/api/status": status, "/api/jobs": jobs, "/api/earnings": earnings, "/api/settings": lambda: World.settings,
+            "/api/status": lambda: status(url.query == "brief=true"), "/api/jobs": jobs, "/api/earnings": earnings, "/api/settings": lambda: World.settings,
             "/api/history": lambda: {"every_s": 10, "points": history(int(parse_qs(url.query).get("since_ms", ["0"])[0]))},
             "/api/log": lambda: {"entries": 1_204, "root": "9a3f" * 16, "verified": True, "message": "good: 310 receipts, 288 acceptances", "checked_at_ms": now()},
         }.get(url.path)
@@ -269,6 +279,8 @@ class Answers(BaseHTTPRequestHandler):
             World.finishing = True
         elif self.path == "/game":
             World.game = body["runs"]
+        elif self.path == "/step":
+            World.step, World.stepped_ms, World.step_elsewhere = body["step"], now(), body["elsewhere"]
         elif self.path == "/cards":
             World.cards = body["count"]
         elif self.path == "/api/settings":

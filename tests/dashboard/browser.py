@@ -4,6 +4,7 @@ Needs nothing but Python and Chromium. Must never use the network.
 """
 
 import base64
+import contextlib
 import json
 import os
 import pathlib
@@ -76,7 +77,7 @@ class Page:
         # A context of its own: what one page keeps, no other one sees.
         context = browser.order("Target.createBrowserContext")["browserContextId"]
         target = browser.order("Target.createTarget", url="about:blank", browserContextId=context, width=width, height=height)["targetId"]
-        self.target = target
+        self.target, self.context = target, context
         self.session = browser.order("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         browser.pages[self.session] = self
         for domain in ["Page", "Network", "Runtime", "Log"]:
@@ -162,6 +163,20 @@ class Page:
         height = self.value("document.documentElement.scrollHeight")
         shot = self.order("Page.captureScreenshot", captureBeyondViewport=True, clip={"x": 0, "y": 0, "width": width, "height": height, "scale": 1})
         pathlib.Path(path).write_bytes(base64.b64decode(shot["data"]))
+
+    @contextlib.contextmanager
+    def unseen(self):
+        """Another tab in front of this one, for as long as that takes."""
+        other = self.browser.order("Target.createTarget", url="about:blank", browserContextId=self.context)["targetId"]
+        self.wait("the page to be hidden", "document.visibilityState === 'hidden'")
+        yield
+        self.browser.order("Target.activateTarget", targetId=self.target)
+        self.wait("the page to be seen", "document.visibilityState === 'visible'")
+        self.browser.order("Target.closeTarget", targetId=other)
+
+    def times_asked(self, path):
+        self.value("1")
+        return sum(url.split("?")[0].endswith(path) for url in self.asked)
 
     def close(self):
         self.browser.order("Target.closeTarget", targetId=self.target)

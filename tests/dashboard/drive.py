@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,25 @@ ROOT = HERE.parents[1]
 HOSTILE = "<img src=x onerror=alert(1)>"
 LOADED_BYTES_MAX = 200_000
 CHANGE_WITHIN_S = 3
+# WCAG 1.4.11: the edge of what can be used, against what is beside it.
+EDGE_CONTRAST_MIN = 3
 HELD_TOKEN = "sessionStorage.getItem('token')"
 LIVE = "document.getElementById('live').dataset.live === 'yes'"
 SHOWN_STATE = "document.getElementById('now').dataset.state"
+# What is told of the first job, and of the one with a name that is markup.
+JOB_TOLD = "document.querySelector('#jobs li p').textContent"
+ELSEWHERE_TOLD = "[...document.querySelectorAll('#jobs li')].find((one) => one.textContent.includes('<img')).querySelector('p').textContent"
+# Each edge, with the background inside and the one outside of it. A checkbox is drawn by the browser; a button that rests is none to use.
+EDGES = """[...document.querySelectorAll('button, input, select')].map((node) => {
+  const style = (one) => getComputedStyle(one);
+  const behind = (one) => { while (one && style(one).backgroundColor.endsWith(', 0)')) one = one.parentElement; return style(one ?? document.body).backgroundColor; };
+  const rests = node.ariaDisabled === 'true' || node.disabled || node.type === 'checkbox' || style(node).borderTopWidth === '0px';
+  return rests || !node.checkVisibility() ? null : {
+    what: (node.id || node.textContent).trim(), pressed: node.ariaPressed === 'true', text: style(document.body).color, ground: style(document.body).backgroundColor,
+    edges: ['Top', 'Right', 'Bottom', 'Left'].map((side) => style(node)[`border${side}Color`]), beside: [behind(node), behind(node.parentElement)],
+    main: node.classList.contains('main'),
+  };
+}).filter(Boolean)"""
 SHOWS = "document.getElementById('main').innerText.includes({})"
 
 
@@ -294,6 +311,82 @@ def fits(page, width):
     check(wide <= width, f"nothing is wider than a window of {width} pixels ({wide})")
 
 
+def contrast(one, other):
+    def light(colour):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        return sum(weight * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4) for weight, part in zip((0.2126, 0.7152, 0.0722), parts))
+
+    dark, bright = sorted([light(one), light(other)])
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def edges(page, what):
+    """Whether it is seen where a button or a field ends, and which of several is pressed."""
+    for dark in [False, True]:
+        page.size(1280, dark=dark)
+        page.wait("the colours", f"matchMedia('(prefers-color-scheme: dark)').matches === {json.dumps(dark)}")
+        told = page.value(EDGES)
+        # What is filled with the colour of its edge ends where the fill does.
+        least = min((contrast(edge, beside), one["what"]) for one in told for edge in one["edges"] for beside in [*one["beside"][one["main"]:], one["ground"]])
+        check(len(told) > 5 and least[0] >= EDGE_CONTRAST_MIN, f"the edges of {len(told)} buttons and fields of {what}{', when it is dark,' if dark else ''} have a contrast of {least[0]:.2f} or more ({least[1]})")
+        pressed = [one for one in told if one["pressed"]]
+        check(pressed and all(edge == one["text"] for one in pressed for edge in one["edges"]), "what is pressed has an edge as dark as text" if not dark else "what is pressed has an edge as bright as text")
+    page.size(1280)
+
+
+def steps(browser, agent):
+    """A curve is fetched when its job came further, and only then; a job that does not has no speed."""
+    page = Page(browser, agent.url())
+    page.wait("a loss curve", "document.querySelectorAll('#jobs details[open] path.line').length === 3")
+    page.wait("its speed", f"{JOB_TOLD}.includes('tokens/s')", 10)
+
+    def poll():
+        before = page.times_asked("/api/jobs")
+        until("the jobs to be asked for twice", lambda: page.times_asked("/api/jobs") >= before + 2, 20)
+
+    poll()
+    check(page.times_asked("/metrics") == 1, f"fetches of the curve of a job that stands still: {page.times_asked('/metrics')}, which is one")
+    for step in [42, 43, 44]:
+        agent.post("/step", {"step": step, "elsewhere": step - 40})
+        page.wait("the step", f"{JOB_TOLD}.startsWith('step {step} of 60') && {ELSEWHERE_TOLD}.startsWith('step {step - 40} of 60')", 10)
+        page.wait("the curve's new point", f"document.querySelector('#jobs details[open] figcaption').textContent.includes('step {step} ')", 5)
+    check(page.times_asked("/metrics") == 4, "and again with each step")
+    check(page.value(f"{JOB_TOLD}.includes('tokens/s') && {ELSEWHERE_TOLD}.includes('tokens/s')"), "a job that goes on has a speed, wherever it was ordered")
+    page.value("(() => { const before = Date.now; Date.now = () => before() + 20 * 60_000; })()")
+    for what, told in [("a job", JOB_TOLD), ("one that was ordered elsewhere", ELSEWHERE_TOLD)]:
+        page.wait(f"{what} to be called stalled", f"{told}.includes('stalled for 20 min')", 10)
+        check(not page.value(f"{told}.includes('tokens/s')"), f"{what} without a step for 20 min is called stalled, and has no speed")
+    agent.post("/step", {"step": 45, "elsewhere": None})
+    page.wait("the job to go on", f"{JOB_TOLD}.startsWith('step 45 of 60') && !{JOB_TOLD}.includes('stalled')", 10)
+    print("  good: with its next step it is not", flush=True)
+    check(not page.errors, f"the console is quiet {page.errors or ''}")
+    page.close()
+
+
+def unseen(page, browser, agent):
+    """A page behind another one asks nothing, for as long as one that is seen asks three times."""
+    hidden = Page(browser, agent.url())
+    hidden.wait("the page to be live", LIVE)
+
+    def meanwhile(times):
+        seen = page.times_asked("/api/status")
+        until("the page that is seen to ask", lambda: page.times_asked("/api/status") >= seen + times, 20)
+        hidden.value("1")
+
+    with hidden.unseen():
+        # What was under way when it was hidden comes to its end.
+        meanwhile(2)
+        before = len(hidden.asked)
+        meanwhile(3)
+        check(len(hidden.asked) == before, f"a page that nobody sees asks nothing {hidden.asked[before:]}")
+        agent.post("/api/pause", {})
+    hidden.wait("the pause of meanwhile", f"{SHOWN_STATE} === 'paused'", CHANGE_WITHIN_S)
+    agent.post("/api/resume", {})
+    hidden.wait("the resume", f"{SHOWN_STATE} !== 'paused'", 6)
+    print("  good: once it is seen, it catches up and goes on", flush=True)
+    hidden.close()
+
+
 def pictures(page, out, name):
     for width, size in [(1280, "wide"), (360, "narrow")]:
         for dark in [False, True]:
@@ -307,6 +400,7 @@ def stand_in(browser, out):
     try:
         page = loads(browser, agent)
         check(page.value("document.querySelectorAll('#c-busy path.line').length") == 2, "both GPUs have a line")
+        check(re.fullmatch(r"\d+ \| – W", page.value("document.getElementById('c-power').itsReadout.textContent")), "what a GPU drew half an hour ago is not told as the present")
         check(page.value("document.querySelectorAll('#c-earned rect.bar').length") == 24, "24 hours of earnings")
         check(page.text("#jobs .phase") == "training, running · 68 %", "a job's progress")
         page.wait("a loss curve", "document.querySelectorAll('#jobs details[open] path.line').length === 3")
@@ -322,6 +416,7 @@ def stand_in(browser, out):
         check(page.value("document.querySelector('#c-busy path.line').getAttribute('d').split('M').length") == 3, "a day has its gap where nothing was measured")
         for width in [360, 600, 900, 1280]:
             fits(page, width)
+        edges(page, "the dashboard")
         pictures(page, out, "working")
         pauses(page, agent)
         keyboard(browser, agent)
@@ -338,6 +433,8 @@ def stand_in(browser, out):
         for given in [None, "a spent ticket", "a wrong ticket", "a token in the address", "an older token"]:
             reads_only(browser, agent, given, 5)
         cards(browser, agent, out)
+        steps(browser, agent)
+        unseen(page, browser, agent)
         dies(page, agent)
         agent.kill()
         page.wait("silence", "!document.getElementById('silent').hidden", 20)

@@ -8,7 +8,7 @@ import sys
 import time
 
 from browser import Browser, Page
-from drive import CHANGE_WITHIN_S, HELD_TOKEN, HOSTILE, LIVE, LOADED_BYTES_MAX, Real, StandIn, check, fits, pictures, until
+from drive import CHANGE_WITHIN_S, HELD_TOKEN, HOSTILE, LIVE, LOADED_BYTES_MAX, Real, StandIn, check, edges, fits, pictures, until
 
 ROW = "[...document.querySelectorAll('#rigs tbody tr:not(.opened)')]"
 NAMES = f"{ROW}.map((row) => row.querySelector('.name').textContent)"
@@ -91,6 +91,7 @@ def stand_in(browser, out):
         page.click("#filters [data-state='all']")
         check(page.value("document.getElementById('all').indeterminate") and page.text("#selected") == "to 2 rigs", "some of all")
         press(page, "[data-opens='pause']")
+        edges(page, "the page of all rigs")
         pictures(page, out, "fleet-pause")
         press(page, "#pause [data-body='{}']")
         page.wait("the pause", f"{ROW}.filter((row) => row.dataset.state === 'paused').length === 3", CHANGE_WITHIN_S)

@@ -33,7 +33,7 @@ const SETTINGS = {
   ],
   gpu_others_busy: [
     'GPU use by others',
-    'The GPU rests while others keep it busier than this; looked at while the agent does not use it.',
+    'The GPU rests while others keep it busier than this.',
   ],
   gpu_memory_taken: [
     'GPU memory of all others',
@@ -328,12 +328,15 @@ function showHistory() {
   const one = (holder, name, unit, series, range) => {
     const known = series.flatMap((line) => line.points.map(([, value]) => value)).filter((value) => value !== null);
     const read = (at) => {
-      const found = series
-        .map((line) => nearest(line.points, at))
-        .filter((point) => point && (at === undefined || Math.abs(point[0] - at) <= agent.everyMs * 3));
       if (!known.length) return 'not measured';
-      if (!found.length) return at === undefined ? '' : `${clock(at)} not measured`;
-      return `${at === undefined ? '' : `${clock(found[0][0], agent.hours === 1)} · `}${found.map(([, value]) => Math.round(value)).join(' | ')} ${unit}`;
+      const about = at ?? points.at(-1).at_ms;
+      // A card that said nothing then has a dash, not what it said long before.
+      const found = series
+        .map((line) => nearest(line.points, about))
+        .map((point) => (point && Math.abs(point[0] - about) <= agent.everyMs * 3 ? point : null));
+      const first = found.find(Boolean);
+      if (!first) return at === undefined ? '' : `${clock(at)} not measured`;
+      return `${at === undefined ? '' : `${clock(first[0], agent.hours === 1)} · `}${found.map((point) => (point ? Math.round(point[1]) : '–')).join(' | ')} ${unit}`;
     };
     chart(byId(holder), {
       ...common,
@@ -573,7 +576,7 @@ const parts = [
 async function look() {
   const orders = agent.orders;
   try {
-    const status = await ask('/api/status');
+    const status = await ask('/api/status?brief=true');
     const { version } = agent;
     agent.version = status.version;
     // Another version of the agent brings another version of the page.
@@ -607,7 +610,6 @@ byId('ranges').addEventListener('click', (event) => {
   showHistory();
   fetchHistory().catch(() => {});
 });
-// Browsers slow down the clock of a page that nobody sees.
 document.addEventListener('visibilitychange', () => document.visibilityState === 'visible' && look());
 // Sensors and settings are long: closed at first where the page is narrow.
 for (const id of ['d-sensors', 'd-settings']) byId(id).open = !matchMedia('(max-width: 520px)').matches;
@@ -615,8 +617,9 @@ access.changed = () => {
   mayOrder();
   due.delete(fetchRigs);
 };
+/** A page that nobody sees asks nothing; once it is seen, it catches up. */
 async function live() {
-  await look();
+  if (document.visibilityState !== 'hidden') await look();
   setTimeout(live, STATUS_EVERY_MS);
 }
 takeToken().then(live);

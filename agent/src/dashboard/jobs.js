@@ -3,23 +3,42 @@
 // Names and reasons come from strangers: text, never markup. Must never ask for the curve of a job that is not opened.
 
 const JOBS_SHOWN = 50;
+// No job is called stalled sooner, however quick its steps were.
+const STALLED_AFTER_MS = 120_000;
+const STEPS_LOOKED_AT = 6;
 
-const rates = new Map();
+const seen = new Map();
 
-/** Tokens per second: of the last measured steps, or, of a job that was ordered elsewhere, as it is seen from here. */
-function tokensPerSecond(job, curve) {
-  const seen = rates.get(job.id) ?? [];
+/** When the last steps ended, as seen from here. The one that was under way at first ended nobody knows when. */
+function stepsSeen(job) {
+  const { round, points } = seen.get(job.id) ?? { round: job.round, points: [] };
+  const news = round === job.round ? [] : [{ at_ms: Date.now(), tokens: job.tokens }];
+  const last = [...points, ...news].slice(-STEPS_LOOKED_AT);
+  seen.set(job.id, { round: job.round, points: last });
+  return last;
+}
+
+/** For how long nobody wonders that no step ends: three times as long as one took lately. */
+function patience(points) {
+  const gaps = points.slice(1).map((point, place) => point.at_ms - points[place].at_ms);
+  gaps.sort((one, other) => one - other);
+  return Math.max(STALLED_AFTER_MS, 3 * gaps[gaps.length >> 1]);
+}
+
+/** How fast a job is: by its curve, or, if that was ordered elsewhere or is not looked at, by the steps that were seen. */
+function pace(job, curve) {
   const now = Date.now();
-  if (seen.at(-1)?.tokens !== job.tokens) seen.push({ at_ms: now, tokens: job.tokens });
-  rates.set(
-    job.id,
-    seen.filter((one, place) => place >= seen.length - 10 && one.at_ms > now - 600_000),
-  );
-  const points = curve?.length > 1 ? curve.slice(-6) : rates.get(job.id);
-  if (points.length < 2) return null;
+  const known = [(curve ?? []).slice(-STEPS_LOOKED_AT), stepsSeen(job)];
+  const sources = known.filter((points) => points.length > 1);
+  if (!sources.length) return null;
+  const quiet = now - Math.max(...known.flat().map((point) => point.at_ms));
+  if (quiet > patience(sources[0])) return `stalled for ${span(quiet)}`;
+  // What was fast before is not fast now.
+  const points = sources.find((some) => now - some.at(-1).at_ms <= patience(some));
+  if (!points) return null;
   const [first, last] = [points[0], points.at(-1)];
   return last.at_ms > first.at_ms && last.tokens > first.tokens
-    ? ((last.tokens - first.tokens) * 1_000) / (last.at_ms - first.at_ms)
+    ? `${amount(((last.tokens - first.tokens) * 1_000) / (last.at_ms - first.at_ms))}\u00a0tokens/s`
     : null;
 }
 
@@ -88,13 +107,12 @@ function showJob(node, job) {
   let done = 0;
   if (work.kind === 'train') {
     done = job.phase === 'done' ? 1 : (job.round + (job.steps ? job.step / job.steps : 0)) / Math.max(1, work.rounds);
-    const rate = job.phase === 'running' ? tokensPerSecond(job, node.itsCurve) : null;
     words.push(
       `step ${job.round} of ${work.rounds}`,
       job.held_out_micronats !== null &&
         `loss ${nats(job.held_out_micronats)}${job.start_loss_micronats !== null ? ` (began at ${nats(job.start_loss_micronats)})` : ''}`,
       `${amount(job.tokens)} tokens`,
-      rate !== null && `${amount(rate)} tokens/s`,
+      job.phase === 'running' && pace(job, node.itsCurve),
     );
   } else {
     done = job.stages.length ? 1 : 0;
@@ -114,17 +132,28 @@ function showJob(node, job) {
   );
   progress.value = done;
   show(progress, work.kind === 'train');
-  say(told, words.filter(Boolean).join(' · '));
+  // A dot ends a line, and begins none.
+  say(told, words.filter(Boolean).join('\u00a0· '));
   tell(note, job.reason ?? job.note ?? '');
 }
 
 async function fetchCurve(node) {
   const job = node.itsJob;
-  // What ended stays as it is.
-  if (node.itsCurve && node.itsFinal) return;
-  const points = await ask(`/api/jobs/${encodeURIComponent(node.itsId)}/metrics`);
-  node.itsFinal = job.phase !== 'running' && job.phase !== 'waiting';
+  // A curve grows by whole steps, once their loss is measured: as long as nothing of this changes, it is what it was.
+  const stage = [job.phase, job.round, job.held_out_micronats].join();
+  if (node.itsStage === stage) return;
+  node.itsStage = stage;
+  let points;
+  try {
+    points = await ask(`/api/jobs/${encodeURIComponent(node.itsId)}/metrics`);
+  } catch (error) {
+    if (node.itsStage === stage) node.itsStage = null;
+    throw error;
+  }
+  // Overtaken by one that was asked for later.
+  if (node.itsStage !== stage) return;
   node.itsCurve = points;
+  showJob(node, node.itsJob);
   const details = node.querySelector('details');
   const [losses, speeds] = details.querySelectorAll('figure');
   const none = points.length < 2 ? 'Not measured twice yet; curves are kept by the agent that ordered the job.' : '';
