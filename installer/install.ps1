@@ -44,8 +44,15 @@ function Install-Skein {
     # Whether it succeeded. Under 'Stop', Windows PowerShell takes any word on standard error for a reason to end.
     function Invoke-Quietly([string]$Program, [string[]]$Arguments) {
         $ErrorActionPreference = 'Continue'
-        & $Program @Arguments *> $null
+        # A damaged program does not even start.
+        try { & $Program @Arguments *> $null } catch { return $false }
         return $LASTEXITCODE -eq 0
+    }
+
+    # What a program says first, or nothing: one that is damaged is there to be replaced.
+    function Get-Words([string]$Program, [string[]]$Arguments) {
+        $ErrorActionPreference = 'Continue'
+        try { return [string](& $Program @Arguments 2>$null | Select-Object -First 1) } catch { return '' }
     }
 
     function Get-Release([string]$From, [string]$To, [string]$What) {
@@ -82,6 +89,19 @@ function Install-Skein {
         return [string]::CompareOrdinal((Get-Order $One), (Get-Order $Other)) -lt 0
     }
 
+    # SHA-256 in hexadecimal digits. By .NET, as archives are unpacked: PowerShell's own commands for both are scripts, which
+    # are not there where another version's modules come first or scripts are forbidden.
+    function Get-Digest([string]$Path) {
+        $stream = [IO.File]::OpenRead($Path)
+        $sha256 = [Security.Cryptography.SHA256]::Create()
+        try {
+            return [BitConverter]::ToString($sha256.ComputeHash($stream)) -replace '-', ''
+        } finally {
+            $stream.Dispose()
+            $sha256.Dispose()
+        }
+    }
+
     # The user's PATH as it is stored, with its %VARIABLES%.
     function Set-UserPath([bool]$With) {
         $key = Get-Item 'HKCU:\Environment'
@@ -95,16 +115,26 @@ function Install-Skein {
         [Environment]::SetEnvironmentVariable('SKEIN_PATH_CHANGED', $null, 'User')
     }
 
+    # Everything that runs out of our directory: after an update the old image goes on under another name, as skein.gone-0.exe.
+    function Get-Running {
+        return @(Get-Process -Name 'skein*' -ErrorAction SilentlyContinue | Where-Object {
+            $path = try { $_.Path } catch { $null }
+            $path -and $path.StartsWith("$bin\", [StringComparison]::OrdinalIgnoreCase)
+        })
+    }
+
     # Asks the agent to leave, so that it ends its leases and says goodbye; ends one that does not, and waits until nothing
     # of it runs: what runs can be neither replaced nor removed.
     function Stop-Agent {
         $left = $false
-        if ((Test-Path $program) -and (Test-Path (Join-Path $data 'agent.json'))) { $left = Invoke-Quietly $program 'down' }
+        if ((Test-Path $program) -and (Test-Path (Join-Path $data 'agent.json'))) {
+            $left = Invoke-Quietly $program 'down', '--data-dir', $data
+        }
         $tasks = @('Skein tray')
         if (-not $left) { $tasks += 'Skein' }
         foreach ($task in $tasks) { [void](Invoke-Quietly schtasks.exe '/End', '/TN', $task) }
         for ($tries = 0; $tries -lt 100; $tries++) {
-            $running = @(Get-Process -Name skein -ErrorAction SilentlyContinue | Where-Object { $_.Path -eq $program })
+            $running = @(Get-Running)
             if (-not $running) { return }
             Start-Sleep -Milliseconds 100
         }
@@ -116,15 +146,36 @@ function Install-Skein {
     # A path as one argument: what ends in a backslash would take the quote along.
     function Get-Quoted([string]$Path) { return '"' + ($Path -replace '(\\+)$', '$1$1') + '"' }
 
-    # Whether the agent was installed with -Headless before.
-    function Test-WasHeadless {
-        $ErrorActionPreference = 'Continue'
-        $task = (& schtasks.exe /Query /TN Skein /XML 2>$null) -join "`n"
-        return $task -match '<Arguments>up --headless[ <]'
+    # What a task runs, as @{Command; Arguments}, or nothing if there is none. Not by schtasks, whose output has question
+    # marks for letters that the console does not know, such as those of a user's name.
+    function Get-Task([string]$Name) {
+        try {
+            $service = New-Object -ComObject Schedule.Service
+            $service.Connect()
+            $exec = ([xml]$service.GetFolder('\').GetTask($Name).Xml).Task.Actions.Exec
+            return @{ Command = [string]$exec.Command; Arguments = [string]$exec.Arguments }
+        } catch {
+            return $null
+        }
     }
 
-    # A task at the user's log-on. The defaults of schtasks would end it after three days and on battery.
+    # The data of the agent that is installed: in another place there would be another agent, without this one's key.
+    function Get-KeptData {
+        $task = Get-Task 'Skein'
+        if ($task -and $task.Arguments -match '--data-dir "([^"]*)"') {
+            # Get-Quoted has doubled the backslashes at its end.
+            return $Matches[1] -replace '(\\+)\1$', '$1'
+        }
+        return ''
+    }
+
+    # A task at the user's log-on. The defaults of schtasks would end it after three days and on battery. Nothing of it
+    # repeats: a repetition that brings back what has died would also bring back what `skein down` has ended, and
+    # RestartOnFailure is for what could not be started. One that is there already is left with all that its owner
+    # has changed about it.
     function Set-Task([string]$Name, [string]$Arguments) {
+        $task = Get-Task $Name
+        if ($task -and $task.Command -eq $program -and $task.Arguments -ceq $Arguments) { return }
         $escape = { param($text) [Security.SecurityElement]::Escape($text) }
         $user = & $escape "$env:USERDOMAIN\$env:USERNAME"
         $xml = @"
@@ -183,7 +234,9 @@ function Install-Skein {
         Write-Host "removed skein from $bin"
         if (-not (Test-Path $data)) { return }
         if (-not $Purge) {
-            Write-Host "The key, the log and all data stay in $data; -Uninstall -Purge removes them too."
+            # What told where they are is gone with the task.
+            $place = if ($data -ne $usual) { " with SKEIN_DATA_DIR set to it" } else { '' }
+            Write-Host "The key, the log and all data stay in $data; -Uninstall -Purge$place removes them too."
             return
         }
         if (-not ((Test-Path (Join-Path $data 'identity.key')) -or (Test-Path (Join-Path $data 'config.toml')))) {
@@ -229,9 +282,15 @@ function Install-Skein {
     $bin = Join-Path $env:LOCALAPPDATA 'Programs\skein'
     $program = Join-Path $bin 'skein.exe'
     $stage = Join-Path $bin '.skein-install'
-    $data = if ($env:SKEIN_DATA_DIR) { $env:SKEIN_DATA_DIR } else { Join-Path $env:LOCALAPPDATA 'skein' }
-    # Whatever directory a task is started in.
+    $usual = Join-Path $env:LOCALAPPDATA 'skein'
+    $kept = Get-KeptData
+    $data = if ($env:SKEIN_DATA_DIR) { $env:SKEIN_DATA_DIR } elseif ($kept) { $kept } else { $usual }
+    if (-not $env:SKEIN_DATA_DIR -and $data -ne $usual) {
+        Write-Host "kept from the installation before: the data in $data; SKEIN_DATA_DIR chooses another place"
+    }
+    # Whatever directory a task is started in, and without what would take the quote along when it is an argument here.
     $data = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($data)
+    if ($data.Length -gt 3) { $data = $data.TrimEnd('\') }
     if ($Uninstall) { Remove-Skein; return }
     if ($Headless -and $Attended) { Stop-Here '-Headless and -Attended exclude each other' 'does anybody sit at this machine?' }
 
@@ -273,7 +332,7 @@ function Install-Skein {
         $archive = @($release.files | Where-Object { $_.kind -eq 'archive' -and $_.target -eq $target -and $_.name -eq "$name.zip" })
         if ($archive.Count -ne 1) { Stop-Here "skein $($release.version) has not been built for $target" 'choose another by -Version' }
         $installed = ''
-        if ((Test-Path $program) -and ((& $program --version | Select-Object -First 1) -match '^skein (\d\S*)')) { $installed = $Matches[1] }
+        if ((Test-Path $program) -and (Get-Words $program '--version') -match '^skein (\d\S*)') { $installed = $Matches[1] }
         if ($installed -and -not $Version -and (Test-Older $release.version $installed)) {
             Stop-Here "skein $installed is installed, and what was fetched is the older $($release.version)" "if you do want the older one: -Version $($release.version)"
         }
@@ -287,41 +346,57 @@ function Install-Skein {
         }
         $came = (Get-Item $zip).Length
         if ($came -ne $archive[0].bytes) { Stop-Here "the archive is $came bytes long and should be $($archive[0].bytes): it was cut off or changed" 'nothing was installed. Run this again' }
-        if ((Get-FileHash -Algorithm SHA256 $zip).Hash -ne $archive[0].sha256) { Stop-Here 'the archive is not the one that was signed: its SHA-256 is wrong' 'nothing was installed. Run this again; if it stays so, tell the makers' }
-        Expand-Archive -Path $zip -DestinationPath (Join-Path $stage 'tree')
+        if ((Get-Digest $zip) -ne $archive[0].sha256) { Stop-Here 'the archive is not the one that was signed: its SHA-256 is wrong' 'nothing was installed. Run this again; if it stays so, tell the makers' }
+        Add-Type -AssemblyName System.IO.Compression.FileSystem
+        [IO.Compression.ZipFile]::ExtractToDirectory($zip, (Join-Path $stage 'tree'))
         $tree = Join-Path $stage "tree\$name"
-        $says = [string](& (Join-Path $tree 'skein.exe') --version | Select-Object -First 1)
+        $says = Get-Words (Join-Path $tree 'skein.exe') '--version'
         if (-not ($says -eq "skein $($release.version)" -or $says.StartsWith("skein $($release.version) "))) {
             Stop-Here "the new program says it is '$says', not 'skein $($release.version)'" 'nothing was installed. Is a virus scanner in the way? Else tell the makers'
         }
 
-        # A program that runs can be renamed, not replaced.
-        Stop-Agent
-        $old = Join-Path $bin 'skein.old'
-        if (Test-Path $program) {
-            if (Test-Path $old) { Remove-Item -Force $old }
-            Move-Item $program $old
+        if (-not $Headless -and -not $Attended) {
+            $task = Get-Task 'Skein'
+            if ($task -and $task.Arguments -match '^up --headless( |$)') {
+                $Headless = $true
+                Write-Host '-Headless is kept from the installation before; -Attended ends it.'
+            }
         }
+        $ran = @(Get-Running).Count -gt 0
         try {
-            Move-Item (Join-Path $tree 'skein.exe') $program
+            # A program that runs can be renamed, not replaced.
+            Stop-Agent
+            # `skein update --back` looks for it under this name.
+            $old = Join-Path $bin 'skein.old.exe'
+            if (Test-Path $program) {
+                if (Test-Path $old) { Remove-Item -Force $old }
+                Move-Item $program $old
+            }
+            try {
+                Move-Item (Join-Path $tree 'skein.exe') $program
+            } catch {
+                if (Test-Path $old) { Move-Item $old $program }
+                throw
+            }
+            # What updates have left, one that was not proven yet among them: it is older than this version, or not asked for.
+            foreach ($left in 'skein.new.exe', 'skein.old-part.exe', 'skein.gone-*', 'skein.old') {
+                Remove-Item -Force (Join-Path $bin $left) -ErrorAction SilentlyContinue
+            }
+            foreach ($document in 'LICENSE', 'LICENSES-OF-DEPENDENCIES.txt', 'README.md') {
+                if (Test-Path (Join-Path $tree $document)) { Move-Item -Force (Join-Path $tree $document) (Join-Path $bin $document) }
+            }
+            if ($Payout -or $Owner -or $Channel) { Set-Config }
+            Set-UserPath $true
+            # A task has its own environment: it is told the place of the data.
+            $place = "--data-dir $(Get-Quoted $data)"
+            # The agent shows the icon too; whichever comes second leaves.
+            Set-Task 'Skein' $(if ($Headless) { "up --headless $place" } else { "up $place" })
+            if ($Headless) { [void](Invoke-Quietly schtasks.exe '/Delete', '/F', '/TN', 'Skein tray') } else { Set-Task 'Skein tray' "tray $place" }
         } catch {
-            if (Test-Path $old) { Move-Item $old $program }
+            # Whichever version is there now: what ran before this goes on.
+            if ($ran) { foreach ($task in 'Skein', 'Skein tray') { [void](Invoke-Quietly schtasks.exe '/Run', '/TN', $task) } }
             throw
         }
-        foreach ($document in 'LICENSE', 'LICENSES-OF-DEPENDENCIES.txt', 'README.md') {
-            if (Test-Path (Join-Path $tree $document)) { Move-Item -Force (Join-Path $tree $document) (Join-Path $bin $document) }
-        }
-        if ($Payout -or $Owner -or $Channel) { Set-Config }
-        Set-UserPath $true
-        if (-not $Headless -and -not $Attended -and (Test-WasHeadless)) {
-            $Headless = $true
-            Write-Host '-Headless is kept from the installation before; -Attended ends it.'
-        }
-        # A task has its own environment: it is told the place of the data.
-        $place = "--data-dir $(Get-Quoted $data)"
-        # The agent shows the icon too; whichever comes second leaves.
-        Set-Task 'Skein' $(if ($Headless) { "up --headless $place" } else { "up $place" })
-        if ($Headless) { [void](Invoke-Quietly schtasks.exe '/Delete', '/F', '/TN', 'Skein tray') } else { Set-Task 'Skein tray' "tray $place" }
     } finally {
         Remove-Item -Recurse -Force $stage -ErrorAction SilentlyContinue
     }
@@ -331,12 +406,15 @@ function Install-Skein {
         Write-Host 'To start it: schtasks /Run /TN Skein'
         return
     }
-    [void](Invoke-Quietly schtasks.exe '/Run', '/TN', 'Skein')
+    if (-not (Invoke-Quietly schtasks.exe '/Run', '/TN', 'Skein')) {
+        Write-Host "Windows does not start the task 'Skein'. If you have disabled it: schtasks /Change /TN Skein /ENABLE"
+        return
+    }
     if (-not $Headless) { [void](Invoke-Quietly schtasks.exe '/Run', '/TN', 'Skein tray') }
     # What a program writes to standard error is no reason to end here.
     $ErrorActionPreference = 'Continue'
     for ($tries = 0; $tries -lt 30; $tries++) {
-        $words = & $program status 2>&1
+        $words = & $program status --data-dir $data 2>&1
         if ($LASTEXITCODE -eq 0) {
             $words
             return

@@ -22,14 +22,15 @@ Installs the Skein agent: curl -fsSL URL/install.sh | sh -s -- [OPTIONS]
   --owner HEX      obey the owner of this key from afar, as `skein fleet key` prints it; kept there too
   --no-start       install only
   --file ARCHIVE   install this archive, without a network; manifest.json and its signatures lie beside it
-  --system         for the whole machine, as root, with a user of its own
-  --prefix DIR     program in DIR/bin [default: ~/.local, with --system /usr/local; also by PREFIX]
+  --system         for the whole machine, as root, with a user of its own. It is for machines at which nobody sits: always
+                   headless, no rule about an owner's use holds there. On a desktop use install.sh without --system
+  --prefix DIR     program in DIR/bin [default: where it is, else ~/.local, with --system /usr/local; also by PREFIX]
   --uninstall      remove program and service; the key, the log and all data stay
   --purge          with --uninstall: remove the data too, after asking
   --yes            do not ask
   --help           this text
 
-SKEIN_URL is where releases are fetched from, SKEIN_DATA_DIR where data are kept.
+SKEIN_URL is where releases are fetched from, SKEIN_DATA_DIR where data are kept [default: where they are].
 END
 }
 
@@ -114,29 +115,20 @@ find_places() {
     home=${HOME:-}
     [ -n "$system" ] || plain HOME "$home"
     config=${XDG_CONFIG_HOME:-$home/.config}
-    data=${SKEIN_DATA_DIR:-${XDG_DATA_HOME:-$home/.local/share}/skein}
+    # Where the agent looks by itself: only of another place is it told.
+    usual_data=$home/.local/share/skein
+    data=${SKEIN_DATA_DIR:-}
+    usual_prefix=$home/.local
     if [ -n "$system" ]; then
         [ "$os" = Linux ] || fail "--system is for Linux" "on macOS the agent runs for a user: leave out --system"
         [ "$(id -u)" = 0 ] || fail "--system needs root" "curl -fsSL URL/install.sh | sudo sh -s -- --system"
-        prefix=${prefix:-/usr/local}
         data=/var/lib/skein
-        case $prefix/ in
-        /home/* | /root/* | /run/user/* | /tmp/* | /var/tmp/*) fail "the service cannot see $prefix: its unit hides homes and temporary directories" "leave out --prefix, or choose one such as /opt/skein" ;;
-        esac
-        for unit in /usr/lib/systemd/system/skein.service /lib/systemd/system/skein.service; do
-            [ ! -e "$unit" ] || [ -n "$uninstall" ] ||
-                fail "a package has installed Skein on this machine ($unit)" "upgrade it with your package manager, or remove the package first"
+        usual_prefix=/usr/local
+        for packaged in /usr/lib/systemd/system/skein.service /lib/systemd/system/skein.service; do
+            [ ! -e "$packaged" ] || [ -n "$uninstall" ] ||
+                fail "a package has installed Skein on this machine ($packaged)" "upgrade it with your package manager, or remove the package first"
         done
-    else
-        prefix=${prefix:-$home/.local}
     fi
-    prefix=${prefix%/}
-    plain --prefix "$prefix/"
-    plain "the data directory" "$data"
-    bin=$prefix/bin
-    docs=$prefix/share/doc/skein
-    program=$bin/skein
-    stage=$bin/.skein-install
     if [ "$os" = Darwin ]; then
         unit=$home/Library/LaunchAgents/skein.agent.plist
         tray=$home/Library/LaunchAgents/skein.tray.plist
@@ -147,6 +139,81 @@ find_places() {
         unit=$config/systemd/user/skein.service
         tray=$config/autostart/skein-tray.desktop
     fi
+    keep_places
+    prefix=${prefix:-$usual_prefix}
+    data=${data:-${XDG_DATA_HOME:-$home/.local/share}/skein}
+    if [ -n "$system" ]; then
+        case $prefix/ in
+        /home/* | /root/* | /run/user/* | /tmp/* | /var/tmp/*) fail "the service cannot see $prefix: its unit hides homes and temporary directories" "leave out --prefix, or choose one such as /opt/skein" ;;
+        esac
+    fi
+    prefix=${prefix%/}
+    plain --prefix "$prefix/"
+    plain "the data directory" "$data"
+    bin=$prefix/bin
+    docs=$prefix/share/doc/skein
+    program=$bin/skein
+    stage=$bin/.skein-install
+}
+
+# Where the installation before has its program and its data, as far as --prefix and SKEIN_DATA_DIR do not say: as the
+# unit, the property list or else the autostart entry tells. Elsewhere would be another agent, without this one's key.
+keep_places() {
+    kept_program='' kept_data=''
+    if [ "$os" = Darwin ]; then
+        [ ! -f "$unit" ] || read_property_list
+    elif [ -f "$unit" ]; then
+        read_unit
+    elif [ -n "$tray" ] && [ -f "$tray" ]; then
+        read_tray_entry
+    fi
+    if [ -z "$prefix" ] && [ -n "$kept_program" ]; then
+        # A package's program, and one that somebody has built, are not this script's to replace.
+        before=${kept_program%bin/skein}
+        if [ "$kept_program" = "${before}bin/skein" ] && [ -f "${before}share/doc/skein/LICENSES-OF-DEPENDENCIES.txt" ]; then
+            prefix=$before
+            [ "$prefix" = "$usual_prefix/" ] ||
+                say "kept from the installation before: the program in ${prefix}bin; --prefix chooses another place"
+        elif [ "$kept_program" != "$usual_prefix/bin/skein" ]; then
+            say "the service runs $kept_program, which install.sh has not put there: that is left, and no longer run"
+        fi
+    fi
+    # Told of no place, the agent looked there, unless XDG_DATA_HOME was everywhere the same.
+    [ -n "$kept_data" ] || [ -z "$kept_program" ] || [ ! -e "$usual_data/identity.key" ] || kept_data=$usual_data
+    if [ -z "$data" ] && [ -n "$kept_data" ]; then
+        data=$kept_data
+        [ "$data" = "$usual_data" ] || say "kept from the installation before: the data in $data; SKEIN_DATA_DIR chooses another place"
+    fi
+}
+
+# A unit as this script or `skein service install` has written it, and what a drop-in says of the data.
+read_unit() {
+    kept_program=$(sed -nE -e 's/^ExecStart="(([^"\\]|\\")*)" up( .*)?$/\1/p' -e 's/^ExecStart=([^" ]+) up( .*)?$/\1/p' "$unit" |
+        tail -n 1 | sed 's/\\"/"/g; s/\$\$/$/g')
+    kept_data=$(cat "$unit" "$unit.d"/*.conf 2>/dev/null |
+        sed -nE -e 's/^Environment=(.* )?"SKEIN_DATA_DIR=(([^"\\]|\\")*)".*/\2/p' -e 's/^Environment=(.* )?SKEIN_DATA_DIR=([^" ]+).*/\2/p' |
+        tail -n 1 | sed 's/\\"/"/g')
+    kept_program=$(specified "$kept_program")
+    kept_data=$(specified "$kept_data")
+}
+
+# specified PATH: with systemd's specifiers replaced.
+specified() {
+    case $1 in
+    %h/*) printf '%s/' "$home" ;;
+    esac
+    printf '%s\n' "${1#%h/}" | sed 's/%%/%/g'
+}
+
+read_tray_entry() {
+    path='([^"\\]|\\\\.)*'
+    kept_program=$(sed -nE 's/^Exec="('"$path"')" tray( .*)?$/\1/p' "$tray" | head -n 1 | unquoted)
+    kept_data=$(sed -nE 's/^Exec="'"$path"'" tray --data-dir "('"$path"')"$/\2/p' "$tray" | head -n 1 | unquoted)
+}
+
+read_property_list() {
+    kept_program=$(sed -n '/<key>ProgramArguments</,/<\/array>/s|.*<string>\(.*\)</string>.*|\1|p' "$unit" | head -n 1 | unescaped)
+    kept_data=$(sed -n '/<key>SKEIN_DATA_DIR</{n;s|.*<string>\(.*\)</string>.*|\1|p;}' "$unit" | unescaped)
 }
 
 find_target() {
@@ -417,7 +484,7 @@ prepare() {
 system_unit() {
     cat <<'END'
 [Unit]
-Description=Skein agent: lends this machine's idle GPU to the network
+Description=Skein agent: lends this machine's GPU to the network
 Documentation=man:systemd.exec(5)
 After=network.target systemd-modules-load.service nvidia-persistenced.service
 StartLimitIntervalSec=30min
@@ -601,15 +668,29 @@ END
 }
 
 xml() { printf '%s' "$1" | sed 's/&/\&amp;/g; s/</\&lt;/g; s/>/\&gt;/g'; }
+unescaped() { sed 's/&lt;/</g; s/&gt;/>/g; s/&amp;/\&/g'; }
+
+# A path as a desktop entry has it between quotes, and back.
+in_entry() { printf '%s' "$1" | sed 's/["`$]/\\\\&/g; s/%/%%/g'; }
+unquoted() { sed 's/\\\\\(["`$]\)/\1/g; s/%%/%/g'; }
+
+# A path as a shell reads it.
+word() {
+    case $1 in
+    *[!0-9A-Za-z/._-]*) printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")" ;;
+    *) printf '%s' "$1" ;;
+    esac
+}
 
 # A path as systemd reads it: quoted, with no specifier in it.
 quoted() { printf '"%s"' "$(printf '%s' "$1" | sed 's/%/%%/g; s/"/\\"/g')"; }
 
 # A rig stays a rig when the installer is run again for a newer version.
 keep_headless() {
-    [ -z "$headless$attended$system" ] && [ -f "$unit" ] || return 0
-    # In a unit on one line, in a property list on lines of their own.
-    if grep -qE '^ExecStart=.* up --headless( |$)|<string>--headless</string>' "$unit"; then
+    [ -z "$headless$attended$system" ] || return 0
+    # In a unit on one line, in a property list on lines of their own; without either, in the autostart entry.
+    if [ -f "$unit" ]; then keeper=$unit; else keeper=$tray; fi
+    if grep -qsE '^ExecStart=.* up --headless( |$)|<string>--headless</string>|^X-Skein-Headless=true$' "$keeper"; then
         headless=yes
         say "--headless is kept from the installation before; --attended ends it"
     fi
@@ -639,7 +720,7 @@ prepare_service() {
     else
         service=user
         [ "$program" != "$home/.local/bin/skein" ] || SKEIN_EXEC=%h/.local/bin/skein
-        [ "$data" = "$home/.local/share/skein" ] || SKEIN_ENVIRONMENT=Environment=$(quoted "SKEIN_DATA_DIR=$data")
+        [ "$data" = "$usual_data" ] || SKEIN_ENVIRONMENT=Environment=$(quoted "SKEIN_DATA_DIR=$data")
     fi
     export SKEIN_EXEC SKEIN_ENVIRONMENT SKEIN_UP
     if [ "$service" = system ]; then system_unit; else user_unit; fi | awk '
@@ -667,17 +748,69 @@ make_user() {
 }
 
 prepare_tray() {
-    [ -z "$headless" ] && [ -n "$tray" ] || return 0
+    [ -n "$tray" ] || return 0
     if [ "$os" = Darwin ]; then
+        [ -z "$headless" ] || return 0
         launch_agent skein.tray tray >"$stage/text" || cannot_write "$stage"
         prepare "$tray" 644 <"$stage/text"
         return
     fi
-    SKEIN_EXEC=$(printf '%s' "$program" | sed 's/["`$]/\\\\&/g; s/%/%%/g')
-    export SKEIN_EXEC
-    tray_entry | awk '/^Exec=/ { print "Exec=\"" ENVIRON["SKEIN_EXEC"] "\" tray"; next } { print }' >"$stage/text" ||
-        cannot_write "$stage"
+    # Without a systemd nothing else would tell the next installation what was chosen: hidden from desktops, it does.
+    [ -z "$headless" ] || [ "$service" = none ] || return 0
+    SKEIN_EXEC=$(in_entry "$program") SKEIN_PLACE='' SKEIN_HIDDEN=$headless
+    [ "$data" = "$usual_data" ] || SKEIN_PLACE=$(in_entry "$data")
+    export SKEIN_EXEC SKEIN_PLACE SKEIN_HIDDEN
+    tray_entry | awk '
+        /^Exec=/ {
+            place = ENVIRON["SKEIN_PLACE"]
+            print "Exec=\"" ENVIRON["SKEIN_EXEC"] "\" tray" (place == "" ? "" : " --data-dir \"" place "\"")
+            if (ENVIRON["SKEIN_HIDDEN"] != "") print "Hidden=true\nX-Skein-Headless=true"
+            next
+        }
+        { print }' >"$stage/text" || cannot_write "$stage"
     prepare "$tray" 644 <"$stage/text"
+}
+
+# The icons of the installed program, by process: this user's, also those of a version that has been replaced.
+icons() {
+    [ "$os" = Linux ] && [ -n "$tray" ] || return 0
+    # As the kernel has it, whatever link leads to a home.
+    real=$(cd -P -- "$bin" 2>/dev/null && pwd -P) || return 0
+    for process in /proc/[0-9]*; do
+        case $(readlink "$process/exe" 2>/dev/null || true) in
+        "${real%/}/skein" | "${real%/}/skein (deleted)") ;;
+        *) continue ;;
+        esac
+        # The kernel ends words by a zero byte.
+        [ "$(tr '\0' '\n' 2>/dev/null <"$process/cmdline" | sed -n 2p)" = tray ] || continue
+        [ "$(sed -n 's/^Uid:[[:space:]]*\([0-9]*\).*/\1/p' "$process/status" 2>/dev/null)" = "$(id -u)" ] || continue
+        echo "${process#/proc/}"
+    done
+}
+
+# Sets `had_icon` if there was one, and waits for its end: beside it, another would leave at once.
+end_icons() {
+    had_icon=$(icons)
+    [ -n "$had_icon" ] || return 0
+    # shellcheck disable=SC2086 # Several.
+    kill $had_icon 2>/dev/null || true
+    tries=0
+    while [ "$tries" -lt 50 ] && [ -n "$(icons)" ]; do
+        tries=$((tries + 1))
+        sleep 0.1 2>/dev/null || sleep 1
+    done
+}
+
+# Shows the icon in this session; in those to come the desktop does, by the autostart entry. One that the agent started as
+# a service would know no display.
+start_icon() {
+    [ "$os" = Linux ] && [ -n "$tray" ] && [ -n "$start" ] && [ -z "$headless" ] || return 0
+    if [ -z "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]; then
+        [ -z "$had_icon" ] || say "The tray icon comes back at the next log-in."
+        return 0
+    fi
+    if have setsid; then detach='setsid'; else detach='nohup'; fi
+    "$detach" "$program" tray --data-dir "$data" </dev/null >/dev/null 2>&1 &
 }
 
 # config.toml with the address of --payout, the key of --owner and the name of --channel before all else, where no table
@@ -754,7 +887,7 @@ commit() {
         mv -f "$(dirname -- "$path")/.$(basename -- "$path").skein-new" "$path" || cannot_write "$path"
     done || exit 1
     [ -z "$system_config" ] || as_skein mv -f "$data/.config.toml.skein-new" "$data/config.toml" || cannot_write "$data/config.toml"
-    [ -z "$headless" ] || [ -z "$tray" ] || rm -f "$tray"
+    [ -z "$headless" ] || [ "$service" = none ] || [ -z "$tray" ] || rm -f "$tray"
     # A new program that an update had not proven yet is older than this one, or not asked for.
     rm -f "$program.new"
     trap 'exit 130' HUP INT TERM
@@ -805,22 +938,46 @@ manage() {
     fi
 }
 
+# boot_out LABEL: `launchctl bootout` returns before launchd is done, and until then refuses to bootstrap the same again.
+boot_out() {
+    launchctl bootout "gui/$(id -u)/$1" 2>/dev/null || true
+    tries=0
+    while [ "$tries" -lt 20 ] && launchctl print "gui/$(id -u)/$1" >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        sleep 1
+    done
+}
+
+# bootstrap PLIST: tried again a few times, as launchd may be busy still.
+bootstrap() {
+    tries=0
+    until words=$(launchctl bootstrap "gui/$(id -u)" "$1" 2>&1); do
+        tries=$((tries + 1))
+        if [ "$tries" -ge 5 ]; then
+            say "$words"
+            fail "launchd does not take $1" "is anybody logged in at this Mac? Then run this again"
+        fi
+        sleep 1
+    done
+}
+
 # Starts the service, or says how. Sets `running` if it was started.
 start_service() {
     running='' user='--user '
     [ -z "$system" ] || user=''
     case $service in
     none)
+        by_hand=$(word "$program") place=''
+        [ "$data" = "$usual_data" ] || place=" --data-dir $(word "$data")"
         say "This machine has no systemd: start the agent from whatever starts services here, or in a terminal:"
-        say "  $program up --headless"
-        [ -z "$installed" ] || say "If skein $installed is still running: $program down, then start it again."
+        say "  $by_hand $SKEIN_UP$place"
+        [ -z "$installed" ] || say "If skein $installed is still running: $by_hand down$place, then start it again."
         ;;
     launchd)
         [ -n "$start" ] || { say "To start it: launchctl bootstrap gui/$(id -u) $unit" && return; }
         for plist in "$unit" "$tray"; do
-            [ -f "$plist" ] || continue
-            launchctl bootout "gui/$(id -u)/$(basename "$plist" .plist)" 2>/dev/null || true
-            launchctl bootstrap "gui/$(id -u)" "$plist" || fail "launchd does not take $plist" "is anybody logged in at this Mac? Then run this again"
+            boot_out "$(basename "$plist" .plist)"
+            [ ! -f "$plist" ] || bootstrap "$plist"
         done
         running=yes
         ;;
@@ -891,7 +1048,11 @@ install() {
     "$version") say "installed skein $version again: $program" ;;
     *) say "replaced skein $installed by $version: $program; the old one is $program.old" ;;
     esac
-    [ "$(id -u)" != 0 ] || [ -n "$system" ] || say "This is root's own installation; one for the whole machine: --system"
+    if [ -n "$system" ]; then
+        say "The machine's service is for machines at which nobody sits: no rule about an owner's use holds. On a desktop: install.sh without --system."
+    elif [ "$(id -u)" = 0 ]; then
+        say "This is root's own installation; one for the whole machine: --system"
+    fi
     case ":$PATH:" in
     *":$bin:"*)
         first=$(command -v skein || true)
@@ -903,7 +1064,11 @@ install() {
         if [ "$bin" = "$home/.local/bin" ]; then say '  export PATH="$HOME/.local/bin:$PATH"'; else say "  export PATH=\"$bin:\$PATH\""; fi
         ;;
     esac
+    had_icon=''
+    # With --no-start the agent of before goes on, and its icon with it.
+    [ -z "$start" ] || end_icons
     start_service
+    start_icon
     show_status
 }
 
@@ -911,12 +1076,13 @@ uninstall() {
     had=''
     for path in "$program" "$program.old" "$unit"; do [ ! -e "$path" ] || had=yes; done
     if [ "$os" = Darwin ]; then
-        for label in skein.agent skein.tray; do launchctl bootout "gui/$(id -u)/$label" 2>/dev/null || true; done
+        for label in skein.agent skein.tray; do boot_out "$label"; done
     elif [ -f "$unit" ] && have systemctl; then
         manage disable --now --quiet skein 2>/dev/null || say "systemd does not answer; its service is removed all the same"
         [ -n "$system" ] || rm -f "$config/systemd/user/default.target.wants/skein.service"
         [ -z "$system" ] || rm -f /etc/systemd/system/multi-user.target.wants/skein.service
     fi
+    end_icons
     # One that no service has started.
     [ ! -x "$program" ] || [ ! -f "$data/agent.json" ] || SKEIN_DATA_DIR=$data "$program" down >/dev/null 2>&1 || true
     for path in "$program" "$program.old" "$program.new" "$unit" "$tray" \
@@ -930,7 +1096,10 @@ uninstall() {
     if [ ! -d "$data" ]; then
         return
     elif [ -z "$purge" ]; then
-        say "The key, the log and all data stay in $data; --uninstall --purge removes them too."
+        # What told where they are is gone with the service.
+        place=''
+        [ "$data" = "$usual_data" ] || [ -n "$system" ] || place=" with SKEIN_DATA_DIR=$(word "$data")"
+        say "The key, the log and all data stay in $data; --uninstall --purge$place removes them too."
         return
     fi
     purge_data

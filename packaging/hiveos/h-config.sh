@@ -23,22 +23,34 @@ chmod 0700 "$SKEIN_DATA_DIR"
 } >"$CUSTOM_CONFIG_FILENAME.part"
 mv "$CUSTOM_CONFIG_FILENAME.part" "$CUSTOM_CONFIG_FILENAME"
 
-# The owner's own config.toml is never overwritten; only what is missing there is added.
-skein_add() {
-    ! grep -qs "^$1 *=" "$SKEIN_DATA_DIR/config.toml" || return 0
-    # Before any [table] of the file.
-    { printf '%s = "%s"\n' "$1" "$2"; cat "$SKEIN_DATA_DIR/config.toml" 2>/dev/null || true; } >"$SKEIN_DATA_DIR/config.toml.part"
-    mv "$SKEIN_DATA_DIR/config.toml.part" "$SKEIN_DATA_DIR/config.toml"
+# skein_set KEY VALUE: the line of config.toml that comes from the flight sheet, none if VALUE is empty. It is marked, so that
+# another sheet replaces it; a line without the mark is the owner's own and stays. Before any [table] of the file.
+skein_set() {
+    local settings=$SKEIN_DATA_DIR/config.toml mark='# from the flight sheet' own
+    [[ -e $settings || -n $2 ]] || return 0
+    touch "$settings"
+    own=$(awk -v key="^[ \t]*$1[ \t]*=" -v mark="$mark" '/^[ \t]*\[/ { exit } $0 ~ key && !index($0, mark)' "$settings")
+    if [[ -n $own && -n $2 && $own != *"\"$2\""* ]]; then
+        echo "config.toml says $own, which wins over the flight sheet's $2"
+    fi
+    {
+        { [[ -n $own || -z $2 ]] || printf '%s = "%s" %s\n' "$1" "$2" "$mark"; } &&
+            awk -v key="^[ \t]*$1[ \t]*=" -v mark="$mark" '/^[ \t]*\[/ { table = 1 } table || $0 !~ key || !index($0, mark)' "$settings"
+    } >"$settings.part" && mv "$settings.part" "$settings"
 }
 payout=$(skein_words "${CUSTOM_TEMPLATE:-}" | head -1)
+# The rig's name behind it, or what HiveOS puts that for, is for pools and no part of an address.
+payout=${payout%.%WORKER_NAME%}
+[[ -z ${WORKER_NAME:-} ]] || payout=${payout%".$WORKER_NAME"}
 case $payout in
-'' | *[!0-9A-Za-z:._@-]*) [[ -z $payout ]] || echo "payout '$payout' is not an address, left out" ;;
-*) skein_add payout "$payout" ;;
+*[!0-9A-Za-z:._@-]*) echo "the wallet '$payout' is not an address, left out" ;;
+*) skein_set payout "$payout" ;;
 esac
 owner=$(skein_words "${CUSTOM_PASS:-}" | head -1)
 # Flight sheets say `x` where there is no password.
-if [[ $owner =~ ^[0-9A-Fa-f]{64}$ ]]; then
-    skein_add owner "$owner"
-elif [[ -n $owner && $owner != x ]]; then
+[[ $owner != x ]] || owner=''
+if [[ -z $owner || $owner =~ ^[0-9A-Fa-f]{64}$ ]]; then
+    skein_set owner "$owner"
+else
     echo 'the password is no key of an owner (64 hexadecimal digits), left out'
 fi

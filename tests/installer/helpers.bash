@@ -105,11 +105,64 @@ case "$*" in
     program=$(sed -n 's/^ExecStart=\(.*\) up\( --headless\)\?$/\1/p' "$unit")
     [ "$program" != %h/.local/bin/skein ] || program=$HOME/.local/bin/skein
     program=${program#\"} program=${program%\"}
+    # The one before ends first, as systemd does it.
+    "$program" down >/dev/null 2>&1
     setsid "$program" up --headless </dev/null >/dev/null 2>&1 &
     ;;
 *disable*) [ ! -x ~/.local/bin/skein ] || ~/.local/bin/skein down || true ;;
 esac
 END
+}
+
+# A Mac, with a shell under Rosetta.
+fake_mac() {
+    command_in uname <<'END'
+#!/bin/sh
+[ "$1" = -s ] && echo Darwin || echo x86_64
+END
+    command_in sysctl <<'END'
+#!/bin/sh
+echo 1
+END
+}
+
+# A launchd that writes down what it is told, knows what runs, and is as slow as the real one: what was told to leave is
+# there for a few questions more, and as long as it is, and once after that, the same cannot be started.
+fake_launchd() {
+    command_in launchctl <<'END'
+#!/bin/sh
+echo "$*" >>/tmp/launchctl.log
+mkdir -p /tmp/launchd
+case $1 in
+print)
+    left=$(cat "/tmp/launchd/${2##*/}" 2>/dev/null) || exit 113
+    [ -n "$left" ] || exit 0
+    echo $((left - 1)) >"/tmp/launchd/${2##*/}"
+    [ "$left" -gt 0 ] || { rm "/tmp/launchd/${2##*/}" && touch "/tmp/${2##*/}.busy" && exit 113; }
+    ;;
+bootout)
+    [ -f "/tmp/launchd/${2##*/}" ] || { echo "Boot-out failed: 3: No such process" >&2 && exit 3; }
+    [ -s "/tmp/launchd/${2##*/}" ] || echo 2 >"/tmp/launchd/${2##*/}"
+    [ "${2##*/}" != skein.agent ] || "$HOME/.local/bin/skein" down >/dev/null 2>&1
+    ;;
+bootstrap)
+    label=$(basename "$3" .plist)
+    [ ! -f "/tmp/launchd/$label" ] || { echo "Bootstrap failed: 5: Input/output error" >&2 && exit 5; }
+    [ ! -f "/tmp/$label.busy" ] || { rm "/tmp/$label.busy" && echo "Bootstrap failed: 5: Input/output error" >&2 && exit 5; }
+    : >"/tmp/launchd/$label"
+    [ "$label" != skein.agent ] || setsid "$HOME/.local/bin/skein" up >/dev/null 2>&1 &
+    ;;
+esac
+END
+}
+
+# until_true SECONDS TEXT: evaluates TEXT until it is true.
+until_true() {
+    local end=$((SECONDS + $1))
+    until eval "$2"; do
+        [ $SECONDS -lt $end ] || { echo "not within $1 s: $2" && return 1; }
+        read -rt 0.1 <> <(:) || true
+    done
 }
 
 # Everything below a directory of the Debian, sorted, with digests: what must not change if an installation fails.

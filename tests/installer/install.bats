@@ -41,6 +41,7 @@ load helpers
     says "--user restart skein"
     # Byte for byte what is in packaging/, without its comments.
     diff <(grep -v '^#' "$installer/../packaging/systemd/skein-user.service" | cat -s | sed '1{/^$/d}') "$root$home/.config/systemd/user/skein.service"
+    # Of the usual place of the data nothing is said.
     diff <(sed 's|^Exec=.*|Exec="/home/owner/.local/bin/skein" tray|' "$installer/../packaging/desktop/skein-tray.desktop") "$root$home/.config/autostart/skein-tray.desktop"
 }
 
@@ -98,13 +99,43 @@ echo "Failed to connect to bus" >&2; exit 1'
 }
 
 @test "--headless leaves out the tray, and takes away an earlier one" {
+    fake_systemd
     run install --headless
     [ "$status" = 0 ]
     [ ! -e "$root$home/.config/autostart" ]
-    install
+    install --attended
     [ -f "$root$home/.config/autostart/skein-tray.desktop" ]
     install --headless
     [ ! -e "$root$home/.config/autostart/skein-tray.desktop" ]
+}
+
+@test "without a systemd, a hidden autostart entry remembers a rig and its places" {
+    entry=$root$home/.config/autostart/skein-tray.desktop
+    mkdir "$root/srv/own" && chown 1000:1000 "$root/srv/own"
+    environment=(SKEIN_DATA_DIR=/srv/own/d DISPLAY=:0)
+    run install --headless --prefix /srv/own/p
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "  /srv/own/p/bin/skein up --headless --data-dir /srv/own/d"
+    grep -qx 'Hidden=true' "$entry"
+    environment=(DISPLAY=:0)
+    run install
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "--headless is kept from the installation before"
+    says "the program in /srv/own/p/bin"
+    says "the data in /srv/own/d"
+    says "up --headless --data-dir /srv/own/d"
+    says "/srv/own/p/bin/skein down --data-dir /srv/own/d, then start it again"
+    [ ! -e "$root$home/.local/bin/skein" ]
+    [ ! -e "$root/tmp/tray.log" ]
+    # Somebody sits there after all.
+    run install --attended
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "  /srv/own/p/bin/skein up --data-dir /srv/own/d"
+    grep -qxF 'Exec="/srv/own/p/bin/skein" tray --data-dir "/srv/own/d"' "$entry"
+    run ! grep -q Hidden "$entry"
+    run install --uninstall
+    says "removed skein from /srv/own/p/bin"
+    [ ! -e "$entry" ]
 }
 
 @test "again: the same files, the old program kept" {
@@ -246,6 +277,9 @@ echo "Failed to connect to bus" >&2; exit 1'
     run install --no-start --prefix "$home/a place"
     [ "$status" = 0 ]
     grep -qxF 'ExecStart="/home/Otto \"O\" $$Müller & 50%% <x>'"'"'s/a place/bin/skein" up' "$root$home/.config/systemd/user/skein.service"
+    # And it is found there again.
+    run install --uninstall
+    [ ! -e "$root$home/a place/bin/skein" ] || { echo "$output" && false; }
     run install --uninstall
     [ ! -e "$root$home/.local/bin/skein" ]
 }
@@ -261,8 +295,155 @@ echo "Failed to connect to bus" >&2; exit 1'
     [ "$(stat -c %a "$root/srv/own/d")" = 700 ]
     grep -qxF 'Environment="SKEIN_DATA_DIR=/srv/own/d"' "$root/srv/own/c/systemd/user/skein.service"
     [ ! -e "$root$home/.local" ]
+    grep -qxF 'Exec="/srv/own/p/bin/skein" tray --data-dir "/srv/own/d"' "$root/srv/own/c/autostart/skein-tray.desktop"
     run install --prefix /srv/own/q --no-start
     [ -x "$root/srv/own/q/bin/skein" ]
+}
+
+@test "run again without them, program and data stay where they are, and so with --uninstall" {
+    fake_systemd
+    # With what a unit, an autostart entry and a shell read in their own ways.
+    own="/srv/own \$5 & 50% \"<x>'s\`"
+    mkdir "$root$own" && chown 1000:1000 "$root$own"
+    command_in systemctl <<<'#!/bin/sh'
+    for units in systemd autostart; do
+        # As on a machine that has no systemd, the second time.
+        [ "$units" = systemd ] || without systemctl
+        environment=("PREFIX=$own/p" "SKEIN_DATA_DIR=$own/d")
+        run install --no-start --payout x
+        [ "$status" = 0 ] || { echo "$output" && false; }
+        environment=()
+        touch "$root$own/d/identity.key"
+        before=$(picture "$own" | grep -v skein.old)
+        settings=$(picture "$home")
+        run install --no-start
+        [ "$status" = 0 ] || { echo "$output" && false; }
+        says "kept from the installation before: the program in $own/p/bin; --prefix chooses another place"
+        says "kept from the installation before: the data in $own/d; SKEIN_DATA_DIR chooses another place"
+        [ "$(picture "$own" | grep -v skein.old)" = "$before" ]
+        [ "$(picture "$home")" = "$settings" ]
+        # Given, they win.
+        environment=("SKEIN_DATA_DIR=$own/e")
+        run install --no-start
+        [[ $output == *"the program in $own/p/bin"* && $output != *"the data in"* ]]
+        environment=()
+        run install --uninstall
+        [ "$status" = 0 ] || { echo "$output" && false; }
+        says "removed skein from $own/p/bin"
+        [ ! -e "$root$own/p/bin/skein" ]
+        [ -e "$root$own/d/identity.key" ]
+        [ -z "$(find "$root$home" -name '*skein*')" ]
+    done
+}
+
+@test "what is told of data that stay tells how to remove them" {
+    environment=("SKEIN_DATA_DIR=/tmp/a place")
+    install --payout x
+    environment=()
+    run install --uninstall
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "stay in /tmp/a place; --uninstall --purge with SKEIN_DATA_DIR='/tmp/a place' removes them too"
+    environment=("SKEIN_DATA_DIR=/tmp/a place")
+    run install --uninstall --purge --yes
+    says "removed /tmp/a place"
+}
+
+@test "places that somebody else has written: of skein service install, of a drop-in, of a package" {
+    fake_systemd
+    units=$root$home/.config/systemd/user
+    install --no-start --prefix /tmp/p
+    printf '[Service]\nExecStart=/tmp/p/bin/skein up --device cpu\nEnvironment=SKEIN_DATA_DIR=/tmp/d\n' >"$units/skein.service"
+    run install --no-start
+    says "the program in /tmp/p/bin"
+    says "the data in /tmp/d"
+    mkdir "$units/skein.service.d"
+    printf '[Service]\nEnvironment=A=b "SKEIN_DATA_DIR=%%h/a place" C=d\n' >"$units/skein.service.d/override.conf"
+    run install --no-start
+    says "the data in $home/a place"
+    # A program of a package's is the package's to replace, and to remove.
+    printf '[Service]\nExecStart=/usr/bin/skein up\n' >"$units/skein.service"
+    touch "$root/usr/bin/skein"
+    run install --no-start
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "the service runs /usr/bin/skein, which install.sh has not put there"
+    [ "$(program --version)" = "skein 0.2.0" ]
+    # Of no place it says that is not the usual one, where the key is.
+    rm -r "$units/skein.service.d"
+    mkdir -p "$root$home/.local/share/skein" && touch "$root$home/.local/share/skein/identity.key"
+    chown -R 1000:1000 "$root$home/.local"
+    environment=(XDG_DATA_HOME=/tmp/x)
+    run install --no-start
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    run ! grep -q /tmp/x "$units/skein.service"
+}
+
+@test "the machine's service keeps its --prefix too" {
+    fake_systemd
+    install_as_root --system --prefix /opt/skein
+    run install_as_root --system
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "kept from the installation before: the program in /opt/skein/bin"
+    [ ! -e "$root/usr/local/bin/skein" ]
+    run install_as_root --system --uninstall
+    [ "$status" = 0 ] && [ ! -e "$root/opt/skein/bin/skein" ] || { echo "$output" && false; }
+}
+
+@test "the icon is shown at once where there is a desktop, and told where the data are" {
+    fake_systemd
+    environment=(SKEIN_DATA_DIR=/tmp/d)
+    install
+    environment+=(WAYLAND_DISPLAY=wayland-0)
+    install --no-start
+    install --headless
+    [ ! -e "$root/tmp/tray.log" ]
+    install --attended
+    until_true 10 '[ -s "$root/tmp/tray.log" ]'
+    [ "$(cat "$root/tmp/tray.log")" = "/home/owner/.local/bin/skein tray --data-dir /tmp/d" ]
+}
+
+# process USER PROGRAM WORD: one with this executable and this first argument, as `icon`: `cat`, which waits at a pipe that
+# nobody writes to. A script would have its shell's executable.
+process() {
+    rm -f "$root$2" && cp "$root/bin/cat" "$root$2"
+    [ -p "$root/tmp/$3" ] || { mkfifo "$root/tmp/$3" && chmod 644 "$root/tmp/$3"; }
+    rm -f "$root/tmp/pid"
+    inside "$1" sh -c 'cd /tmp && echo $$ >pid && exec "$1" "$2"' sh "$2" "$3" &
+    until_true 10 '[ -s "$root/tmp/pid" ] && icon=$(cat "$root/tmp/pid") && grep -q "skein" "/proc/$icon/comm"'
+}
+
+@test "an upgrade and an uninstallation end the icon of the installed program, and nothing else" {
+    fake_systemd
+    mkdir "$root/srv/own" && chown 1000:1000 "$root/srv/own"
+    # By a link, as some systems have one for homes.
+    ln -s own "$root/srv/link"
+    environment=(PREFIX=/srv/link)
+    install
+    process owner /srv/own/bin/skein tray && ours=$icon
+    process owner /srv/own/bin/skein up && agents=$icon
+    process owner /tmp/skein tray && elsewhere=$icon
+    process root /srv/own/bin/skein tray && anothers=$icon
+    run install --no-start
+    [ -e "/proc/$ours/exe" ]
+    run install
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "The tray icon comes back at the next log-in."
+    [ ! -e "/proc/$ours/exe" ]
+    [ -e "/proc/$agents/exe" ]
+    [ -e "/proc/$elsewhere/exe" ]
+    [ -e "/proc/$anothers/exe" ]
+    process owner /srv/own/bin/skein tray && ours=$icon
+    run install --uninstall
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    [ ! -e "/proc/$ours/exe" ]
+    [ -e "/proc/$agents/exe" ]
+    [ -e "/proc/$elsewhere/exe" ]
+    [ -e "/proc/$anothers/exe" ]
+    # Root's own, and only that, although root could end all of them.
+    process owner /srv/own/bin/skein tray && ours=$icon
+    run install_as_root --uninstall --prefix /srv/own
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    [ -e "/proc/$ours/exe" ]
+    [ ! -e "/proc/$anothers/exe" ]
 }
 
 @test "--system installs for the machine, with a user of its own" {
@@ -284,7 +465,9 @@ echo "Failed to connect to bus" >&2; exit 1'
     [ "$status" = 0 ]
     run install_as_root --system --uninstall --purge --yes
     [ "$status" = 0 ] || { echo "$output" && false; }
-    [ ! -e "$root/usr/local/bin/skein" ] && [ ! -e "$root/etc/systemd/system/skein.service" ] && [ ! -e "$root/var/lib/skein" ]
+    [ ! -e "$root/usr/local/bin/skein" ]
+    [ ! -e "$root/etc/systemd/system/skein.service" ]
+    [ ! -e "$root/var/lib/skein" ]
     run chroot "$root" id skein
     [ "$status" != 0 ]
 }
@@ -342,7 +525,9 @@ echo "Failed to connect to bus" >&2; exit 1'
     run install_as_root --system --payout fifth
     [ "$status" = 0 ]
     [ "$(grep -c payout "$data/config.toml")" = 1 ]
-    grep -qx 'payout = "fifth"' "$data/config.toml" && grep -qx 'name = "rig"' "$data/config.toml" && grep -q '^owner = ' "$data/config.toml"
+    grep -qx 'payout = "fifth"' "$data/config.toml"
+    grep -qx 'name = "rig"' "$data/config.toml"
+    grep -q '^owner = ' "$data/config.toml"
 }
 
 @test "--system without root, in a home, or over a package is refused" {
@@ -356,14 +541,8 @@ echo "Failed to connect to bus" >&2; exit 1'
 }
 
 @test "on a Mac: the right program, and launchd starts it" {
-    command_in uname <<<'#!/bin/sh
-[ "$1" = -s ] && echo Darwin || echo x86_64'
-    # A shell under Rosetta.
-    command_in sysctl <<<'#!/bin/sh
-echo 1'
-    command_in launchctl <<<'#!/bin/sh
-echo "$*" >>/tmp/launchctl.log
-case "$*" in bootstrap*agent*) setsid "$HOME/.local/bin/skein" up >/dev/null 2>&1 & ;; esac'
+    fake_mac
+    fake_launchd
     run install
     [ "$status" = 0 ] || { echo "$output" && false; }
     says "fetching skein 0.2.0 for aarch64-apple-darwin"
@@ -383,9 +562,39 @@ for name in "skein.agent", "skein.tray":
         ours = ours.replace(old, new)
     assert plistlib.loads(ours.encode()) == plistlib.loads(theirs.encode()), name
 END
+    # Again, where the service is at work and takes its time to end.
+    run install --headless
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    [ "$(cd "$root/tmp/launchd" && echo *)" = skein.agent ]
+    grep -q '<string>--headless</string>' "$root$home/Library/LaunchAgents/skein.agent.plist"
     run install --uninstall
-    [ "$status" = 0 ]
+    [ "$status" = 0 ] || { echo "$output" && false; }
     [ -z "$(ls "$root$home/Library/LaunchAgents")" ]
+    [ -z "$(ls "$root/tmp/launchd")" ]
+}
+
+@test "on a Mac: a service that never ends, and places that are kept" {
+    fake_mac
+    fake_launchd
+    command_in sleep <<<'#!/bin/sh'
+    own="/srv/<a> & b"
+    mkdir "$root$own" && chown 1000:1000 "$root$own"
+    environment=("PREFIX=$own/p" "SKEIN_DATA_DIR=$own/d")
+    run install --no-start
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    environment=()
+    run install --no-start
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "the program in $own/p/bin"
+    says "the data in $own/d"
+    mkdir -p "$root/tmp/launchd" && echo 1000 >"$root/tmp/launchd/skein.agent" && chmod -R a+rwX "$root/tmp/launchd"
+    run install
+    [ "$status" = 1 ]
+    says "Bootstrap failed: 5"
+    says "error: launchd does not take $home/Library/LaunchAgents/skein.agent.plist"
+    run install --uninstall
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    says "removed skein from $own/p/bin"
 }
 
 @test "dash, bash and busybox as the shell" {

@@ -30,15 +30,6 @@ boot() {
         { cat "$BATS_TEST_TMPDIR/boot.log" && false; }
 }
 
-# until_true SECONDS TEXT: evaluates TEXT until it is true.
-until_true() {
-    local end=$((SECONDS + $1))
-    until eval "$2"; do
-        [ $SECONDS -lt $end ] || { echo "not within $1 s: $2" && return 1; }
-        read -rt 0.1 <> <(:) || true
-    done
-}
-
 booted() {
     nsenter --target "$init" --mount --uts --ipc --pid --cgroup --root --wd env -i HOME=/root \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@" 3>&-

@@ -1,7 +1,8 @@
 //! `skein service` on Linux: a unit of systemd, the user's own or the machine's.
 //!
 //! The units are those of `packaging/systemd/`, with this binary's place in them; `install.sh` and the packages write the
-//! same. Must never leave a unit that starts another binary than this one.
+//! same. Beside the user's own lies the entry by which a desktop starts the icon: a service knows no display. Must never
+//! leave a unit or an entry that starts another binary than this one.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -13,6 +14,7 @@ use crate::cli::DataDir;
 
 const FOR_USER: &str = include_str!("../../../packaging/systemd/skein-user.service");
 const FOR_SYSTEM: &str = include_str!("../../../packaging/systemd/skein.service");
+const ICON: &str = include_str!("../../../packaging/desktop/skein-tray.desktop");
 /// What the units have in place of this binary's path.
 const PLACE_FOR_USER: &str = "%h/.local/bin/skein";
 const PLACE_FOR_SYSTEM: &str = "/usr/bin/skein";
@@ -33,25 +35,38 @@ pub(crate) fn install(data_dir: DataDir, system: bool, headless: bool) -> Result
     let data_dir = data_dir.data_dir.map(|given| crate::config::data_dir(Some(given))).transpose()?;
     let text = text(system, headless, &binary, data_dir.as_deref())?;
     manager(system, &["--version"])?;
-    let folder = path.parent().context("the unit has no folder")?;
-    std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, text)).with_context(|| {
-        let hint = if system {
-            "run it by sudo, or without --system for yourself alone"
-        } else {
-            "check the folder's owner"
-        };
-        format!("cannot write {}\nhint: {hint}", path.display())
-    })?;
-    manager(system, &["daemon-reload"])?;
-    manager(system, &["enable", "--now", "skein.service"])?;
-    say(&format!("{} runs {} now and from every start on", path.display(), binary.display()))?;
+    let hint = if system {
+        "run it by sudo, or without --system for yourself alone"
+    } else {
+        "check the folder's owner"
+    };
+    write(&path, &text, hint)?;
     if !system {
+        if headless {
+            remove(&icon_entry()?)?;
+        } else {
+            write(&icon_entry()?, &icon_text(&binary, data_dir.as_deref())?, hint)?;
+        }
+    }
+    manager(system, &["daemon-reload"])?;
+    manager(system, &["enable", "skein.service"])?;
+    // Not `enable --now`: what runs already would go on, by the unit and the binary of before.
+    manager(system, &["restart", "skein.service"])?;
+    say(&format!("{} runs {} now and from every start on", path.display(), binary.display()))?;
+    if system {
+        say(
+            "it is for machines at which nobody sits: no rule about an owner's use holds; on a desktop leave out --system",
+        )?;
+    } else {
+        if !headless {
+            say("the tray icon is there from the next log-in on; `skein tray` shows it now")?;
+        }
         say("to have it run while nobody is logged in: loginctl enable-linger")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Stops the agent and removes the unit; its data stays.
+/// Stops the agent and removes the unit, and the icon's entry; its data stays.
 ///
 /// # Errors
 /// When there is none, or systemd refuses.
@@ -61,7 +76,10 @@ pub(crate) fn uninstall(system: bool) -> Result<ExitCode> {
         bail!("there is no {}\nhint: `skein service install` would write it", path.display());
     }
     manager(system, &["disable", "--now", "skein.service"])?;
-    std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    remove(&path)?;
+    if !system {
+        remove(&icon_entry()?)?;
+    }
     manager(system, &["daemon-reload"])?;
     say("the service is removed; keys, log and data stay")?;
     Ok(ExitCode::SUCCESS)
@@ -136,11 +154,35 @@ fn unit(system: bool) -> Result<PathBuf> {
     if system {
         return Ok(PathBuf::from("/etc/systemd/system/skein.service"));
     }
+    Ok(config_dir()?.join("systemd/user/skein.service"))
+}
+
+fn icon_entry() -> Result<PathBuf> {
+    Ok(config_dir()?.join("autostart/skein-tray.desktop"))
+}
+
+/// Where a user's own settings are.
+fn config_dir() -> Result<PathBuf> {
     let from =
         |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     let config = from("XDG_CONFIG_HOME").or_else(|| from("HOME").map(|home| home.join(".config")));
-    let config = config.context("no home directory to write a unit to\nhint: set HOME, or use --system")?;
-    Ok(config.join("systemd/user/skein.service"))
+    config.context("no home directory to write a unit to\nhint: set HOME, or use --system")
+}
+
+fn write(path: &Path, text: &str, hint: &str) -> Result<()> {
+    let folder = path.parent().context("the unit has no folder")?;
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(path, text))
+        .with_context(|| format!("cannot write {}\nhint: {hint}", path.display()))
+}
+
+/// Removes a file if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+    }
 }
 
 /// The unit with this binary in it.
@@ -156,6 +198,19 @@ fn text(system: bool, headless: bool, binary: &Path, data_dir: Option<&Path>) ->
     }
     let own = |line: &str| line.starts_with("ExecStart=") && line.contains(place);
     let lines: Vec<&str> = unit.lines().map(|line| if own(line) { &start } else { line }).collect();
+    Ok(lines.join("\n") + "\n")
+}
+
+/// The icon's entry with this binary in it, as `install.sh` writes it.
+fn icon_text(binary: &Path, data_dir: Option<&Path>) -> Result<String> {
+    // Of what is special between an entry's quotes, `plain` lets nothing else through.
+    let quoted = |path: &Path| plain(path).map(|path| format!("\"{}\"", path.replace('`', r"\\`")));
+    let mut start = format!("Exec={} tray", quoted(binary)?);
+    if let Some(data_dir) = data_dir {
+        start.push_str(&format!(" --data-dir {}", quoted(data_dir)?));
+    }
+    let lines: Vec<&str> =
+        ICON.lines().map(|line| if line.starts_with("Exec=") { start.as_str() } else { line }).collect();
     Ok(lines.join("\n") + "\n")
 }
 
@@ -189,6 +244,20 @@ mod tests {
         let text = |binary: &str, data: &str| text(false, false, Path::new(binary), Some(Path::new(data)));
         assert!(text("/opt/skein", "/data/a").unwrap().contains("\nEnvironment=SKEIN_DATA_DIR=/data/a\n"));
         assert!(text("/opt/my games/skein", "/data").is_err() && text("/opt/skein", "/my data").is_err());
+    }
+
+    #[test]
+    fn the_icons_entry_starts_this_binary_and_knows_its_data() {
+        let text =
+            |data: Option<&str>| icon_text(Path::new("/opt/skein/bin/skein"), data.map(Path::new)).unwrap();
+        let own = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| line.starts_with("Exec=")).map(str::to_owned).collect()
+        };
+        assert_eq!(own(&text(None)), [r#"Exec="/opt/skein/bin/skein" tray"#]);
+        assert_eq!(own(&text(Some("/a`b"))), [r#"Exec="/opt/skein/bin/skein" tray --data-dir "/a\\`b""#]);
+        let others = |text: &str| text.lines().filter(|line| !line.starts_with("Exec=")).count();
+        assert_eq!(others(&text(None)), others(ICON));
+        assert!(icon_text(Path::new("/opt/my games/skein"), None).is_err());
     }
 
     #[test]
