@@ -46,8 +46,15 @@ static STATE: OnceLock<ServiceStatusHandle> = OnceLock::new();
 /// Registers the service, lets its account use the data directory, and starts it; once more for a new binary.
 ///
 /// # Errors
-/// Without an administrator's rights, or when the service does not start.
+/// Unless `headless`, without an administrator's rights, or when the service does not start.
 pub(crate) fn install(data_dir: DataDir, headless: bool) -> Result<ExitCode> {
+    if !headless {
+        // Windows runs services in a session of their own: the agent would work on while its owner plays.
+        bail!(
+            "a service cannot see whether anybody uses this machine\nhint: install.ps1 starts an attended agent at your \
+             log-on; a service is for machines at which nobody sits: say --headless"
+        );
+    }
     let data_dir = match data_dir.data_dir {
         Some(given) => crate::config::data_dir(Some(given))?,
         None => PathBuf::from(
@@ -59,9 +66,7 @@ pub(crate) fn install(data_dir: DataDir, headless: bool) -> Result<ExitCode> {
     let manager = manager(ServiceManagerAccess::CONNECT | ServiceManagerAccess::CREATE_SERVICE)?;
     let mut arguments: Vec<OsString> = ["service", "run", "--data-dir"].map(OsString::from).into();
     arguments.push(data_dir.clone().into());
-    if headless {
-        arguments.push("--headless".into());
-    }
+    arguments.push("--headless".into());
     let info = ServiceInfo {
         name: NAME.into(),
         display_name: "Skein agent".into(),
