@@ -51,3 +51,32 @@ fn a_look_for_devices_ends_with_the_last_that_is_allowed_and_with_the_agent() {
     assert!(ended(pause), "the owner wants his GPU");
     assert!(ended(|stations| stations.end("the agent is leaving")));
 }
+
+#[test]
+fn while_the_owner_is_there_others_get_little_of_his_line() {
+    let told = |event: Told| {
+        let mut stations = Stations::new(Settings::default());
+        stations.all[0].policy.handle(unix_ms(), Told::Readings(Box::new(readings(Vec::new()))));
+        stations.all[0].policy.handle(unix_ms(), event);
+        stations
+    };
+    assert_eq!(told(Told::Tick).rate(false), None);
+    let pause = |blocks| Told::Pause(Pause { blocks, until_ms: None });
+    assert_eq!(told(pause(Blocks::Gpu)).rate(false), None, "work goes on");
+    let mut paused = told(pause(Blocks::All));
+    assert_eq!((paused.rate(false), paused.rate(true)), (Some(QUIET_RATE), None), "but for his own job");
+    paused.rate = Some(10_000);
+    assert_eq!(paused.rate(false), Some(10_000), "his own limit is lower");
+    let mut game = readings(Vec::new());
+    game.game = Reading::Known(Some("a game".to_owned()));
+    assert_eq!(told(Told::Readings(Box::new(game))).rate(false), Some(QUIET_RATE));
+}
+
+#[test]
+fn a_broken_card_is_told_whatever_the_others_do() {
+    let mut stations = Stations::new(Settings::default());
+    stations.broken = vec!["Radeon RX 6800: its driver crashed".to_owned()];
+    let view = stations.view();
+    let broken = view.reasons.iter().find(|reason| reason.rule == Rule::Trouble).unwrap();
+    assert_eq!(broken.line, stations.broken[0]);
+}
