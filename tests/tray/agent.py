@@ -39,7 +39,7 @@ class Agent:
                     self.wfile.write(text)
 
             def do_GET(self):
-                if self.path != "/api/status":
+                if self.path.partition("?")[0] != "/api/status":
                     self.answer(404, {})
                     return
                 while agent.silent.is_set():
